@@ -1,0 +1,1 @@
+//! Shared by the measurements: nothing yet but the place they live in.

@@ -1,0 +1,2 @@
+//! The `graftwork` binary.
+fn main() {}
