@@ -1,0 +1,136 @@
+//! What can go wrong, sorted by who must act.
+
+use std::path::PathBuf;
+
+use pth::FileError;
+
+/// The errors of this crate.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    // The caller must act.
+    /// A name that the graph does not hold, with the nearest that it does.
+    #[error("`{}` has no tensor `{name}`", path.display())]
+    UnknownTensor {
+        /// The model.
+        path: PathBuf,
+        /// What was asked for.
+        name: String,
+        /// The nearest names in the model.
+        suggestions: Vec<String>,
+    },
+    /// An option or a combination of options that cannot be followed.
+    #[error("{0}")]
+    Usage(String),
+    /// A run folder that holds the results of other settings.
+    #[error("`{}` already holds {what}", path.display())]
+    Exists {
+        /// The folder or file.
+        path: PathBuf,
+        /// What it holds.
+        what: String,
+    },
+
+    // The file must be another.
+    /// Bytes that are no ONNX model.
+    #[error("`{}` is not an ONNX model: {reason}", path.display())]
+    NotOnnx {
+        /// The file.
+        path: PathBuf,
+        /// Where and how that shows.
+        reason: String,
+    },
+    /// A model whose weights lie in files beside it.
+    #[error("`{}` keeps its weights in external files, which is not supported", path.display())]
+    ExternalWeights {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A sound model that cannot serve as a backbone.
+    #[error("`{}` cannot serve as a backbone: {reason}", path.display())]
+    Backbone {
+        /// The file.
+        path: PathBuf,
+        /// What stands in the way.
+        reason: String,
+    },
+    /// A folder of pictures that is not laid out as one.
+    #[error("`{}`: {reason}", path.display())]
+    Data {
+        /// The folder.
+        path: PathBuf,
+        /// What is missing or odd.
+        reason: String,
+    },
+    /// An array, run or cache file that is damaged or of another kind.
+    #[error("`{}`: {reason}", path.display())]
+    BadFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// Features that no head can be trained on.
+    #[error("the features cannot be used: {0}")]
+    Features(String),
+    /// The state-dict layer below.
+    #[error(transparent)]
+    Surgery(#[from] surgery::Error),
+
+    // The machine must be prepared.
+    /// No ONNX Runtime in any of the places that were searched.
+    #[error("ONNX Runtime was not found ({})", searched.join("; "))]
+    OrtMissing {
+        /// Each place and what was there.
+        searched: Vec<String>,
+    },
+    /// A library that was found and does not serve.
+    #[error("`{}` cannot be used as ONNX Runtime: {reason}", path.display())]
+    OrtUnusable {
+        /// The library.
+        path: PathBuf,
+        /// Why not.
+        reason: String,
+    },
+    /// ONNX Runtime refused a model or failed while running it.
+    #[error("ONNX Runtime could not {action} `{}`: {message}", path.display())]
+    Ort {
+        /// `load` or `run`.
+        action: &'static str,
+        /// The model.
+        path: PathBuf,
+        /// Its own words.
+        message: String,
+    },
+    /// `doctor --install` did not get the library.
+    #[error("ONNX Runtime could not be installed: {0}")]
+    Install(String),
+    /// An operation of the file system that failed, a full disk among them.
+    #[error(transparent)]
+    File(#[from] FileError),
+
+    // Run again.
+    /// Cancelled between two steps; what was finished is kept.
+    #[error("interrupted after {done} of {total} pictures; what is finished is kept")]
+    Interrupted {
+        /// Pictures whose features are in the cache.
+        done: usize,
+        /// Pictures in the job.
+        total: usize,
+    },
+
+    // This project must act.
+    /// The exported model does not say what the trainer says.
+    #[error(
+        "the exported model disagrees with the trained head on `{}`: logit {exported} where {trained} was trained",
+        path.display()
+    )]
+    ExportMismatch {
+        /// A picture on which they differ.
+        path: PathBuf,
+        /// A logit of the exported model.
+        exported: f32,
+        /// The same logit of the trained head.
+        trained: f32,
+    },
+}

@@ -1,0 +1,173 @@
+//! Choosing a boundary and keeping only what it needs.
+//!
+//! The graph is cut, not given a further output: the tail would cost time and memory on every picture.
+
+use super::graph::{Model, text};
+use super::wire;
+use crate::error::Error;
+
+/// `TensorProto.DataType` of float32.
+const FLOAT: u64 = 1;
+
+impl Model {
+    /// The tensor that goes into the classifier: the input of the last `Gemm` or `MatMul` that multiplies an
+    /// activation by a constant weight. A graph without one was exported without its classifier: its output then.
+    ///
+    /// # Errors
+    /// [`Error::Backbone`] where the graph has several outputs and no classifier to choose by.
+    pub fn default_boundary(&self) -> Result<String, Error> {
+        let constants = self.constants();
+        let output = &self.outputs[0];
+        let needed = self.ancestors(output);
+        let classifier = self.nodes.iter().zip(&needed).rev().find_map(|(node, &needed)| {
+            let [activation, weight, ..] = node.inputs.as_slice() else { return None };
+            let linear = node.domain.is_empty() && matches!(node.op_type.as_str(), "Gemm" | "MatMul");
+            let fits = needed && linear && constants.contains(weight.as_str());
+            (fits && !constants.contains(activation.as_str())).then(|| activation.clone())
+        });
+        match classifier {
+            Some(name) => Ok(name),
+            None if self.outputs.len() == 1 => Ok(output.clone()),
+            None => Err(Error::Backbone {
+                path: self.path.clone(),
+                reason: "it ends in no classifier, and has several outputs to choose from".to_owned(),
+            }),
+        }
+    }
+
+    /// The model that ends at `boundary`: its ancestors only, with `boundary` as the one output.
+    ///
+    /// # Errors
+    /// [`Error::UnknownTensor`] with the nearest names, where no node makes `boundary`.
+    pub fn cut(&self, boundary: &str) -> Result<Model, Error> {
+        self.check_boundary(boundary)?;
+        let mut info = Vec::new();
+        let mut tensor = Vec::new();
+        wire::put_varint(&mut tensor, 1, FLOAT);
+        let mut type_proto = Vec::new();
+        wire::put_bytes(&mut type_proto, 1, &tensor);
+        wire::put_bytes(&mut info, 1, boundary.as_bytes());
+        wire::put_bytes(&mut info, 2, &type_proto);
+        let mut tail = Vec::new();
+        wire::put_bytes(&mut tail, 12, &info);
+        Model::parse(&self.path, self.rebuild(boundary, &tail, &[], &[]))
+    }
+
+    pub(super) fn check_boundary(&self, boundary: &str) -> Result<(), Error> {
+        let producers = self.producers();
+        let Some(&node_idx) = producers.get(boundary) else {
+            let names = self.nodes.iter().flat_map(|node| &node.outputs).map(String::as_str);
+            return Err(Error::UnknownTensor {
+                path: self.path.clone(),
+                name: boundary.to_owned(),
+                suggestions: nearest(boundary, names, 5),
+            });
+        };
+        if self.constants().contains(boundary) {
+            let node = &self.nodes[node_idx];
+            return Err(Error::Backbone {
+                path: self.path.clone(),
+                reason: format!("`{boundary}` (made by {}) does not depend on the input", node.op_type),
+            });
+        }
+        Ok(())
+    }
+
+    /// The file again with only what `boundary` needs; `graph_tail` and `model_tail` are appended to the two
+    /// messages, and metadata under `dropped_keys` is left out.
+    pub(super) fn rebuild(
+        &self,
+        boundary: &str,
+        graph_tail: &[u8],
+        model_tail: &[u8],
+        dropped_keys: &[&str],
+    ) -> Vec<u8> {
+        let needed = self.ancestors(boundary);
+        let mut used = std::collections::HashSet::new();
+        for (node, _) in self.nodes.iter().zip(&needed).filter(|(_, needed)| **needed) {
+            used.extend(node.reads());
+            used.extend(node.outputs.iter().map(String::as_str));
+        }
+        let mut kept_nodes = needed.iter();
+        let mut graph = Vec::with_capacity(self.bytes.len());
+        for field in &self.graph {
+            let named = |number| {
+                let wire::Value::Bytes(span) = &field.value else { return false };
+                wire::fields(&self.bytes, span.clone()).is_ok_and(|parts| {
+                    parts.iter().any(|part| match &part.value {
+                        wire::Value::Bytes(span) if part.number == number => {
+                            used.contains(text(&self.bytes, span).as_str())
+                        }
+                        _ => false,
+                    })
+                })
+            };
+            let keep = match field.number {
+                1 => *kept_nodes.next().expect("one flag per node field"),
+                5 => named(8),
+                11 => named(1),
+                // The old outputs go; value infos of tensors that stay, stay.
+                12 => false,
+                13 => named(1),
+                14 => named(1),
+                15 => true,
+                _ => true,
+            };
+            if keep {
+                graph.extend_from_slice(&self.bytes[field.span.clone()]);
+            }
+        }
+        graph.extend_from_slice(graph_tail);
+        let mut bytes = Vec::with_capacity(graph.len() + 4096);
+        for field in &self.top {
+            match field.number {
+                7 => wire::put_bytes(&mut bytes, 7, &graph),
+                14 if self.metadata_key(field).is_some_and(|key| dropped_keys.contains(&key.as_str())) => {}
+                _ => bytes.extend_from_slice(&self.bytes[field.span.clone()]),
+            }
+        }
+        bytes.extend_from_slice(model_tail);
+        bytes
+    }
+
+    fn metadata_key(&self, field: &wire::Field) -> Option<String> {
+        let wire::Value::Bytes(span) = &field.value else { return None };
+        let parts = wire::fields(&self.bytes, span.clone()).ok()?;
+        parts.iter().find_map(|part| match &part.value {
+            wire::Value::Bytes(span) if part.number == 1 => Some(text(&self.bytes, span)),
+            _ => None,
+        })
+    }
+}
+
+/// The `n` names nearest to `wanted`: those that contain it (or are contained) first, then by edit distance.
+pub(crate) fn nearest<'n>(wanted: &str, names: impl Iterator<Item = &'n str>, n: usize) -> Vec<String> {
+    let lower = wanted.to_lowercase();
+    let mut scored: Vec<(usize, &str)> = names
+        .filter(|name| !name.is_empty())
+        .map(|name| {
+            let other = name.to_lowercase();
+            let contained = !lower.is_empty() && (other.contains(&lower) || lower.contains(&other));
+            let score = if contained { other.len().abs_diff(lower.len()) / 8 } else { 2 + edit_distance(&lower, &other) };
+            (score, name)
+        })
+        .collect();
+    scored.sort();
+    scored.dedup();
+    scored.into_iter().take(n).map(|(_, name)| name.to_owned()).collect()
+}
+
+/// Levenshtein's distance over bytes.
+fn edit_distance(a: &str, b: &str) -> usize {
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.bytes().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, y) in b.bytes().enumerate() {
+            let cost = diagonal + usize::from(x != y);
+            diagonal = row[j + 1];
+            row[j + 1] = cost.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[b.len()]
+}

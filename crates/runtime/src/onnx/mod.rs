@@ -1,0 +1,12 @@
+//! ONNX graphs, read and edited at wire level: what is not changed keeps its bytes.
+//!
+//! Deliberately absent: shape inference, operators' meaning, and models whose weights lie in external files.
+
+mod cut;
+mod digest;
+mod graph;
+mod splice;
+mod wire;
+
+pub use graph::{Input, Model};
+pub use splice::HeadWeights;

@@ -1,0 +1,141 @@
+//! Putting a trained head behind a boundary: `Flatten` where the features are spatial, one `Gemm`, one output.
+
+use super::graph::Model;
+use super::wire;
+use crate::error::Error;
+
+/// A linear head as ONNX stores it; borrowed from the trained head.
+#[derive(Debug, Clone, Copy)]
+pub struct HeadWeights<'h> {
+    /// `[C, D]` row-major.
+    pub weight: &'h [f32],
+    /// `[C]`.
+    pub bias: &'h [f32],
+    /// C.
+    pub n_classes: usize,
+    /// D.
+    pub n_features: usize,
+}
+
+impl Model {
+    /// The model that ends at `boundary`, followed by the head. Its one output, `logits` (or a name near it where that
+    /// is taken), is `[N, C]`; `metadata` is added to `metadata_props`. All bytes in front of the head are kept.
+    ///
+    /// # Errors
+    /// [`Error::UnknownTensor`] for a boundary that no node makes; [`Error::Backbone`] for an operator set before 7,
+    /// in which `Gemm` did not broadcast.
+    pub fn splice(
+        &self,
+        boundary: &str,
+        head: HeadWeights<'_>,
+        metadata: &[(&str, String)],
+    ) -> Result<Model, Error> {
+        self.check_boundary(boundary)?;
+        let opset = self.opsets.get("").copied().unwrap_or(1);
+        if opset < 9 {
+            return Err(Error::Backbone {
+                path: self.path.clone(),
+                reason: format!("its operator set {opset} is older than 9, which the head needs"),
+            });
+        }
+        let taken: std::collections::HashSet<&str> = self
+            .nodes
+            .iter()
+            .flat_map(|node| node.outputs.iter().map(String::as_str).chain(node.reads()))
+            .chain(self.inputs.iter().map(|input| input.name.as_str()))
+            .chain(self.initializers.keys().map(String::as_str))
+            .collect();
+        // Names of the tail that is cut off are free again only where nothing that stays uses them; simplest is to
+        // avoid all but the old output's own.
+        let needed = self.ancestors(boundary);
+        let stays: std::collections::HashSet<&str> = self
+            .nodes
+            .iter()
+            .zip(&needed)
+            .filter(|(_, needed)| **needed)
+            .flat_map(|(node, _)| node.outputs.iter().map(String::as_str).chain(node.reads()))
+            .chain(self.inputs.iter().map(|input| input.name.as_str()))
+            .collect();
+        let free = |wanted: &str, against: &std::collections::HashSet<&str>| {
+            (0..)
+                .map(|n| if n == 0 { wanted.to_owned() } else { format!("{wanted}_{n}") })
+                .find(|name| !against.contains(name.as_str()))
+                .expect("an endless supply of names")
+        };
+        let logits = free("logits", &stays);
+        let weight = free("head.weight", &taken);
+        let bias = free("head.bias", &taken);
+        let flat = free("head.input", &taken);
+
+        let mut tail = Vec::new();
+        wire::put_bytes(&mut tail, 1, &node("Flatten", "head/Flatten", &[boundary], &flat, &[("axis", 1)]));
+        wire::put_bytes(&mut tail, 1, &node("Gemm", "head/Gemm", &[&flat, &weight, &bias], &logits, &[("transB", 1)]));
+        wire::put_bytes(&mut tail, 5, &tensor(&weight, &[head.n_classes, head.n_features], head.weight));
+        wire::put_bytes(&mut tail, 5, &tensor(&bias, &[head.n_classes], head.bias));
+        wire::put_bytes(&mut tail, 12, &output(&logits, head.n_classes));
+
+        let mut model_tail = Vec::new();
+        for (key, value) in metadata {
+            let mut entry = Vec::new();
+            wire::put_bytes(&mut entry, 1, key.as_bytes());
+            wire::put_bytes(&mut entry, 2, value.as_bytes());
+            wire::put_bytes(&mut model_tail, 14, &entry);
+        }
+        let keys: Vec<&str> = metadata.iter().map(|(key, _)| *key).collect();
+        Model::parse(&self.path, self.rebuild(boundary, &tail, &model_tail, &keys))
+    }
+}
+
+/// `NodeProto` with integer attributes.
+fn node(op_type: &str, name: &str, inputs: &[&str], output: &str, attributes: &[(&str, u64)]) -> Vec<u8> {
+    /// `AttributeProto.AttributeType.INT`.
+    const INT: u64 = 2;
+    let mut out = Vec::new();
+    for input in inputs {
+        wire::put_bytes(&mut out, 1, input.as_bytes());
+    }
+    wire::put_bytes(&mut out, 2, output.as_bytes());
+    wire::put_bytes(&mut out, 3, name.as_bytes());
+    wire::put_bytes(&mut out, 4, op_type.as_bytes());
+    for (name, value) in attributes {
+        let mut attribute = Vec::new();
+        wire::put_bytes(&mut attribute, 1, name.as_bytes());
+        wire::put_varint(&mut attribute, 3, *value);
+        wire::put_varint(&mut attribute, 20, INT);
+        wire::put_bytes(&mut out, 5, &attribute);
+    }
+    out
+}
+
+/// `TensorProto` of float32 as raw little-endian data.
+fn tensor(name: &str, shape: &[usize], values: &[f32]) -> Vec<u8> {
+    let mut out = Vec::new();
+    for &size in shape {
+        wire::put_varint(&mut out, 1, size as u64);
+    }
+    wire::put_varint(&mut out, 2, 1);
+    wire::put_bytes(&mut out, 8, name.as_bytes());
+    let raw: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+    wire::put_bytes(&mut out, 9, &raw);
+    out
+}
+
+/// `ValueInfoProto` of `[n, C]` float32.
+fn output(name: &str, n_classes: usize) -> Vec<u8> {
+    let mut batch = Vec::new();
+    wire::put_bytes(&mut batch, 2, b"n");
+    let mut classes = Vec::new();
+    wire::put_varint(&mut classes, 1, n_classes as u64);
+    let mut shape = Vec::new();
+    wire::put_bytes(&mut shape, 1, &batch);
+    wire::put_bytes(&mut shape, 1, &classes);
+    let mut tensor = Vec::new();
+    wire::put_varint(&mut tensor, 1, 1);
+    wire::put_bytes(&mut tensor, 2, &shape);
+    let mut type_proto = Vec::new();
+    wire::put_bytes(&mut type_proto, 1, &tensor);
+    let mut out = Vec::new();
+    wire::put_bytes(&mut out, 1, name.as_bytes());
+    wire::put_bytes(&mut out, 2, &type_proto);
+    out
+}

@@ -1,0 +1,152 @@
+//! Protobuf at the level of its wire format: enough to cut and splice an ONNX file and keep every byte in between.
+//!
+//! Source: <https://protobuf.dev/programming-guides/encoding/>.
+
+use std::ops::Range;
+
+/// One field of a message. `span` covers tag and value, so that the field can be copied as it stands.
+#[derive(Debug, Clone)]
+pub(crate) struct Field {
+    pub(crate) number: u32,
+    pub(crate) value: Value,
+    pub(crate) span: Range<usize>,
+}
+
+/// The value of a field; lengths are checked, so that a range may index the bytes it was read from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Value {
+    Varint(u64),
+    Fixed64(u64),
+    Fixed32(u32),
+    Bytes(Range<usize>),
+}
+
+/// Where the bytes stop being protobuf.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("not protobuf at byte {offset}: {what}")]
+pub(crate) struct WireError {
+    pub(crate) offset: usize,
+    pub(crate) what: &'static str,
+}
+
+/// Reads the fields of the message that `span` of `bytes` holds.
+pub(crate) fn fields(bytes: &[u8], span: Range<usize>) -> Result<Vec<Field>, WireError> {
+    let mut fields = Vec::new();
+    let mut at = span.start;
+    while at < span.end {
+        let start = at;
+        let error = |what| WireError { offset: start, what };
+        let (tag, next) = varint(bytes, at, span.end).ok_or_else(|| error("a tag is cut short"))?;
+        at = next;
+        let number = u32::try_from(tag >> 3).ok().filter(|&n| n > 0).ok_or_else(|| error("no such field number"))?;
+        let value = match tag & 7 {
+            0 => {
+                let (value, next) = varint(bytes, at, span.end).ok_or_else(|| error("a number is cut short"))?;
+                at = next;
+                Value::Varint(value)
+            }
+            1 => Value::Fixed64(u64::from_le_bytes(take(bytes, &mut at, span.end).ok_or_else(|| error("cut short"))?)),
+            5 => Value::Fixed32(u32::from_le_bytes(take(bytes, &mut at, span.end).ok_or_else(|| error("cut short"))?)),
+            2 => {
+                let (n_bytes, next) = varint(bytes, at, span.end).ok_or_else(|| error("a length is cut short"))?;
+                let end = usize::try_from(n_bytes).ok().and_then(|n| next.checked_add(n));
+                let end = end.filter(|&end| end <= span.end).ok_or_else(|| error("a length reaches past the end"))?;
+                at = end;
+                Value::Bytes(next..end)
+            }
+            _ => return Err(error("an unknown wire type")),
+        };
+        fields.push(Field { number, value, span: start..at });
+    }
+    Ok(fields)
+}
+
+fn varint(bytes: &[u8], mut at: usize, end: usize) -> Option<(u64, usize)> {
+    let mut value = 0u64;
+    for shift in (0..64).step_by(7) {
+        let byte = *bytes.get(at).filter(|_| at < end)?;
+        at += 1;
+        value |= u64::from(byte & 0x7f) << shift;
+        if byte & 0x80 == 0 {
+            return Some((value, at));
+        }
+    }
+    None
+}
+
+fn take<const N: usize>(bytes: &[u8], at: &mut usize, end: usize) -> Option<[u8; N]> {
+    let stop = at.checked_add(N).filter(|&stop| stop <= end)?;
+    let taken = bytes.get(*at..stop)?.try_into().ok()?;
+    *at = stop;
+    Some(taken)
+}
+
+/// Reads packed or single varints (`repeated int64` is written either way).
+pub(crate) fn int64s(bytes: &[u8], value: &Value, into: &mut Vec<i64>) {
+    match value {
+        Value::Varint(value) => into.push(value.cast_signed()),
+        Value::Bytes(span) => {
+            let mut at = span.start;
+            while let Some((value, next)) = varint(bytes, at, span.end) {
+                into.push(value.cast_signed());
+                at = next;
+            }
+        }
+        Value::Fixed64(_) | Value::Fixed32(_) => {}
+    }
+}
+
+/// Appends a field of bytes: a string, an embedded message or packed numbers.
+pub(crate) fn put_bytes(out: &mut Vec<u8>, number: u32, bytes: &[u8]) {
+    put_raw_varint(out, u64::from(number) << 3 | 2);
+    put_raw_varint(out, bytes.len() as u64);
+    out.extend_from_slice(bytes);
+}
+
+/// Appends an integer field.
+pub(crate) fn put_varint(out: &mut Vec<u8>, number: u32, value: u64) {
+    put_raw_varint(out, u64::from(number) << 3);
+    put_raw_varint(out, value);
+}
+
+fn put_raw_varint(out: &mut Vec<u8>, mut value: u64) {
+    while value >= 0x80 {
+        out.push((value & 0x7f) as u8 | 0x80);
+        value >>= 7;
+    }
+    out.push(value as u8);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_put_is_read_back_and_spans_tile_the_message() {
+        let mut bytes = Vec::new();
+        put_varint(&mut bytes, 1, 300);
+        put_bytes(&mut bytes, 7, b"graph");
+        put_varint(&mut bytes, 2000, u64::MAX);
+        let read = fields(&bytes, 0..bytes.len()).unwrap();
+        assert_eq!(read.iter().map(|f| f.number).collect::<Vec<_>>(), [1, 7, 2000]);
+        assert_eq!(read[0].value, Value::Varint(300));
+        assert_eq!(read[2].value, Value::Varint(u64::MAX));
+        let Value::Bytes(span) = &read[1].value else { panic!("not bytes") };
+        assert_eq!(&bytes[span.clone()], b"graph");
+        assert!(read.windows(2).all(|pair| pair[0].span.end == pair[1].span.start));
+    }
+
+    #[test]
+    fn every_truncation_is_an_error_or_a_shorter_message() {
+        let mut bytes = Vec::new();
+        put_bytes(&mut bytes, 1, &[7; 200]);
+        put_varint(&mut bytes, 2, 1 << 40);
+        for n in 0..bytes.len() {
+            match fields(&bytes, 0..n) {
+                Ok(read) => assert!(read.iter().all(|f| f.span.end <= n)),
+                Err(error) => assert!(error.offset < n),
+            }
+        }
+        assert_eq!(fields(&[0x0b], 0..1).unwrap_err().what, "an unknown wire type");
+    }
+}
