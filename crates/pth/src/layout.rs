@@ -1,0 +1,174 @@
+//! Shape, stride and extent arithmetic, in elements and always checked: the numbers come from a file.
+#![deny(
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects,
+    clippy::as_conversions
+)]
+
+/// Number of elements of `shape`; none if it does not fit.
+pub(crate) fn numel(shape: &[usize]) -> Option<usize> {
+    // A zero anywhere makes the product zero, also where the other factors would overflow.
+    if shape.contains(&0) {
+        return Some(0);
+    }
+    shape
+        .iter()
+        .try_fold(1_usize, |product, &size| product.checked_mul(size))
+}
+
+/// The strides of a row-major tensor, as torch computes them (an empty dimension counts as one).
+pub(crate) fn contiguous_stride(shape: &[usize]) -> Vec<usize> {
+    let mut stride = vec![1; shape.len()];
+    let mut next = 1_usize;
+    for (slot, &size) in stride.iter_mut().zip(shape).rev() {
+        *slot = next;
+        next = next.saturating_mul(size.max(1));
+    }
+    stride
+}
+
+/// Whether the elements lie row-major without gaps; strides of dimensions of one element do not matter.
+pub(crate) fn is_contiguous(shape: &[usize], stride: &[usize]) -> bool {
+    if shape.contains(&0) {
+        return true;
+    }
+    let mut expected = 1_usize;
+    for (&size, &step) in shape.iter().zip(stride).rev() {
+        if size != 1 {
+            if step != expected {
+                return false;
+            }
+            expected = expected.saturating_mul(size);
+        }
+    }
+    true
+}
+
+/// One past the last element that the view touches; zero for an empty view. None if it does not fit.
+pub(crate) fn extent(shape: &[usize], stride: &[usize], storage_offset: usize) -> Option<usize> {
+    if shape.contains(&0) {
+        return Some(0);
+    }
+    let mut last = storage_offset;
+    for (&size, &step) in shape.iter().zip(stride) {
+        last = size.checked_sub(1)?.checked_mul(step)?.checked_add(last)?;
+    }
+    last.checked_add(1)
+}
+
+/// Calls `run(start, len)` for each run of consecutive elements of the view, in row-major order.
+///
+/// The caller has proven `extent` to lie inside the storage, so that no sum here can overflow.
+pub(crate) fn for_each_run<E>(
+    shape: &[usize],
+    stride: &[usize],
+    storage_offset: usize,
+    mut run: impl FnMut(usize, usize) -> Result<(), E>,
+) -> Result<(), E> {
+    if shape.contains(&0) {
+        return Ok(());
+    }
+    // The trailing dimensions that are dense together form the run.
+    let mut run_len = 1_usize;
+    let mut outer: Vec<(usize, usize)> = Vec::with_capacity(shape.len());
+    for (&size, &step) in shape.iter().zip(stride).rev() {
+        if size == 1 {
+            continue;
+        }
+        if outer.is_empty() && step == run_len {
+            run_len = run_len.saturating_mul(size);
+        } else {
+            outer.push((size, step));
+        }
+    }
+    // `outer` is innermost first. An odometer over it:
+    let mut index = vec![0_usize; outer.len()];
+    let mut start = storage_offset;
+    loop {
+        run(start, run_len)?;
+        let mut done = true;
+        for (digit, &(size, step)) in index.iter_mut().zip(&outer) {
+            *digit = digit.saturating_add(1);
+            if *digit < size {
+                start = start.saturating_add(step);
+                done = false;
+                break;
+            }
+            start = start.saturating_sub(step.saturating_mul(size.saturating_sub(1)));
+            *digit = 0;
+        }
+        if done {
+            return Ok(());
+        }
+    }
+}
+
+#[cfg(test)]
+#[expect(
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects,
+    reason = "tests may panic"
+)]
+mod tests {
+    use super::*;
+
+    /// Obviously right: every index, by division, in row-major order.
+    fn naive(shape: &[usize], stride: &[usize], offset: usize) -> Vec<usize> {
+        let n: usize = shape.iter().product();
+        (0..n)
+            .map(|flat| {
+                let mut rest = flat;
+                let mut element = offset;
+                for d in (0..shape.len()).rev() {
+                    element += rest % shape[d] * stride[d];
+                    rest /= shape[d];
+                }
+                element
+            })
+            .collect()
+    }
+
+    fn gathered(shape: &[usize], stride: &[usize], offset: usize) -> Vec<usize> {
+        let mut elements = Vec::new();
+        for_each_run(shape, stride, offset, |start, len| {
+            elements.extend(start..start + len);
+            Ok::<(), ()>(())
+        })
+        .unwrap();
+        elements
+    }
+
+    #[test]
+    fn runs_equal_the_naive_walk() {
+        let sizes = [0, 1, 2, 3];
+        let steps = [0, 1, 2, 3, 6, 7];
+        for a in sizes {
+            for b in sizes {
+                for c in sizes {
+                    for s in steps {
+                        for t in steps {
+                            for u in steps {
+                                let (shape, stride) = ([a, b, c], [s, t, u]);
+                                assert_eq!(gathered(&shape, &stride, 5), naive(&shape, &stride, 5));
+                                let touched = naive(&shape, &stride, 5).into_iter().max();
+                                let expected = touched.map_or(0, |last| last + 1);
+                                assert_eq!(extent(&shape, &stride, 5), Some(expected));
+                                let dense = naive(&shape, &stride, 0) == (0..a * b * c).collect::<Vec<_>>();
+                                assert_eq!(is_contiguous(&shape, &stride), dense, "{shape:?} {stride:?}");
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        assert_eq!(gathered(&[], &[], 4), [4]);
+    }
+
+    #[test]
+    fn numbers_that_do_not_fit_are_refused() {
+        assert_eq!(numel(&[usize::MAX, 2]), None);
+        assert_eq!(numel(&[usize::MAX, 2, 0]), Some(0));
+        assert_eq!(extent(&[2, 2], &[usize::MAX, 1], 1), None);
+        assert_eq!(contiguous_stride(&[2, 0, 3]), [3, 3, 1]);
+    }
+}

@@ -1,0 +1,30 @@
+//! Budgets. What a file can make this crate allocate is bounded by the size of the file, or by a constant here.
+//!
+//! The pickle machine needs no constant of its own: each opcode makes at most one node and each node or stack slot costs the file at
+//! least one byte, so that its memory is linear in the pickle by construction.
+
+/// Deflate cannot expand more than about 1,032 to 1; a member that claims more is a bomb. [zlib's technical details]
+pub(crate) const MAX_INFLATE_RATIO: u64 = 1_100;
+
+/// A member that is interpreted (pickle, byte order, version) is never larger than this when inflated: 2 GiB, about 24 million tensors.
+pub(crate) const MAX_PICKLE_BYTES: u64 = 1 << 31;
+
+/// Dimensions of a tensor, as torch bounds them.
+pub(crate) const MAX_RANK: usize = 64;
+
+/// A view may claim more elements than its storage holds (`expand`). Up to this many bytes it is gathered without asking.
+pub(crate) const FREE_EXPANSION_BYTES: usize = 1 << 30;
+
+/// Beyond that, a gathered view may be this many times larger than its storage.
+pub(crate) const MAX_EXPANSION: usize = 64;
+
+/// How many values a walk over a pickle of `n_nodes` nodes may visit.
+///
+/// A value is visited once under each of its names, so that aliases multiply: a dict of dicts can name its leaf 2^50 times in a kilobyte.
+/// Honest files visit a node a few times at most.
+pub(crate) fn max_visits(n_nodes: usize) -> usize {
+    n_nodes.saturating_mul(16).saturating_add(1 << 16)
+}
+
+/// How deep values may be nested, so that names stay bounded too.
+pub(crate) const MAX_DEPTH: usize = 1_000;

@@ -1,0 +1,378 @@
+//! A typed, strided view of a storage.
+
+use std::borrow::Cow;
+use std::io;
+
+use crate::error::TensorFault;
+use crate::storage::ByteOrder;
+use crate::{DType, Error, Storage, layout, limits};
+
+/// A typed, strided view of a [`Storage`]. Cloning shares the bytes; [`deep_copy`](Tensor::deep_copy) does not.
+///
+/// Every element is proven to lie inside the storage when the tensor is made.
+#[derive(Debug, Clone)]
+pub struct Tensor {
+    dtype: DType,
+    shape: Vec<usize>,
+    stride: Vec<usize>,
+    storage_offset: usize,
+    storage: Storage,
+    requires_grad: bool,
+    pending: Pending,
+}
+
+/// torch's lazy bits: operations that the stored bytes still await.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Pending {
+    /// Imaginary parts are to be negated.
+    pub(crate) conj: bool,
+    /// Values are to be negated.
+    pub(crate) neg: bool,
+}
+
+impl Tensor {
+    /// A view of `storage`; shape, stride and offset in elements.
+    ///
+    /// # Errors
+    /// The view reaches outside the storage, or the numbers contradict each other.
+    pub fn from_storage(
+        storage: Storage,
+        dtype: DType,
+        shape: Vec<usize>,
+        stride: Vec<usize>,
+        storage_offset: usize,
+    ) -> Result<Tensor, Error> {
+        Tensor::view(storage, dtype, shape, stride, storage_offset).map_err(Error::Layout)
+    }
+
+    pub(crate) fn view(
+        storage: Storage,
+        dtype: DType,
+        shape: Vec<usize>,
+        stride: Vec<usize>,
+        storage_offset: usize,
+    ) -> Result<Tensor, TensorFault> {
+        if shape.len() != stride.len() {
+            return Err(TensorFault::RankMismatch {
+                shape: shape.len(),
+                stride: stride.len(),
+            });
+        }
+        if shape.len() > limits::MAX_RANK {
+            return Err(TensorFault::TooManyDimensions(shape.len()));
+        }
+        let overflow = || TensorFault::Overflow { shape: shape.clone() };
+        let numel = layout::numel(&shape).ok_or_else(overflow)?;
+        numel.checked_mul(dtype.size()).ok_or_else(overflow)?;
+        let needed = layout::extent(&shape, &stride, storage_offset)
+            .and_then(|extent| extent.checked_mul(dtype.size()))
+            .ok_or_else(overflow)?;
+        if needed > storage.nbytes() {
+            return Err(TensorFault::Outside {
+                needed,
+                storage: storage.nbytes(),
+                key: storage.key().to_owned(),
+            });
+        }
+        Ok(Tensor {
+            dtype,
+            shape,
+            stride,
+            storage_offset,
+            storage,
+            requires_grad: false,
+            pending: Pending::default(),
+        })
+    }
+
+    /// A contiguous tensor over the whole of `storage`.
+    ///
+    /// # Errors
+    /// The storage has not exactly the bytes that `dtype` and `shape` need.
+    pub fn contiguous(storage: Storage, dtype: DType, shape: Vec<usize>) -> Result<Tensor, Error> {
+        let expected = layout::numel(&shape).and_then(|numel| numel.checked_mul(dtype.size()));
+        match expected {
+            Some(expected) if expected == storage.nbytes() => {
+                let stride = layout::contiguous_stride(&shape);
+                Tensor::from_storage(storage, dtype, shape, stride, 0)
+            }
+            Some(expected) => Err(Error::Layout(TensorFault::ByteCount {
+                dtype,
+                shape,
+                expected,
+                found: storage.nbytes(),
+            })),
+            None => Err(Error::Layout(TensorFault::Overflow { shape })),
+        }
+    }
+
+    /// A contiguous tensor of its own, from little-endian row-major bytes.
+    ///
+    /// # Errors
+    /// `bytes` are not as many as `dtype` and `shape` need.
+    pub fn from_bytes(dtype: DType, shape: &[usize], bytes: Vec<u8>) -> Result<Tensor, Error> {
+        Tensor::contiguous(Storage::owned(bytes), dtype, shape.to_vec())
+    }
+
+    /// The element type.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Sizes, outermost first.
+    pub fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    /// Steps in elements, outermost first.
+    pub fn stride(&self) -> &[usize] {
+        &self.stride
+    }
+
+    /// The first element's place in the storage, in elements.
+    pub fn storage_offset(&self) -> usize {
+        self.storage_offset
+    }
+
+    /// The bytes behind.
+    pub fn storage(&self) -> &Storage {
+        &self.storage
+    }
+
+    /// Whether training would change it; false is what a frozen parameter has.
+    pub fn requires_grad(&self) -> bool {
+        self.requires_grad
+    }
+
+    /// The same tensor, frozen or not.
+    pub fn with_requires_grad(mut self, requires_grad: bool) -> Tensor {
+        self.requires_grad = requires_grad;
+        self
+    }
+
+    pub(crate) fn with_pending(mut self, pending: Pending) -> Tensor {
+        self.pending = pending;
+        self
+    }
+
+    /// Number of elements.
+    pub fn numel(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Size of its elements in bytes, which may be more than the storage's (`expand`).
+    pub fn nbytes(&self) -> usize {
+        self.numel() * self.dtype.size()
+    }
+
+    /// Whether the elements lie row-major without gaps.
+    pub fn is_contiguous(&self) -> bool {
+        layout::is_contiguous(&self.shape, &self.stride)
+    }
+
+    /// The elements as they would lie in a contiguous little-endian tensor; borrowed where they lie so already.
+    ///
+    /// # Errors
+    /// A view that repeats its storage beyond all proportion is not gathered: use [`write_to`](Tensor::write_to).
+    pub fn to_bytes(&self) -> Result<Cow<'_, [u8]>, Error> {
+        if let Some(bytes) = self.plain_bytes() {
+            return Ok(Cow::Borrowed(bytes));
+        }
+        let limit =
+            limits::FREE_EXPANSION_BYTES.max(self.storage.nbytes().saturating_mul(limits::MAX_EXPANSION));
+        if self.nbytes() > limit {
+            return Err(Error::Limit {
+                what: format!("gathering a view of shape {:?}", self.shape),
+                needed: u64::try_from(self.nbytes()).unwrap_or(u64::MAX),
+                limit: u64::try_from(limit).unwrap_or(u64::MAX),
+            });
+        }
+        let mut bytes = Vec::with_capacity(self.nbytes());
+        self.write_to(&mut bytes).expect("a Vec takes every write");
+        Ok(Cow::Owned(bytes))
+    }
+
+    /// Writes the elements, contiguous and little-endian, through a buffer of bounded size.
+    ///
+    /// # Errors
+    /// Those of `out`.
+    pub fn write_to(&self, out: &mut impl io::Write) -> io::Result<()> {
+        if let Some(bytes) = self.plain_bytes() {
+            return out.write_all(bytes);
+        }
+        const CHUNK_BYTES: usize = 1 << 18;
+        let size = self.dtype.size();
+        let source = self.storage.as_bytes();
+        let mut buffer: Vec<u8> = Vec::with_capacity(CHUNK_BYTES.min(self.nbytes()));
+        layout::for_each_run(&self.shape, &self.stride, self.storage_offset, |start, len| {
+            let mut run = &source[start * size..(start + len) * size];
+            while !run.is_empty() {
+                let (now, later) = run.split_at(run.len().min(CHUNK_BYTES - buffer.len()));
+                buffer.extend_from_slice(now);
+                run = later;
+                if buffer.len() == CHUNK_BYTES {
+                    self.finish(&mut buffer);
+                    out.write_all(&buffer)?;
+                    buffer.clear();
+                }
+            }
+            Ok::<(), io::Error>(())
+        })?;
+        self.finish(&mut buffer);
+        out.write_all(&buffer)
+    }
+
+    /// The bytes in the storage, if they are what `to_bytes` promises.
+    fn plain_bytes(&self) -> Option<&[u8]> {
+        let in_order = self.storage.byte_order() == ByteOrder::Little || self.dtype.component_size() == 1;
+        if !in_order || self.pending != Pending::default() || !self.is_contiguous() {
+            return None;
+        }
+        if self.numel() == 0 {
+            return Some(&[]);
+        }
+        let start = self.storage_offset * self.dtype.size();
+        Some(&self.storage.as_bytes()[start..start + self.nbytes()])
+    }
+
+    /// Brings gathered elements into little-endian order and carries out what they still await.
+    fn finish(&self, bytes: &mut [u8]) {
+        let component = self.dtype.component_size();
+        if self.storage.byte_order() == ByteOrder::Big {
+            bytes.chunks_exact_mut(component).for_each(<[u8]>::reverse);
+        }
+        // Negation of an IEEE number is its sign bit, the highest of the last byte; NaNs and zeros included, as in torch.
+        let is_float = self.dtype.is_float() || self.dtype.is_complex();
+        if self.pending.neg {
+            for value in bytes.chunks_exact_mut(component) {
+                if is_float {
+                    value[component - 1] ^= 0x80;
+                } else {
+                    negate_integer(value);
+                }
+            }
+        }
+        if self.pending.conj && self.dtype.is_complex() {
+            for value in bytes.chunks_exact_mut(2 * component) {
+                value[2 * component - 1] ^= 0x80;
+            }
+        }
+    }
+
+    /// The same values in own bytes: `copy.deepcopy` of one tensor.
+    ///
+    /// # Errors
+    /// As [`to_bytes`](Tensor::to_bytes).
+    pub fn deep_copy(&self) -> Result<Tensor, Error> {
+        let bytes = self.to_bytes()?.into_owned();
+        Ok(Tensor::from_bytes(self.dtype, &self.shape, bytes)?.with_requires_grad(self.requires_grad))
+    }
+
+    /// The slice `tensor[index]`: a view without the first dimension.
+    ///
+    /// # Errors
+    /// The tensor has no dimension, or a shorter first one.
+    pub fn select(&self, index: usize) -> Result<Tensor, Error> {
+        let (&size, &step) = match (self.shape.first(), self.stride.first()) {
+            (Some(size), Some(step)) => (size, step),
+            _ => return Err(Error::Layout(TensorFault::ZeroDimensional)),
+        };
+        if index >= size {
+            return Err(Error::Layout(TensorFault::NoSuchIndex { index, size }));
+        }
+        let mut slice = self.clone();
+        slice.shape.remove(0);
+        slice.stride.remove(0);
+        // An empty tensor proves nothing about its strides.
+        if slice.numel() > 0 {
+            slice.storage_offset += index * step;
+        }
+        Ok(slice)
+    }
+}
+
+/// Two's complement negation of a little-endian integer.
+fn negate_integer(value: &mut [u8]) {
+    let mut carry = true;
+    for byte in value {
+        let (sum, over) = (!*byte).overflowing_add(u8::from(carry));
+        *byte = sum;
+        carry = over;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn floats(values: &[f32]) -> Vec<u8> {
+        values.iter().flat_map(|v| v.to_le_bytes()).collect()
+    }
+
+    #[test]
+    fn views_gather_and_contiguous_tensors_borrow() {
+        let storage = Storage::owned(floats(&[0., 1., 2., 3., 4., 5.]));
+        let t = Tensor::from_storage(storage.clone(), DType::Float32, vec![3, 2], vec![1, 3], 0).unwrap();
+        assert_eq!(*t.to_bytes().unwrap(), floats(&[0., 3., 1., 4., 2., 5.]));
+        let row = t.select(1).unwrap();
+        assert_eq!(
+            (row.shape(), row.stride(), row.storage_offset()),
+            (&[2][..], &[3][..], 1)
+        );
+        assert_eq!(*row.to_bytes().unwrap(), floats(&[1., 4.]));
+        let flat = Tensor::from_storage(storage.clone(), DType::Float32, vec![4], vec![1], 2).unwrap();
+        assert!(matches!(flat.to_bytes().unwrap(), Cow::Borrowed(_)));
+        assert!(flat.storage().ptr_eq(t.storage()) && !flat.deep_copy().unwrap().storage().ptr_eq(&storage));
+    }
+
+    #[test]
+    fn a_view_outside_its_storage_is_refused() {
+        let storage = Storage::owned(vec![0; 60]);
+        let error = Tensor::from_storage(storage, DType::Float32, vec![4, 4], vec![4, 1], 0).unwrap_err();
+        assert_eq!(error.to_string(), "needs 64 bytes of storage ``, which has 60");
+        let error = Tensor::from_bytes(DType::Int16, &[3], vec![0; 5]).unwrap_err();
+        assert_eq!(error.to_string(), "int16 of shape [3] is 6 bytes, found 5");
+        let error = Tensor::from_bytes(DType::Int16, &[1], vec![0; 2])
+            .unwrap()
+            .select(1)
+            .unwrap_err();
+        assert_eq!(error.to_string(), "index 1 is out of range for a dimension of 1");
+    }
+
+    #[test]
+    fn byte_order_and_the_lazy_bits_are_applied() {
+        let big: Vec<u8> = [1.5_f32, -2.0].iter().flat_map(|v| v.to_be_bytes()).collect();
+        let storage = Storage::owned(big).labelled(ByteOrder::Big, "0");
+        let complex = Tensor::view(storage, DType::Complex64, vec![1], vec![1], 0).unwrap();
+        assert_eq!(*complex.to_bytes().unwrap(), floats(&[1.5, -2.0]));
+        let conj = complex.with_pending(Pending {
+            conj: true,
+            neg: false,
+        });
+        assert_eq!(*conj.to_bytes().unwrap(), floats(&[1.5, 2.0]));
+        let ints = Storage::owned(
+            [5_i32, 0, i32::MIN]
+                .iter()
+                .flat_map(|v| v.to_le_bytes())
+                .collect(),
+        );
+        let ints = Tensor::view(ints, DType::Int32, vec![3], vec![1], 0).unwrap();
+        let neg = ints.with_pending(Pending {
+            conj: false,
+            neg: true,
+        });
+        let expected: Vec<u8> = [-5_i32, 0, i32::MIN]
+            .iter()
+            .flat_map(|v| v.to_le_bytes())
+            .collect();
+        assert_eq!(*neg.to_bytes().unwrap(), expected);
+    }
+
+    #[test]
+    fn a_zero_stride_bomb_is_listed_but_not_gathered() {
+        let storage = Storage::owned(vec![0; 4]);
+        let bomb = Tensor::from_storage(storage, DType::Float32, vec![1 << 40], vec![0], 0).unwrap();
+        assert_eq!(bomb.nbytes(), 1 << 42);
+        assert!(matches!(bomb.to_bytes(), Err(Error::Limit { .. })));
+    }
+}

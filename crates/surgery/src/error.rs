@@ -1,0 +1,101 @@
+//! Everything that can go wrong with files and names.
+
+use std::path::{Path, PathBuf};
+
+use pth::{DType, FileError};
+
+/// Why a file could not be read or written, or an operation not be done.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The file system refused. For the machine's owner.
+    #[error(transparent)]
+    File(#[from] FileError),
+
+    /// A checkpoint could not be read.
+    #[error("cannot read `{}`", path.display())]
+    Checkpoint {
+        /// The checkpoint.
+        path: PathBuf,
+        /// Why.
+        source: pth::Error,
+    },
+
+    /// A safetensors file breaks the format's rules.
+    #[error("`{}` is not a valid safetensors file: {fault}", path.display())]
+    Safetensors {
+        /// The file.
+        path: PathBuf,
+        /// The rule that is broken.
+        fault: String,
+    },
+
+    /// safetensors has no such element type.
+    #[error("tensor `{name}` is {dtype}, which safetensors cannot express")]
+    Inexpressible {
+        /// The tensor.
+        name: String,
+        /// Its type.
+        dtype: DType,
+    },
+
+    /// A name that safetensors keeps for itself.
+    #[error("a tensor cannot be called `{0}` in safetensors")]
+    ReservedName(String),
+
+    /// The tensors are so many that the header would be larger than the format allows.
+    #[error("the safetensors header needs {needed} bytes, the format allows {limit}")]
+    HeaderTooLarge {
+        /// Its size.
+        needed: usize,
+        /// What the format allows.
+        limit: usize,
+    },
+
+    /// A tensor's bytes could not be made.
+    #[error("tensor `{name}`")]
+    Tensor {
+        /// The tensor.
+        name: String,
+        /// Why not.
+        source: pth::Error,
+    },
+
+    /// A rule that no name obeys is most likely a typing mistake.
+    #[error("no tensor name {rule}")]
+    NoMatch {
+        /// The rule, as the end of the sentence: ``starts with `module.` ``.
+        rule: String,
+    },
+
+    /// Two tensors would get one name; nothing was renamed.
+    #[error("`{first}` and `{second}` would both be called `{name}`")]
+    Collision {
+        /// The one.
+        first: String,
+        /// The other.
+        second: String,
+        /// The name.
+        name: String,
+    },
+
+    /// A tensor cannot be converted to the type asked for.
+    #[error("tensor `{name}` is {from}, which is not converted to {to}")]
+    Cast {
+        /// The tensor.
+        name: String,
+        /// Its type.
+        from: DType,
+        /// The type asked for.
+        to: DType,
+    },
+}
+
+impl Error {
+    pub(crate) fn safetensors(path: &Path, fault: impl Into<String>) -> Error {
+        Error::Safetensors {
+            path: path.to_owned(),
+            fault: fault.into(),
+        }
+    }
+}

@@ -1,0 +1,4 @@
+//! Files of tensors: which format it is, and safetensors.
+
+mod header;
+pub(crate) mod safetensors;
