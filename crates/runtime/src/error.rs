@@ -118,6 +118,9 @@ pub enum Error {
         /// Pictures in the job.
         total: usize,
     },
+    /// Cancelled while a head was fitted; the features are in the cache.
+    #[error("interrupted while fitting the head; the features are kept")]
+    Cancelled,
 
     // This project must act.
     /// The exported model does not say what the trainer says.

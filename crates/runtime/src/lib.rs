@@ -1,1 +1,26 @@
-//! Frozen backbone -> features -> trained head.
+//! Frozen ONNX backbone -> cached features -> trained head -> one deployable model.
+//!
+//! A picture's way: [`data`] lists it, [`image`] makes network input of it, [`engine`] runs the graph that [`onnx`] cut,
+//! [`features`] keeps the result, [`solve`] fits a head on all of them, [`export`] puts head and graph together and
+//! proves that they agree. [`job::fit`] is all of it in one call.
+//!
+//! Deliberately absent: fine-tuning of the backbone, CUDA, text.
+
+pub mod data;
+pub mod engine;
+mod error;
+pub mod export;
+pub mod features;
+pub mod head;
+pub mod image;
+pub mod job;
+pub mod metrics;
+mod monitor;
+pub mod npy;
+pub mod onnx;
+mod random;
+mod report;
+pub mod solve;
+
+pub use error::Error;
+pub use monitor::{Monitor, Progress, Stage};

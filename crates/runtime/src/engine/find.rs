@@ -70,9 +70,18 @@ pub fn find(requested: Option<&Path>) -> Result<Found, Error> {
     for lookup in lookups(requested) {
         let candidate = lookup();
         match candidate.version {
-            Ok(minor) => return Ok(Found { origin: candidate.origin, path: candidate.path, minor }),
+            Ok(minor) => {
+                return Ok(Found {
+                    origin: candidate.origin,
+                    path: candidate.path,
+                    minor,
+                });
+            }
             Err(reason) if candidate.origin == Origin::Requested => {
-                return Err(Error::OrtUnusable { path: candidate.path, reason });
+                return Err(Error::OrtUnusable {
+                    path: candidate.path,
+                    reason,
+                });
             }
             Err(reason) => searched.push(format!("{}: {reason}", candidate.origin)),
         }
@@ -89,33 +98,56 @@ type Lookup = Box<dyn FnOnce() -> Candidate>;
 
 fn lookups(requested: Option<&Path>) -> Vec<Lookup> {
     let mut lookups: Vec<Lookup> = Vec::new();
-    let requested = requested
-        .map(Path::to_owned)
-        .or_else(|| std::env::var_os("ORT_DYLIB_PATH").filter(|value| !value.is_empty()).map(PathBuf::from));
+    let requested = requested.map(Path::to_owned).or_else(|| {
+        std::env::var_os("ORT_DYLIB_PATH")
+            .filter(|value| !value.is_empty())
+            .map(PathBuf::from)
+    });
     if let Some(path) = requested {
         lookups.push(Box::new(|| {
             let path = std::path::absolute(&path).unwrap_or(path);
-            if path.is_dir() { in_folder(Origin::Requested, path) } else { probe(Origin::Requested, path) }
+            if path.is_dir() {
+                in_folder(Origin::Requested, path)
+            } else {
+                probe(Origin::Requested, path)
+            }
         }));
     }
     lookups.push(Box::new(|| {
-        let folder = std::env::current_exe().ok().and_then(|exe| exe.parent().map(Path::to_owned)).unwrap_or_default();
+        let folder = std::env::current_exe()
+            .ok()
+            .and_then(|exe| exe.parent().map(Path::to_owned))
+            .unwrap_or_default();
         let beside = in_folder(Origin::Executable, folder.clone());
-        if beside.version.is_ok() { beside } else { in_folder(Origin::Executable, folder.join("../lib")) }
+        if beside.version.is_ok() {
+            beside
+        } else {
+            in_folder(Origin::Executable, folder.join("../lib"))
+        }
     }));
     lookups.push(Box::new(|| match installed_dir() {
         Ok(folder) => newest_version(folder),
-        Err(error) => {
-            Candidate { origin: Origin::UserData, path: PathBuf::new(), version: Err(error.to_string()) }
-        }
+        Err(error) => Candidate {
+            origin: Origin::UserData,
+            path: PathBuf::new(),
+            version: Err(error.to_string()),
+        },
     }));
     lookups.push(Box::new(|| match python_capi() {
         Ok(folder) => in_folder(Origin::Python, folder),
-        Err(reason) => Candidate { origin: Origin::Python, path: "python3".into(), version: Err(reason) },
+        Err(reason) => Candidate {
+            origin: Origin::Python,
+            path: "python3".into(),
+            version: Err(reason),
+        },
     }));
     lookups.push(Box::new(|| {
         let unversioned = probe(Origin::System, library_name().into());
-        if unversioned.version.is_ok() { unversioned } else { probe(Origin::System, "libonnxruntime.so.1".into()) }
+        if unversioned.version.is_ok() {
+            unversioned
+        } else {
+            probe(Origin::System, "libonnxruntime.so.1".into())
+        }
     }));
     lookups
 }
@@ -142,7 +174,11 @@ pub(super) fn is_library(name: &str) -> bool {
         ("libonnxruntime.so", "")
     };
     name.strip_prefix(stem).is_some_and(|rest| {
-        if ending.is_empty() { rest.is_empty() || rest.starts_with('.') } else { rest.ends_with(ending) }
+        if ending.is_empty() {
+            rest.is_empty() || rest.starts_with('.')
+        } else {
+            rest.ends_with(ending)
+        }
     })
 }
 
@@ -157,13 +193,21 @@ fn in_folder(origin: Origin, folder: PathBuf) -> Candidate {
     names.sort();
     match names.first() {
         Some(name) => probe(origin, folder.join(name)),
-        None => Candidate { origin, version: Err(format!("no {} in `{}`", library_name(), folder.display())), path: folder },
+        None => Candidate {
+            origin,
+            version: Err(format!("no {} in `{}`", library_name(), folder.display())),
+            path: folder,
+        },
     }
 }
 
 /// `doctor --install` keeps one folder per version; the newest serves.
 fn newest_version(folder: PathBuf) -> Candidate {
-    let parse = |name: &str| name.split('.').map(|part| part.parse().unwrap_or(0)).collect::<Vec<u32>>();
+    let parse = |name: &str| {
+        name.split('.')
+            .map(|part| part.parse().unwrap_or(0))
+            .collect::<Vec<u32>>()
+    };
     let newest = std::fs::read_dir(&folder)
         .into_iter()
         .flatten()
@@ -176,15 +220,24 @@ fn newest_version(folder: PathBuf) -> Candidate {
         Some(version) => in_folder(Origin::UserData, folder.join(version)),
         None => {
             let reason = format!("nothing in `{}`", folder.display());
-            Candidate { origin: Origin::UserData, path: folder, version: Err(reason) }
+            Candidate {
+                origin: Origin::UserData,
+                path: folder,
+                version: Err(reason),
+            }
         }
     }
 }
 
 /// Asks the Python on the path where its `onnxruntime` is, without importing it.
 fn python_capi() -> Result<PathBuf, String> {
-    const SCRIPT: &str = "import importlib.util as u; s = u.find_spec('onnxruntime'); print(s.origin if s else '')";
-    let python = if cfg!(target_os = "windows") { "python" } else { "python3" };
+    const SCRIPT: &str =
+        "import importlib.util as u; s = u.find_spec('onnxruntime'); print(s.origin if s else '')";
+    let python = if cfg!(target_os = "windows") {
+        "python"
+    } else {
+        "python3"
+    };
     let output = Command::new(python)
         .args(["-c", SCRIPT])
         .stdin(Stdio::null())
@@ -210,7 +263,11 @@ fn probe(origin: Origin, path: PathBuf) -> Candidate {
             None => Err("it does not load as ONNX Runtime 1.x".to_owned()),
         }
     };
-    Candidate { origin, path, version }
+    Candidate {
+        origin,
+        path,
+        version,
+    }
 }
 
 #[cfg(test)]
@@ -220,10 +277,19 @@ mod tests {
     #[test]
     #[cfg(target_os = "linux")]
     fn the_library_is_told_from_its_providers() {
-        for name in ["libonnxruntime.so", "libonnxruntime.so.1", "libonnxruntime.so.1.32.0"] {
+        for name in [
+            "libonnxruntime.so",
+            "libonnxruntime.so.1",
+            "libonnxruntime.so.1.32.0",
+        ] {
             assert!(is_library(name), "{name}");
         }
-        for name in ["libonnxruntime_providers_shared.so", "libonnxruntime.sob", "onnxruntime.so", ""] {
+        for name in [
+            "libonnxruntime_providers_shared.so",
+            "libonnxruntime.sob",
+            "onnxruntime.so",
+            "",
+        ] {
             assert!(!is_library(name), "{name}");
         }
     }

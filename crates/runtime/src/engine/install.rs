@@ -51,9 +51,20 @@ pub fn install() -> Result<InstallReport, Error> {
 
 fn download(scratch: &Path) -> Result<PathBuf, Error> {
     fs::create_dir_all(scratch).map_err(FileError::at("create", scratch))?;
-    let python = if cfg!(target_os = "windows") { "python" } else { "python3" };
+    let python = if cfg!(target_os = "windows") {
+        "python"
+    } else {
+        "python3"
+    };
     let output = Command::new(python)
-        .args(["-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--disable-pip-version-check"])
+        .args([
+            "-m",
+            "pip",
+            "download",
+            "--no-deps",
+            "--only-binary=:all:",
+            "--disable-pip-version-check",
+        ])
         .args(["--no-input", "--progress-bar", "off", "--dest"])
         .arg(scratch)
         .arg("onnxruntime")
@@ -62,7 +73,11 @@ fn download(scratch: &Path) -> Result<PathBuf, Error> {
         .map_err(|error| Error::Install(format!("{python} does not start: {error}")))?;
     if !output.status.success() {
         let words = String::from_utf8_lossy(&output.stderr);
-        let last = words.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("no message");
+        let last = words
+            .lines()
+            .rev()
+            .find(|line| !line.trim().is_empty())
+            .unwrap_or("no message");
         return Err(Error::Install(format!("pip says: {}", last.trim())));
     }
     fs::read_dir(scratch)
@@ -75,17 +90,23 @@ fn download(scratch: &Path) -> Result<PathBuf, Error> {
 
 fn unpack(wheel: &Path, root: &Path) -> Result<InstallReport, Error> {
     // `onnxruntime-1.32.0-cp311-cp311-manylinux_2_27_x86_64.whl`
-    let name = wheel.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let name = wheel
+        .file_name()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned();
     let version = name.split('-').nth(1).unwrap_or("0").to_owned();
     let bad = |error: zip::result::ZipError| Error::Install(format!("`{name}` is not a wheel: {error}"));
     let file = fs::File::open(wheel).map_err(FileError::at("read", wheel))?;
     let mut archive = zip::ZipArchive::new(io::BufReader::new(file)).map_err(bad)?;
     let entry = archive
         .file_names()
+        .filter_map(Result::ok)
+        .map(std::borrow::Cow::into_owned)
         .find(|name| {
-            name.rsplit_once('/').is_some_and(|(folder, file)| folder == "onnxruntime/capi" && is_library(file))
+            name.rsplit_once('/')
+                .is_some_and(|(folder, file)| folder == "onnxruntime/capi" && is_library(file))
         })
-        .map(str::to_owned)
         .ok_or_else(|| Error::Install(format!("`{name}` carries no {}", library_name())))?;
     let folder = root.join(&version);
     fs::create_dir_all(&folder).map_err(FileError::at("create", &folder))?;
@@ -94,5 +115,9 @@ fn unpack(wheel: &Path, root: &Path) -> Result<InstallReport, Error> {
     let mut target = AtomicFile::create(&path, Existing::Replace)?;
     let n_bytes = io::copy(&mut source, &mut target).map_err(FileError::at("write", &path))?;
     target.commit()?;
-    Ok(InstallReport { version, path, n_bytes })
+    Ok(InstallReport {
+        version,
+        path,
+        n_bytes,
+    })
 }

@@ -45,7 +45,10 @@ impl Engine {
             return Ok(engine.clone());
         }
         let found = find(requested)?;
-        let unusable = |reason: String| Error::OrtUnusable { path: found.path.clone(), reason };
+        let unusable = |reason: String| Error::OrtUnusable {
+            path: found.path.clone(),
+            reason,
+        };
         let environment = ort::init_from(&found.path)
             .map_err(|error| unusable(error.to_string()))?
             .with_name("graftwork")
@@ -71,8 +74,13 @@ impl Engine {
     pub fn session(&self, model: &Model, options: SessionOptions) -> Result<Session, Error> {
         let input = model.input()?.name.clone();
         let output = model.outputs()[0].clone();
-        let load = |message: String| Error::Ort { action: "load", path: model.path().to_owned(), message };
-        let builder = ort::session::Session::builder(&self.environment).map_err(|error| load(error.to_string()))?;
+        let load = |message: String| Error::Ort {
+            action: "load",
+            path: model.path().to_owned(),
+            message,
+        };
+        let builder =
+            ort::session::Session::builder(&self.environment).map_err(|error| load(error.to_string()))?;
         let mut builder = builder
             .with_optimization_level(GraphOptimizationLevel::Level3)
             .and_then(|builder| builder.with_intra_threads(options.intra_threads))
@@ -81,8 +89,27 @@ impl Engine {
             .and_then(|builder| builder.with_intra_op_spinning(false))
             .and_then(|builder| builder.with_deterministic_compute(true))
             .map_err(|error| load(error.to_string()))?;
-        let inner = builder.commit_from_memory(model.bytes()).map_err(|error| load(error.to_string()))?;
-        Ok(Session { inner, path: model.path().to_owned(), input, output })
+        let inner = builder
+            .commit_from_memory(model.bytes())
+            .map_err(|error| load(error.to_string()))?;
+        Ok(Session {
+            inner,
+            path: model.path().to_owned(),
+            input,
+            output,
+        })
+    }
+}
+
+impl std::fmt::Display for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "ONNX Runtime 1.{} ({}, `{}`)",
+            self.found.minor,
+            self.found.origin,
+            self.found.path.display()
+        )
     }
 }
 
@@ -100,7 +127,10 @@ impl Session {
             message: error.to_string(),
         };
         let tensor = TensorRef::from_array_view((shape, pixels)).map_err(failed)?;
-        let outputs = self.inner.run(ort::inputs![self.input.as_str() => tensor]).map_err(failed)?;
+        let outputs = self
+            .inner
+            .run(ort::inputs![self.input.as_str() => tensor])
+            .map_err(failed)?;
         let value = outputs.get(&self.output).ok_or_else(|| Error::Backbone {
             path: self.path.clone(),
             reason: format!("it gave no `{}`", self.output),
@@ -113,7 +143,12 @@ impl Session {
         if usize::try_from(n_rows) != Ok(shape[0]) || shape[0] == 0 || values.is_empty() {
             return Err(Error::Backbone {
                 path: self.path.clone(),
-                reason: format!("`{}` has shape {:?} for {} pictures", self.output, &out_shape[..], shape[0]),
+                reason: format!(
+                    "`{}` has shape {:?} for {} pictures",
+                    self.output,
+                    &out_shape[..],
+                    shape[0]
+                ),
             });
         }
         Ok((values.to_vec(), values.len() / shape[0]))

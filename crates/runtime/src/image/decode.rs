@@ -46,9 +46,11 @@ impl Pixels {
     /// Room for `width * height` pixels; the limit is checked before anything is allocated.
     pub(super) fn new(width: usize, height: usize) -> Result<Pixels, DecodeError> {
         match width.checked_mul(height) {
-            Some(n) if n > 0 && n <= Pixels::MAX_PIXELS => {
-                Ok(Pixels { width, height, data: vec![0; n * 4 + Pixels::PADDING] })
-            }
+            Some(n) if n > 0 && n <= Pixels::MAX_PIXELS => Ok(Pixels {
+                width,
+                height,
+                data: vec![0; n * 4 + Pixels::PADDING],
+            }),
             Some(0) => Err(DecodeError::Damaged("it has no pixels".to_owned())),
             _ => Err(DecodeError::TooLarge { width, height }),
         }
@@ -67,7 +69,10 @@ impl Pixels {
     /// Red, green and blue of all pixels, row by row, as Pillow's `convert("RGB").tobytes()` gives them.
     pub fn to_rgb(&self) -> Vec<u8> {
         let pixels = &self.data[..self.width * self.height * 4];
-        pixels.chunks_exact(4).flat_map(|pixel| [pixel[0], pixel[1], pixel[2]]).collect()
+        pixels
+            .chunks_exact(4)
+            .flat_map(|pixel| [pixel[0], pixel[1], pixel[2]])
+            .collect()
     }
 }
 

@@ -13,7 +13,9 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Pixels, DecodeError> {
     let mut reader = decoder.read_info().map_err(explain)?;
     let (width, height) = (reader.info().width as usize, reader.info().height as usize);
     let mut pixels = Pixels::new(width, height)?;
-    let n_bytes = reader.output_buffer_size().ok_or(DecodeError::TooLarge { width, height })?;
+    let n_bytes = reader
+        .output_buffer_size()
+        .ok_or(DecodeError::TooLarge { width, height })?;
     let mut raw = vec![0; n_bytes];
     let frame = reader.next_frame(&mut raw).map_err(explain)?;
     // Indices beyond the palette show Pillow's initial grey ramp.
@@ -23,7 +25,10 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Pixels, DecodeError> {
             entry.copy_from_slice(stored);
         }
     }
-    for (row, out) in raw.chunks_exact(frame.line_size).zip(pixels.data.chunks_exact_mut(width * 4)) {
+    for (row, out) in raw
+        .chunks_exact(frame.line_size)
+        .zip(pixels.data.chunks_exact_mut(width * 4))
+    {
         for (x, pixel) in out.chunks_exact_mut(4).enumerate() {
             let rgb = match (frame.color_type, frame.bit_depth) {
                 (ColorType::Grayscale, BitDepth::Sixteen) => {
@@ -58,7 +63,9 @@ fn sample(row: &[u8], x: usize, depth: BitDepth) -> u8 {
 
 fn explain(error: DecodingError) -> DecodeError {
     match error {
-        DecodingError::IoError(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => DecodeError::Truncated,
+        DecodingError::IoError(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
+            DecodeError::Truncated
+        }
         other => DecodeError::Damaged(other.to_string()),
     }
 }

@@ -47,7 +47,11 @@ impl Interpolation {
                 }
             }
             Interpolation::Lanczos => {
-                if (-3.0..3.0).contains(&x) { sinc(x) * sinc(x / 3.0) } else { 0.0 }
+                if (-3.0..3.0).contains(&x) {
+                    sinc(x) * sinc(x / 3.0)
+                } else {
+                    0.0
+                }
             }
         }
     }
@@ -96,11 +100,19 @@ impl Taps {
             for (weight, exact) in weights.iter_mut().zip(&exact[..n_taps]) {
                 let normalised = if total == 0.0 { *exact } else { exact / total };
                 let scaled = normalised * f64::from(1 << PRECISION_BITS);
-                *weight = if normalised < 0.0 { scaled - 0.5 } else { scaled + 0.5 } as i32;
+                *weight = if normalised < 0.0 {
+                    scaled - 0.5
+                } else {
+                    scaled + 0.5
+                } as i32;
             }
             windows.push((start, n_taps));
         }
-        Taps { windows, weights, stride }
+        Taps {
+            windows,
+            weights,
+            stride,
+        }
     }
 
     fn weights_of(&self, out_idx: usize) -> &[i32] {
@@ -118,7 +130,13 @@ pub(super) struct Window {
 }
 
 /// Resizes to `width` x `height` and returns the pixels of `window`.
-pub(super) fn resize(source: &Pixels, width: usize, height: usize, filter: Interpolation, window: Window) -> Pixels {
+pub(super) fn resize(
+    source: &Pixels,
+    width: usize,
+    height: usize,
+    filter: Interpolation,
+    window: Window,
+) -> Pixels {
     let mut out = Pixels {
         width: window.width,
         height: window.height,
@@ -126,12 +144,17 @@ pub(super) fn resize(source: &Pixels, width: usize, height: usize, filter: Inter
     };
     let out_row_bytes = window.width * 4;
     // An axis that keeps its size is not filtered: its rows or columns are copied.
-    let vertical =
-        (height != source.height).then(|| Taps::new(filter, source.height, height, window.top, window.height));
+    let vertical = (height != source.height)
+        .then(|| Taps::new(filter, source.height, height, window.top, window.height));
     let rows = match &vertical {
         None => window.top..window.top + window.height,
         Some(taps) => {
-            let last = taps.windows.iter().map(|(start, n_taps)| start + n_taps).max().unwrap_or(0);
+            let last = taps
+                .windows
+                .iter()
+                .map(|(start, n_taps)| start + n_taps)
+                .max()
+                .unwrap_or(0);
             taps.windows.first().map_or(0, |(start, _)| *start)..last
         }
     };
@@ -144,12 +167,23 @@ pub(super) fn resize(source: &Pixels, width: usize, height: usize, filter: Inter
         }
     } else {
         let taps = Taps::new(filter, source.width, width, window.left, window.width);
-        horizontal(&source.data[rows.start * source.width * 4..], source.width * 4, &taps, &mut narrow, n_rows);
+        horizontal(
+            &source.data[rows.start * source.width * 4..],
+            source.width * 4,
+            &taps,
+            &mut narrow,
+            n_rows,
+        );
     }
     match &vertical {
         None => out.data[..n_rows * out_row_bytes].copy_from_slice(&narrow[..n_rows * out_row_bytes]),
         Some(taps) => {
-            for (out_idx, out) in out.data.chunks_exact_mut(out_row_bytes).take(window.height).enumerate() {
+            for (out_idx, out) in out
+                .data
+                .chunks_exact_mut(out_row_bytes)
+                .take(window.height)
+                .enumerate()
+            {
                 let (start, n_taps) = taps.windows[out_idx];
                 let from = &narrow[(start - rows.start) * out_row_bytes..];
                 column_sums(from, out_row_bytes, &taps.weights_of(out_idx)[..n_taps], out);
@@ -241,7 +275,11 @@ mod tests {
                             let value = data[(other * other_step + (start + tap) * step) * 4 + channel];
                             sum += i64::from(value) * i64::from(taps.weights_of(idx)[tap]);
                         }
-                        let (to, n) = if step == 1 { (other * n_out + idx, 4) } else { (idx * others + other, 4) };
+                        let (to, n) = if step == 1 {
+                            (other * n_out + idx, 4)
+                        } else {
+                            (idx * others + other, 4)
+                        };
                         out[to * n + channel] = (sum >> 22).clamp(0, 255) as u8;
                     }
                 }
@@ -260,13 +298,33 @@ mod tests {
 
     #[test]
     fn any_window_equals_the_naive_whole() {
-        for filter in [Interpolation::Bilinear, Interpolation::Bicubic, Interpolation::Lanczos] {
-            for (w, h, to_w, to_h) in [(32, 32, 64, 64), (53, 37, 20, 14), (1, 9, 5, 45), (40, 30, 40, 61), (9, 7, 9, 7)] {
+        for filter in [
+            Interpolation::Bilinear,
+            Interpolation::Bicubic,
+            Interpolation::Lanczos,
+        ] {
+            for (w, h, to_w, to_h) in [
+                (32, 32, 64, 64),
+                (53, 37, 20, 14),
+                (1, 9, 5, 45),
+                (40, 30, 40, 61),
+                (9, 7, 9, 7),
+            ] {
                 let source = noise(w, h);
                 let whole = naive(&source, to_w, to_h, filter);
                 for window in [
-                    Window { left: 0, top: 0, width: to_w, height: to_h },
-                    Window { left: to_w / 3, top: to_h / 4, width: to_w - to_w / 2, height: to_h - to_h / 3 },
+                    Window {
+                        left: 0,
+                        top: 0,
+                        width: to_w,
+                        height: to_h,
+                    },
+                    Window {
+                        left: to_w / 3,
+                        top: to_h / 4,
+                        width: to_w - to_w / 2,
+                        height: to_h - to_h / 3,
+                    },
                 ] {
                     let got = resize(&source, to_w, to_h, filter, window);
                     for y in 0..window.height {

@@ -21,11 +21,18 @@ pub(super) fn is_available() -> bool {
 pub(super) fn horizontal(source: &[u8], row_bytes: usize, taps: &Taps, out: &mut [u8], n_rows: usize) {
     assert!(is_available());
     let n_out = taps.windows.len();
-    let last = taps.windows.iter().map(|(start, _)| start * 4 + taps.stride * 4).max().unwrap_or(0);
+    let last = taps
+        .windows
+        .iter()
+        .map(|(start, _)| start * 4 + taps.stride * 4)
+        .max()
+        .unwrap_or(0);
     assert!(out.len() >= n_rows * n_out * 4);
     // Windows near the right edge may read into the next row, whose bytes meet weights of zero; behind the last row
     // the padding may be too short for a wide filter, and then the last rows go through a copy.
-    let safe_rows = (0..n_rows).take_while(|row| row * row_bytes + last <= source.len()).count();
+    let safe_rows = (0..n_rows)
+        .take_while(|row| row * row_bytes + last <= source.len())
+        .count();
     // SAFETY: AVX2 is there; every load of the first `safe_rows` rows ends inside `source`, every store inside `out`.
     unsafe { horizontal_avx2(source, row_bytes, taps, out, safe_rows) };
     for row in safe_rows..n_rows {
@@ -62,14 +69,21 @@ unsafe fn horizontal_avx2(source: &[u8], row_bytes: usize, taps: &Taps, out: &mu
                 let (pixels, high_weights, low_weights) = unsafe {
                     let at = source.as_ptr().add(row * row_bytes + (start + group * 4) * 4);
                     let weights = split.as_ptr().add(out_idx * groups + group).cast::<__m256i>();
-                    (_mm_loadu_si128(at.cast()), _mm256_loadu_si256(weights), _mm256_loadu_si256(weights.add(1)))
+                    (
+                        _mm_loadu_si128(at.cast()),
+                        _mm256_loadu_si256(weights),
+                        _mm256_loadu_si256(weights.add(1)),
+                    )
                 };
                 let wide = _mm256_cvtepu8_epi16(_mm_shuffle_epi8(pixels, pairs));
                 high = _mm256_add_epi32(high, _mm256_madd_epi16(wide, high_weights));
                 low = _mm256_add_epi32(low, _mm256_madd_epi16(wide, low_weights));
             }
             let total = _mm256_add_epi32(_mm256_slli_epi32::<{ LOW_BITS as i32 }>(high), low);
-            let sum = _mm_add_epi32(_mm256_castsi256_si128(total), _mm256_extracti128_si256::<1>(total));
+            let sum = _mm_add_epi32(
+                _mm256_castsi256_si128(total),
+                _mm256_extracti128_si256::<1>(total),
+            );
             let value = _mm_srai_epi32::<{ PRECISION_BITS as i32 }>(_mm_add_epi32(sum, half));
             let packed = _mm_packus_epi16(_mm_packs_epi32(value, value), _mm_setzero_si128());
             let pixel = _mm_cvtsi128_si32(packed).to_le_bytes();
@@ -99,7 +113,10 @@ unsafe fn column_sums_avx2(source: &[u8], row_bytes: usize, weights: &[i32], out
         .chunks(2)
         .map(|pair| {
             let (first, second) = (pair[0], pair.get(1).copied().unwrap_or(0));
-            (pack(first >> LOW_BITS, second >> LOW_BITS), pack(first & mask, second & mask))
+            (
+                pack(first >> LOW_BITS, second >> LOW_BITS),
+                pack(first & mask, second & mask),
+            )
         })
         .collect();
     let half = _mm256_set1_epi32(1 << (PRECISION_BITS - 1));
@@ -112,7 +129,10 @@ unsafe fn column_sums_avx2(source: &[u8], row_bytes: usize, weights: &[i32], out
             // SAFETY: the caller proves that `out.len()` bytes of each of `weights.len()` rows lie inside.
             let (a, b) = unsafe {
                 let at = source.as_ptr().add(x);
-                (_mm_loadl_epi64(at.add(first * row_bytes).cast()), _mm_loadl_epi64(at.add(second * row_bytes).cast()))
+                (
+                    _mm_loadl_epi64(at.add(first * row_bytes).cast()),
+                    _mm_loadl_epi64(at.add(second * row_bytes).cast()),
+                )
             };
             let wide = _mm256_cvtepu8_epi16(_mm_unpacklo_epi8(a, b));
             high = _mm256_add_epi32(high, _mm256_madd_epi16(wide, *high_weights));
@@ -120,7 +140,10 @@ unsafe fn column_sums_avx2(source: &[u8], row_bytes: usize, weights: &[i32], out
         }
         let total = _mm256_add_epi32(_mm256_slli_epi32::<{ LOW_BITS as i32 }>(high), low);
         let value = _mm256_srai_epi32::<{ PRECISION_BITS as i32 }>(_mm256_add_epi32(total, half));
-        let words = _mm_packs_epi32(_mm256_castsi256_si128(value), _mm256_extracti128_si256::<1>(value));
+        let words = _mm_packs_epi32(
+            _mm256_castsi256_si128(value),
+            _mm256_extracti128_si256::<1>(value),
+        );
         let bytes = _mm_packus_epi16(words, words);
         out[x..x + 8].copy_from_slice(&_mm_cvtsi128_si64(bytes).to_le_bytes());
     }

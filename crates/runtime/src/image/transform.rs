@@ -43,7 +43,12 @@ impl Preprocess {
         let (width, height) = self.resized_size(source.width(), source.height());
         let (left, pad_left, kept_width) = center(width, self.crop);
         let (top, pad_top, kept_height) = center(height, self.crop);
-        let window = Window { left, top, width: kept_width, height: kept_height };
+        let window = Window {
+            left,
+            top,
+            width: kept_width,
+            height: kept_height,
+        };
         let kept = resize(source, width, height, self.interpolation, window);
         if kept_width == self.crop && kept_height == self.crop {
             return kept;
@@ -53,7 +58,12 @@ impl Preprocess {
             height: self.crop,
             data: vec![0; self.crop * self.crop * 4 + Pixels::PADDING],
         };
-        for (row, from) in kept.data.chunks_exact(kept_width * 4).take(kept_height).enumerate() {
+        for (row, from) in kept
+            .data
+            .chunks_exact(kept_width * 4)
+            .take(kept_height)
+            .enumerate()
+        {
             let at = ((row + pad_top) * self.crop + pad_left) * 4;
             padded.data[at..at + from.len()].copy_from_slice(from);
         }

@@ -20,7 +20,9 @@ impl Model {
         let output = &self.outputs[0];
         let needed = self.ancestors(output);
         let classifier = self.nodes.iter().zip(&needed).rev().find_map(|(node, &needed)| {
-            let [activation, weight, ..] = node.inputs.as_slice() else { return None };
+            let [activation, weight, ..] = node.inputs.as_slice() else {
+                return None;
+            };
             let linear = node.domain.is_empty() && matches!(node.op_type.as_str(), "Gemm" | "MatMul");
             let fits = needed && linear && constants.contains(weight.as_str());
             (fits && !constants.contains(activation.as_str())).then(|| activation.clone())
@@ -56,7 +58,11 @@ impl Model {
     pub(super) fn check_boundary(&self, boundary: &str) -> Result<(), Error> {
         let producers = self.producers();
         let Some(&node_idx) = producers.get(boundary) else {
-            let names = self.nodes.iter().flat_map(|node| &node.outputs).map(String::as_str);
+            let names = self
+                .nodes
+                .iter()
+                .flat_map(|node| &node.outputs)
+                .map(String::as_str);
             return Err(Error::UnknownTensor {
                 path: self.path.clone(),
                 name: boundary.to_owned(),
@@ -67,7 +73,10 @@ impl Model {
             let node = &self.nodes[node_idx];
             return Err(Error::Backbone {
                 path: self.path.clone(),
-                reason: format!("`{boundary}` (made by {}) does not depend on the input", node.op_type),
+                reason: format!(
+                    "`{boundary}` (made by {}) does not depend on the input",
+                    node.op_type
+                ),
             });
         }
         Ok(())
@@ -92,7 +101,9 @@ impl Model {
         let mut graph = Vec::with_capacity(self.bytes.len());
         for field in &self.graph {
             let named = |number| {
-                let wire::Value::Bytes(span) = &field.value else { return false };
+                let wire::Value::Bytes(span) = &field.value else {
+                    return false;
+                };
                 wire::fields(&self.bytes, span.clone()).is_ok_and(|parts| {
                     parts.iter().any(|part| match &part.value {
                         wire::Value::Bytes(span) if part.number == number => {
@@ -122,7 +133,9 @@ impl Model {
         for field in &self.top {
             match field.number {
                 7 => wire::put_bytes(&mut bytes, 7, &graph),
-                14 if self.metadata_key(field).is_some_and(|key| dropped_keys.contains(&key.as_str())) => {}
+                14 if self
+                    .metadata_key(field)
+                    .is_some_and(|key| dropped_keys.contains(&key.as_str())) => {}
                 _ => bytes.extend_from_slice(&self.bytes[field.span.clone()]),
             }
         }
@@ -131,7 +144,9 @@ impl Model {
     }
 
     fn metadata_key(&self, field: &wire::Field) -> Option<String> {
-        let wire::Value::Bytes(span) = &field.value else { return None };
+        let wire::Value::Bytes(span) = &field.value else {
+            return None;
+        };
         let parts = wire::fields(&self.bytes, span.clone()).ok()?;
         parts.iter().find_map(|part| match &part.value {
             wire::Value::Bytes(span) if part.number == 1 => Some(text(&self.bytes, span)),
@@ -148,13 +163,21 @@ pub(crate) fn nearest<'n>(wanted: &str, names: impl Iterator<Item = &'n str>, n:
         .map(|name| {
             let other = name.to_lowercase();
             let contained = !lower.is_empty() && (other.contains(&lower) || lower.contains(&other));
-            let score = if contained { other.len().abs_diff(lower.len()) / 8 } else { 2 + edit_distance(&lower, &other) };
+            let score = if contained {
+                other.len().abs_diff(lower.len()) / 8
+            } else {
+                2 + edit_distance(&lower, &other)
+            };
             (score, name)
         })
         .collect();
     scored.sort();
     scored.dedup();
-    scored.into_iter().take(n).map(|(_, name)| name.to_owned()).collect()
+    scored
+        .into_iter()
+        .take(n)
+        .map(|(_, name)| name.to_owned())
+        .collect()
 }
 
 /// Levenshtein's distance over bytes.

@@ -56,7 +56,11 @@ pub(super) struct Node {
 
 impl Node {
     pub(super) fn reads(&self) -> impl Iterator<Item = &str> {
-        self.inputs.iter().chain(&self.captured).map(String::as_str).filter(|name| !name.is_empty())
+        self.inputs
+            .iter()
+            .chain(&self.captured)
+            .map(String::as_str)
+            .filter(|name| !name.is_empty())
     }
 }
 
@@ -75,8 +79,12 @@ impl Model {
     /// # Errors
     /// As [`Model::open`].
     pub fn parse(path: &Path, bytes: Vec<u8>) -> Result<Model, Error> {
-        let not_onnx = |reason: String| Error::NotOnnx { path: path.to_owned(), reason };
-        let read = |span: Range<usize>| wire::fields(&bytes, span).map_err(|error| not_onnx(error.to_string()));
+        let not_onnx = |reason: String| Error::NotOnnx {
+            path: path.to_owned(),
+            reason,
+        };
+        let read =
+            |span: Range<usize>| wire::fields(&bytes, span).map_err(|error| not_onnx(error.to_string()));
         let top = read(0..bytes.len())?;
         let graph_span = top
             .iter()
@@ -105,27 +113,42 @@ impl Model {
                         _ => {}
                     }
                 }
-                model.opsets.insert(if domain == "ai.onnx" { String::new() } else { domain }, version);
+                model.opsets.insert(
+                    if domain == "ai.onnx" {
+                        String::new()
+                    } else {
+                        domain
+                    },
+                    version,
+                );
             }
         }
         for field in &graph {
-            let Value::Bytes(span) = &field.value else { continue };
+            let Value::Bytes(span) = &field.value else {
+                continue;
+            };
             match field.number {
-                1 => model.nodes.push(read_node(&bytes, span.clone()).map_err(|e| not_onnx(e.to_string()))?),
+                1 => model
+                    .nodes
+                    .push(read_node(&bytes, span.clone()).map_err(|e| not_onnx(e.to_string()))?),
                 5 => {
                     let mut name = String::new();
                     for part in read(span.clone())? {
                         match (part.number, &part.value) {
                             (8, Value::Bytes(span)) => name = text(&bytes, span),
                             (14, Value::Varint(1)) => {
-                                return Err(Error::ExternalWeights { path: path.to_owned() });
+                                return Err(Error::ExternalWeights {
+                                    path: path.to_owned(),
+                                });
                             }
                             _ => {}
                         }
                     }
                     model.initializers.insert(name, field.span.clone());
                 }
-                11 => model.inputs.push(read_value_info(&bytes, span.clone()).map_err(|e| not_onnx(e.to_string()))?),
+                11 => model
+                    .inputs
+                    .push(read_value_info(&bytes, span.clone()).map_err(|e| not_onnx(e.to_string()))?),
                 12 => {
                     let info = read_value_info(&bytes, span.clone()).map_err(|e| not_onnx(e.to_string()))?;
                     model.outputs.push(info.name);
@@ -134,7 +157,9 @@ impl Model {
             }
         }
         // Before IR version 4 every initialiser was listed as an input too.
-        model.inputs.retain(|input| !model.initializers.contains_key(&input.name));
+        model
+            .inputs
+            .retain(|input| !model.initializers.contains_key(&input.name));
         if model.nodes.is_empty() || model.outputs.is_empty() {
             return Err(not_onnx("its graph holds no nodes".to_owned()));
         }
@@ -166,7 +191,11 @@ impl Model {
                 reason: format!(
                     "it takes {} inputs ({}), not one",
                     inputs.len(),
-                    inputs.iter().map(|input| format!("`{}`", input.name)).collect::<Vec<_>>().join(", ")
+                    inputs
+                        .iter()
+                        .map(|input| format!("`{}`", input.name))
+                        .collect::<Vec<_>>()
+                        .join(", ")
                 ),
             }),
         }
@@ -179,11 +208,19 @@ impl Model {
 
     /// The value stored under `key` in the model's `metadata_props`.
     pub fn metadata(&self, key: &str) -> Option<String> {
-        self.top.iter().filter_map(|field| span_of(field, 14)).find_map(|span| {
-            let entry = wire::fields(&self.bytes, span).ok()?;
-            let part = |number| entry.iter().find_map(|field| span_of(field, number)).map(|s| text(&self.bytes, &s));
-            (part(1)? == key).then(|| part(2)).flatten()
-        })
+        self.top
+            .iter()
+            .filter_map(|field| span_of(field, 14))
+            .find_map(|span| {
+                let entry = wire::fields(&self.bytes, span).ok()?;
+                let part = |number| {
+                    entry
+                        .iter()
+                        .find_map(|field| span_of(field, number))
+                        .map(|s| text(&self.bytes, &s))
+                };
+                (part(1)? == key).then(|| part(2)).flatten()
+            })
     }
 
     /// Index of the node that makes each tensor.
@@ -248,7 +285,9 @@ fn read_node(bytes: &[u8], span: Range<usize>) -> Result<Node, wire::WireError> 
         captured: Vec::new(),
     };
     for field in wire::fields(bytes, span)? {
-        let Value::Bytes(span) = &field.value else { continue };
+        let Value::Bytes(span) = &field.value else {
+            continue;
+        };
         match field.number {
             1 => node.inputs.push(text(bytes, span)),
             2 => node.outputs.push(text(bytes, span)),
@@ -277,10 +316,18 @@ fn read_node(bytes: &[u8], span: Range<usize>) -> Result<Node, wire::WireError> 
 
 /// Collects the names that the nodes of a subgraph read. Names made inside are among them and do no harm: the cut
 /// looks each up in the outer graph, where they are unknown.
-fn capture(bytes: &[u8], graph: Range<usize>, into: &mut Vec<String>, depth: usize) -> Result<(), wire::WireError> {
+fn capture(
+    bytes: &[u8],
+    graph: Range<usize>,
+    into: &mut Vec<String>,
+    depth: usize,
+) -> Result<(), wire::WireError> {
     const MAX_DEPTH: usize = 64;
     if depth > MAX_DEPTH {
-        return Err(wire::WireError { offset: graph.start, what: "subgraphs nested over 64 deep" });
+        return Err(wire::WireError {
+            offset: graph.start,
+            what: "subgraphs nested over 64 deep",
+        });
     }
     for field in wire::fields(bytes, graph)? {
         if let Some(node) = span_of(&field, 1) {
@@ -301,20 +348,28 @@ fn capture(bytes: &[u8], graph: Range<usize>, into: &mut Vec<String>, depth: usi
 }
 
 fn read_value_info(bytes: &[u8], span: Range<usize>) -> Result<Input, wire::WireError> {
-    let mut info = Input { name: String::new(), elem_type: 0, shape: None };
+    let mut info = Input {
+        name: String::new(),
+        elem_type: 0,
+        shape: None,
+    };
     for field in wire::fields(bytes, span)? {
         if let Some(span) = span_of(&field, 1) {
             info.name = text(bytes, &span);
         } else if let Some(type_span) = span_of(&field, 2) {
             for field in wire::fields(bytes, type_span)? {
-                let Some(tensor_span) = span_of(&field, 1) else { continue };
+                let Some(tensor_span) = span_of(&field, 1) else {
+                    continue;
+                };
                 for field in wire::fields(bytes, tensor_span)? {
                     match (&field.number, &field.value) {
                         (1, Value::Varint(value)) => info.elem_type = value.cast_signed(),
                         (2, Value::Bytes(shape_span)) => {
                             let mut shape = Vec::new();
                             for dim in wire::fields(bytes, shape_span.clone())? {
-                                let Some(dim_span) = span_of(&dim, 1) else { continue };
+                                let Some(dim_span) = span_of(&dim, 1) else {
+                                    continue;
+                                };
                                 let size = wire::fields(bytes, dim_span)?.iter().find_map(|field| {
                                     match (field.number, &field.value) {
                                         (1, Value::Varint(size)) => usize::try_from(*size).ok(),

@@ -58,7 +58,13 @@ impl Model {
             .collect();
         let free = |wanted: &str, against: &std::collections::HashSet<&str>| {
             (0..)
-                .map(|n| if n == 0 { wanted.to_owned() } else { format!("{wanted}_{n}") })
+                .map(|n| {
+                    if n == 0 {
+                        wanted.to_owned()
+                    } else {
+                        format!("{wanted}_{n}")
+                    }
+                })
                 .find(|name| !against.contains(name.as_str()))
                 .expect("an endless supply of names")
         };
@@ -68,9 +74,27 @@ impl Model {
         let flat = free("head.input", &taken);
 
         let mut tail = Vec::new();
-        wire::put_bytes(&mut tail, 1, &node("Flatten", "head/Flatten", &[boundary], &flat, &[("axis", 1)]));
-        wire::put_bytes(&mut tail, 1, &node("Gemm", "head/Gemm", &[&flat, &weight, &bias], &logits, &[("transB", 1)]));
-        wire::put_bytes(&mut tail, 5, &tensor(&weight, &[head.n_classes, head.n_features], head.weight));
+        wire::put_bytes(
+            &mut tail,
+            1,
+            &node("Flatten", "head/Flatten", &[boundary], &flat, &[("axis", 1)]),
+        );
+        wire::put_bytes(
+            &mut tail,
+            1,
+            &node(
+                "Gemm",
+                "head/Gemm",
+                &[&flat, &weight, &bias],
+                &logits,
+                &[("transB", 1)],
+            ),
+        );
+        wire::put_bytes(
+            &mut tail,
+            5,
+            &tensor(&weight, &[head.n_classes, head.n_features], head.weight),
+        );
         wire::put_bytes(&mut tail, 5, &tensor(&bias, &[head.n_classes], head.bias));
         wire::put_bytes(&mut tail, 12, &output(&logits, head.n_classes));
 

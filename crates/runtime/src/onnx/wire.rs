@@ -38,25 +38,40 @@ pub(crate) fn fields(bytes: &[u8], span: Range<usize>) -> Result<Vec<Field>, Wir
         let error = |what| WireError { offset: start, what };
         let (tag, next) = varint(bytes, at, span.end).ok_or_else(|| error("a tag is cut short"))?;
         at = next;
-        let number = u32::try_from(tag >> 3).ok().filter(|&n| n > 0).ok_or_else(|| error("no such field number"))?;
+        let number = u32::try_from(tag >> 3)
+            .ok()
+            .filter(|&n| n > 0)
+            .ok_or_else(|| error("no such field number"))?;
         let value = match tag & 7 {
             0 => {
-                let (value, next) = varint(bytes, at, span.end).ok_or_else(|| error("a number is cut short"))?;
+                let (value, next) =
+                    varint(bytes, at, span.end).ok_or_else(|| error("a number is cut short"))?;
                 at = next;
                 Value::Varint(value)
             }
-            1 => Value::Fixed64(u64::from_le_bytes(take(bytes, &mut at, span.end).ok_or_else(|| error("cut short"))?)),
-            5 => Value::Fixed32(u32::from_le_bytes(take(bytes, &mut at, span.end).ok_or_else(|| error("cut short"))?)),
+            1 => Value::Fixed64(u64::from_le_bytes(
+                take(bytes, &mut at, span.end).ok_or_else(|| error("cut short"))?,
+            )),
+            5 => Value::Fixed32(u32::from_le_bytes(
+                take(bytes, &mut at, span.end).ok_or_else(|| error("cut short"))?,
+            )),
             2 => {
-                let (n_bytes, next) = varint(bytes, at, span.end).ok_or_else(|| error("a length is cut short"))?;
+                let (n_bytes, next) =
+                    varint(bytes, at, span.end).ok_or_else(|| error("a length is cut short"))?;
                 let end = usize::try_from(n_bytes).ok().and_then(|n| next.checked_add(n));
-                let end = end.filter(|&end| end <= span.end).ok_or_else(|| error("a length reaches past the end"))?;
+                let end = end
+                    .filter(|&end| end <= span.end)
+                    .ok_or_else(|| error("a length reaches past the end"))?;
                 at = end;
                 Value::Bytes(next..end)
             }
             _ => return Err(error("an unknown wire type")),
         };
-        fields.push(Field { number, value, span: start..at });
+        fields.push(Field {
+            number,
+            value,
+            span: start..at,
+        });
     }
     Ok(fields)
 }
@@ -131,7 +146,9 @@ mod tests {
         assert_eq!(read.iter().map(|f| f.number).collect::<Vec<_>>(), [1, 7, 2000]);
         assert_eq!(read[0].value, Value::Varint(300));
         assert_eq!(read[2].value, Value::Varint(u64::MAX));
-        let Value::Bytes(span) = &read[1].value else { panic!("not bytes") };
+        let Value::Bytes(span) = &read[1].value else {
+            panic!("not bytes")
+        };
         assert_eq!(&bytes[span.clone()], b"graph");
         assert!(read.windows(2).all(|pair| pair[0].span.end == pair[1].span.start));
     }

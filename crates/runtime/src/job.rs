@@ -1,0 +1,506 @@
+//! Whole jobs: a head from labelled features, and the main job from a backbone and a folder to a run folder.
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use pth::{AtomicFile, Existing, FileError};
+use serde::Serialize;
+
+use crate::data::{Dataset, Split, SplitRule};
+use crate::engine::Engine;
+use crate::error::Error;
+use crate::export::{Classifier, Verified, assemble, verify};
+use crate::features::{ExtractConfig, Extraction, Labelled, extract};
+use crate::head::LinearHead;
+use crate::image::Preprocess;
+use crate::metrics::Metrics;
+use crate::monitor::{Monitor, Stage};
+use crate::onnx::Model;
+use crate::report;
+use crate::solve::{Fitted, Selection, SolverOptions, fit as solve, select_c};
+
+/// Pictures per run of the network where neither the caller nor the network says: measured best on two cores with one
+/// session per core, where more only pushes activations out of the cache.
+pub const DEFAULT_BATCH_SIZE: usize = 8;
+
+/// The exported model is compared with the trainer on this many pictures at most, spread over the validation split.
+const MAX_VERIFIED: usize = 512;
+
+/// To the last digit that float32 features carry.
+const FINAL: SolverOptions = SolverOptions {
+    relative_gap: 1e-9,
+    max_passes: 1000,
+};
+
+/// How strong the regularisation is.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Regularisation {
+    /// scikit-learn's C.
+    C(f64),
+    /// The C with the least log loss on held-out training rows.
+    Auto,
+}
+
+/// A trained head and its marks.
+#[derive(Debug)]
+pub struct Trained {
+    /// The head.
+    pub head: LinearHead,
+    /// What the solver reports.
+    pub fitted: Fitted,
+    /// The C that was used.
+    pub c: f64,
+    /// How C was chosen, where it was.
+    pub selection: Option<Selection>,
+    /// Marks on the rows it was fitted on.
+    pub train: Metrics,
+    /// Marks on the validation rows, where there are any.
+    pub val: Option<Metrics>,
+    /// Logits of the validation rows.
+    pub val_logits: Vec<f32>,
+    /// Wall time of choosing and fitting.
+    pub seconds: f64,
+}
+
+/// Chooses C on held-out training rows where asked to, then fits on all of them.
+///
+/// # Errors
+/// As [`select_c`] and [`solve`].
+pub fn train(
+    train: &Labelled,
+    val: Option<&Labelled>,
+    classes: &[String],
+    regularisation: Regularisation,
+    seed: u64,
+    monitor: Monitor<'_>,
+) -> Result<Trained, Error> {
+    let start = Instant::now();
+    let selection = match regularisation {
+        Regularisation::C(_) => None,
+        Regularisation::Auto => Some(select_c(
+            &train.features,
+            &train.labels,
+            classes.len(),
+            seed,
+            monitor,
+        )?),
+    };
+    let c = match (regularisation, &selection) {
+        (Regularisation::C(c), _) => c,
+        (Regularisation::Auto, Some(selection)) => selection.c,
+        (Regularisation::Auto, None) => unreachable!("chosen above"),
+    };
+    monitor.at(Stage::Train, 0, 0);
+    let fitted = solve(&train.features, &train.labels, classes.len(), c, FINAL, monitor)?;
+    let head = LinearHead::new(classes.to_vec(), &fitted)?;
+    let seconds = start.elapsed().as_secs_f64();
+    let train_marks = Metrics::new(&head.logits(&train.features)?, &train.labels, classes);
+    let mut val_logits = Vec::new();
+    let mut val_marks = None;
+    if let Some(val) = val {
+        if let Some(row) = val
+            .labels
+            .iter()
+            .position(|label| *label as usize >= classes.len())
+        {
+            let reason = format!(
+                "validation row {row} has label {}, beyond the classes",
+                val.labels[row]
+            );
+            return Err(Error::Features(reason));
+        }
+        val_logits = head.logits(&val.features)?;
+        val_marks = Some(Metrics::new(&val_logits, &val.labels, classes));
+    }
+    Ok(Trained {
+        head,
+        fitted,
+        c,
+        selection,
+        train: train_marks,
+        val: val_marks,
+        val_logits,
+        seconds,
+    })
+}
+
+/// The main job.
+#[derive(Debug, Clone)]
+pub struct FitConfig {
+    /// The ONNX backbone.
+    pub backbone: PathBuf,
+    /// The image folder.
+    pub data: PathBuf,
+    /// The run folder to write.
+    pub run: PathBuf,
+    /// Folder of cache entries.
+    pub cache: PathBuf,
+    /// The tensor to cut at, instead of the classifier's input.
+    pub cut: Option<String>,
+    /// How pictures become input.
+    pub preprocess: Preprocess,
+    /// Where validation pictures come from.
+    pub split: SplitRule,
+    /// How strong the regularisation is.
+    pub regularisation: Regularisation,
+    /// Decides the splits.
+    pub seed: u64,
+    /// Pictures per run of the network.
+    pub batch_size: usize,
+    /// Threads in all.
+    pub threads: usize,
+    /// The ONNX Runtime to use.
+    pub ort_lib: Option<PathBuf>,
+    /// What to do with a run folder of other settings.
+    pub existing: Existing,
+}
+
+/// What the main job leaves; it lies in `metrics.json` too.
+#[derive(Debug)]
+pub struct FitReport {
+    /// What the extraction did.
+    pub extraction: Extraction,
+    /// The head and its marks.
+    pub trained: Trained,
+    /// The comparison of the exported model with the trainer.
+    pub verified: Verified,
+    /// The same as in `metrics.json`.
+    pub metrics: serde_json::Value,
+}
+
+/// Extracts (through the cache), trains, evaluates, exports, verifies, and writes the run folder.
+///
+/// Running it again with the same settings writes the same results; interrupted, it goes on from the cache.
+///
+/// # Errors
+/// As its parts; [`Error::Exists`] where the run folder holds something else and `existing` refuses.
+pub fn fit(config: &FitConfig, monitor: Monitor<'_>) -> Result<FitReport, Error> {
+    let model = Model::open(&config.backbone)?;
+    let boundary = match &config.cut {
+        Some(name) => name.clone(),
+        None => model.default_boundary()?,
+    };
+    let settings = settings_of(config, &boundary);
+    let folder = RunFolder::open(&config.run, &settings, config.existing)?;
+    let data = Dataset::open(&config.data, config.split)?;
+    // A missing library is said before an hour of work, also where all features are cached.
+    let engine = Engine::open(config.ort_lib.as_deref())?;
+    let extraction = extract(
+        &model,
+        &data,
+        &ExtractConfig {
+            cache: &config.cache,
+            boundary: Some(&boundary),
+            preprocess: &config.preprocess,
+            batch_size: config.batch_size,
+            threads: config.threads,
+            ort_lib: config.ort_lib.as_deref(),
+        },
+        monitor,
+    )?;
+    let train_rows = extraction.manifest.labelled(&extraction.store, Split::Train)?;
+    let val_rows = extraction.manifest.labelled(&extraction.store, Split::Val)?;
+    if val_rows.labels.is_empty() {
+        let reason = "no validation picture could be read".to_owned();
+        return Err(Error::Data {
+            path: config.data.clone(),
+            reason,
+        });
+    }
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(config.threads)
+        .build()
+        .map_err(|error| {
+            Error::Usage(format!(
+                "{} threads could not be started: {error}",
+                config.threads
+            ))
+        })?;
+    let trained = pool.install(|| {
+        train(
+            &train_rows,
+            Some(&val_rows),
+            &data.classes,
+            config.regularisation,
+            config.seed,
+            monitor,
+        )
+    })?;
+
+    let exported = assemble(&model, &boundary, &trained.head, &config.preprocess)?;
+    let classifier = Classifier::new(exported.clone(), engine.clone(), config.threads)?;
+    let (pictures, logits) = spread(&val_rows.paths, &trained.val_logits, data.classes.len());
+    let verified = verify(&classifier, &config.data, &pictures, &logits, monitor)?;
+
+    let metrics = metrics_of(&extraction, &trained, &verified, &engine);
+    folder.write(
+        &trained.head,
+        &[
+            ("config.toml", settings.into_bytes()),
+            (
+                "report.html",
+                report::html(&config.data, &metrics, &trained, &val_rows).into_bytes(),
+            ),
+            ("ledger.jsonl", extraction.ledger().into_bytes()),
+            ("model.onnx", exported.bytes().to_vec()),
+            ("metrics.json", pretty(&metrics)),
+        ],
+    )?;
+    Ok(FitReport {
+        extraction,
+        trained,
+        verified,
+        metrics,
+    })
+}
+
+/// The settings of a `train` on cached features, and where its results go.
+#[derive(Debug, Clone)]
+pub struct TrainConfig {
+    /// The run folder to write.
+    pub run: PathBuf,
+    /// Where the features came from, for `config.toml`.
+    pub source: Vec<(String, String)>,
+    /// How strong the regularisation is.
+    pub regularisation: Regularisation,
+    /// Decides the held-out rows.
+    pub seed: u64,
+    /// What to do with a run folder of other settings.
+    pub existing: Existing,
+}
+
+/// Trains a head on features that are there already, and writes the run folder: no `model.onnx`, for there is no graph.
+///
+/// # Errors
+/// As [`train`]; [`Error::Exists`] where the run folder holds something else and `existing` refuses.
+pub fn train_to_folder(
+    train_rows: &Labelled,
+    val_rows: Option<&Labelled>,
+    classes: &[String],
+    config: &TrainConfig,
+    monitor: Monitor<'_>,
+) -> Result<(Trained, serde_json::Value), Error> {
+    let mut settings = String::from("# Written by graftwork train.\n");
+    for (key, value) in &config.source {
+        settings.push_str(&format!("{key} = {}\n", toml_string(value)));
+    }
+    settings.push_str(&format!(
+        "c = {}\nseed = {}\n",
+        c_text(config.regularisation),
+        config.seed
+    ));
+    let folder = RunFolder::open(&config.run, &settings, config.existing)?;
+    let trained = train(
+        train_rows,
+        val_rows,
+        classes,
+        config.regularisation,
+        config.seed,
+        monitor,
+    )?;
+    let mut metrics = serde_json::json!({
+        "classes": classes,
+        "train": trained.train,
+        "val": trained.val,
+        "seconds": { "train": trained.seconds },
+    });
+    add_solver(&mut metrics, &trained);
+    folder.write(
+        &trained.head,
+        &[
+            ("config.toml", settings.into_bytes()),
+            ("metrics.json", pretty(&metrics)),
+        ],
+    )?;
+    Ok((trained, metrics))
+}
+
+fn metrics_of(
+    extraction: &Extraction,
+    trained: &Trained,
+    verified: &Verified,
+    engine: &Engine,
+) -> serde_json::Value {
+    let mut metrics = serde_json::json!({
+        "classes": trained.head.classes(),
+        "train": trained.train,
+        "val": trained.val,
+        "seconds": { "extract": extraction.elapsed.as_secs_f64(), "train": trained.seconds },
+        "images_per_second": extraction.images_per_second(),
+        "cache": {
+            "hits": extraction.hits,
+            "misses": extraction.misses,
+            "entry": extraction.store.folder().to_string_lossy(),
+        },
+        "left_out": extraction.left_out.len(),
+        "boundary": extraction.boundary,
+        "export": verified,
+        "onnxruntime": format!("1.{}", engine.found().minor),
+    });
+    add_solver(&mut metrics, trained);
+    metrics
+}
+
+fn add_solver(metrics: &mut serde_json::Value, trained: &Trained) {
+    metrics["c"] = trained.c.into();
+    metrics["solver"] = serde_json::json!({
+        "objective": trained.fitted.objective,
+        "passes": trained.fitted.passes,
+        "converged": trained.fitted.converged,
+    });
+    metrics["selection"] = serde_json::to_value(&trained.selection).expect("plain data is JSON");
+    metrics["graftwork"] = env!("CARGO_PKG_VERSION").into();
+}
+
+fn pretty(value: &impl Serialize) -> Vec<u8> {
+    let mut bytes = serde_json::to_vec_pretty(value).expect("plain data is JSON");
+    bytes.push(b'\n');
+    bytes
+}
+
+/// At most [`MAX_VERIFIED`] pictures, evenly spread, with their logits.
+fn spread(paths: &[PathBuf], logits: &[f32], n_classes: usize) -> (Vec<PathBuf>, Vec<f32>) {
+    let n = paths.len().min(MAX_VERIFIED);
+    let chosen = (0..n).map(|i| i * paths.len() / n);
+    chosen
+        .map(|row| {
+            (
+                paths[row].clone(),
+                &logits[row * n_classes..(row + 1) * n_classes],
+            )
+        })
+        .fold(
+            (Vec::new(), Vec::new()),
+            |(mut paths, mut all), (path, logits)| {
+                paths.push(path);
+                all.extend_from_slice(logits);
+                (paths, all)
+            },
+        )
+}
+
+/// The settings that decide the result, as TOML; two runs with the same text are the same run.
+fn settings_of(config: &FitConfig, boundary: &str) -> String {
+    let absolute = |path: &Path| {
+        let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+        toml_string(&path.to_string_lossy())
+    };
+    let (val_fraction, split_seed) = match config.split {
+        SplitRule::Folders => (String::new(), String::new()),
+        SplitRule::Fraction { fraction, seed } => (
+            format!("val_fraction = {fraction:?}\n"),
+            format!("split_seed = {seed}\n"),
+        ),
+    };
+    let p = &config.preprocess;
+    let filter = serde_json::to_string(&p.interpolation).expect("a name is JSON");
+    format!(
+        "# Written by graftwork fit.\nbackbone = {}\nbackbone_blake3 = \"{}\"\ndata = {}\ncut = {}\nc = {}\nseed = {}\n{val_fraction}{split_seed}\n\
+         [preprocess]\nresize = {}\ncrop = {}\ninterpolation = {filter}\nmean = {:?}\nstd = {:?}\n",
+        absolute(&config.backbone),
+        fs::read(&config.backbone)
+            .map(|bytes| blake3::hash(&bytes).to_hex().to_string())
+            .unwrap_or_default(),
+        absolute(&config.data),
+        toml_string(boundary),
+        c_text(config.regularisation),
+        config.seed,
+        p.resize,
+        p.crop,
+        p.mean,
+        p.std,
+    )
+}
+
+/// JSON's string escapes are TOML's.
+fn toml_string(text: &str) -> String {
+    serde_json::to_string(text).expect("strings are JSON")
+}
+
+fn c_text(regularisation: Regularisation) -> String {
+    match regularisation {
+        Regularisation::C(c) => format!("{c:?}"),
+        Regularisation::Auto => "\"auto\"".to_owned(),
+    }
+}
+
+/// A run folder, checked before the work and written after it.
+struct RunFolder {
+    path: PathBuf,
+}
+
+impl RunFolder {
+    /// Whether the results may go to `path`: it is new, empty, or holds a run of the same settings.
+    fn open(path: &Path, settings: &str, existing: Existing) -> Result<RunFolder, Error> {
+        let exists = |what: &str| Error::Exists {
+            path: path.to_owned(),
+            what: what.to_owned(),
+        };
+        if path.is_file() {
+            return Err(exists("a file"));
+        }
+        let is_empty = fs::read_dir(path).map_or(true, |mut entries| entries.next().is_none());
+        let same = fs::read_to_string(path.join("config.toml")).is_ok_and(|old| old == settings);
+        if !is_empty && !same && existing == Existing::Refuse {
+            let what = if path.join("config.toml").exists() {
+                "a run of other settings"
+            } else {
+                "files that are no run"
+            };
+            return Err(exists(what));
+        }
+        Ok(RunFolder {
+            path: path.to_owned(),
+        })
+    }
+
+    /// Writes all files, or none: they are finished beside the folder first.
+    fn write(&self, head: &LinearHead, files: &[(&str, Vec<u8>)]) -> Result<(), Error> {
+        let parent = self
+            .path
+            .parent()
+            .filter(|parent| !parent.as_os_str().is_empty())
+            .unwrap_or(Path::new("."));
+        fs::create_dir_all(parent).map_err(FileError::at("create", parent))?;
+        let name = self.path.file_name().unwrap_or_default().to_string_lossy();
+        let staging = parent.join(format!(".{name}.{}.tmp", std::process::id()));
+        let result = self.stage_and_move(&staging, head, files);
+        let _ = fs::remove_dir_all(&staging);
+        result
+    }
+
+    fn stage_and_move(
+        &self,
+        staging: &Path,
+        head: &LinearHead,
+        files: &[(&str, Vec<u8>)],
+    ) -> Result<(), Error> {
+        const HEAD: &str = "head.safetensors";
+        fs::create_dir_all(staging).map_err(FileError::at("create", &self.path))?;
+        head.save(&staging.join(HEAD))?;
+        for (name, bytes) in files {
+            let path = self.path.join(name);
+            // Errors speak of the file that was wanted, not of the staging one.
+            let mut file =
+                AtomicFile::create(&staging.join(name), Existing::Replace).map_err(|error| FileError {
+                    path: path.clone(),
+                    ..error
+                })?;
+            file.write_all(bytes).map_err(FileError::at("write", &path))?;
+            file.commit().map_err(|error| FileError {
+                path: path.clone(),
+                ..error
+            })?;
+        }
+        if !self.path.exists() {
+            return Ok(fs::rename(staging, &self.path).map_err(FileError::at("create", &self.path))?);
+        }
+        for name in files.iter().map(|(name, _)| *name).chain([HEAD]) {
+            let path = self.path.join(name);
+            fs::rename(staging.join(name), &path).map_err(FileError::at("create", &path))?;
+        }
+        Ok(())
+    }
+}
