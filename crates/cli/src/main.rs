@@ -1,2 +1,52 @@
 //! The `graftwork` binary.
-fn main() {}
+#![forbid(unsafe_code)]
+
+mod args;
+mod commands;
+mod errors;
+mod progress;
+mod table;
+mod text;
+mod usage;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+/// Graft a new head onto a trained network, without Python.
+#[derive(Parser)]
+#[command(
+    name = "graftwork",
+    version,
+    after_help = "Exit codes: 0 done, 1 the answer is no, 2 usage, 3 bad input, \
+    4 refused as unsafe, 5 a needed runtime is missing, 75 interrupted (run again to resume)"
+)]
+enum Verb {
+    /// The main job: features of a folder (cached), a trained head, its marks, one deployable model
+    Fit(commands::fit::FitArgs),
+    /// Features of a folder into the cache
+    Extract(commands::extract::ExtractArgs),
+    /// A head on cached features or on an array
+    Train(commands::train::TrainArgs),
+    /// How good a trained run is on labelled pictures or features
+    Eval(commands::eval::EvalArgs),
+    /// The classes of pictures
+    Predict(commands::predict::PredictArgs),
+    /// The main job on what the repository ships
+    Demo(commands::demo::DemoArgs),
+    /// Which ONNX Runtime is found; --install gets it
+    Doctor(commands::doctor::DoctorArgs),
+}
+
+fn main() -> ExitCode {
+    let result = match Verb::parse() {
+        Verb::Fit(args) => commands::fit::run(&args),
+        Verb::Extract(args) => commands::extract::run(&args),
+        Verb::Train(args) => commands::train::run(&args),
+        Verb::Eval(args) => commands::eval::run(&args),
+        Verb::Predict(args) => commands::predict::run(&args),
+        Verb::Demo(args) => commands::demo::run(&args),
+        Verb::Doctor(args) => commands::doctor::run(&args),
+    };
+    ExitCode::from(result.unwrap_or_else(|error| errors::report(&error)))
+}

@@ -11,4 +11,4 @@ pub use extract::{ExtractConfig, Extraction, LeftOut, extract};
 pub use key::Key;
 pub use manifest::{Labelled, Manifest, Row};
 pub use matrix::Features;
-pub use store::{RowId, Store};
+pub use store::{RowId, Store, default_cache};

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use etcetera::BaseStrategy;
 use pth::{AtomicFile, DType, Existing, FileError, StateDict, Tensor};
 use rayon::prelude::*;
 
@@ -18,6 +19,17 @@ use crate::error::Error;
 pub type RowId = [u8; 32];
 
 const DIGEST: &str = "blake3";
+
+/// Where cache entries go when the caller names no folder: `graftwork/features` in the user's cache folder
+/// (`$XDG_CACHE_HOME` or `~/.cache` on Linux).
+///
+/// # Errors
+/// [`Error::Usage`] where the user has no home folder.
+pub fn default_cache() -> Result<PathBuf, Error> {
+    let strategy = etcetera::choose_base_strategy()
+        .map_err(|error| Error::Usage(format!("the user's cache folder is unknown ({error}); name one")))?;
+    Ok(strategy.cache_dir().join("graftwork").join("features"))
+}
 
 /// An open cache entry.
 #[derive(Debug)]

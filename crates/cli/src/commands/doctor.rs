@@ -1,0 +1,72 @@
+//! `graftwork doctor`: what is found, where, which version; `--install` gets ONNX Runtime.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use runtime::engine::{Candidate, candidates, install};
+
+use crate::errors::code;
+use crate::text;
+
+#[derive(Debug, Args)]
+pub(crate) struct DoctorArgs {
+    /// Get ONNX Runtime with pip from your configured index, into your data folder
+    #[arg(long)]
+    install: bool,
+    /// The ONNX Runtime library to look at first, or the folder it is in (also: ORT_DYLIB_PATH)
+    #[arg(long, value_name = "PATH")]
+    ort_lib: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) fn run(args: &DoctorArgs) -> anyhow::Result<u8> {
+    if args.install {
+        text::remark("getting ONNX Runtime with pip ...");
+        let report = install()?;
+        let mib = report.n_bytes as f64 / (1 << 20) as f64;
+        text::remark(&format!(
+            "installed ONNX Runtime {} ({mib:.1} MiB) as `{}`",
+            report.version,
+            report.path.display()
+        ));
+    }
+    let candidates = candidates(args.ort_lib.as_deref());
+    let used = candidates.iter().position(|candidate| candidate.version.is_ok());
+    if args.json {
+        let describe = |candidate: &Candidate| {
+            serde_json::json!({
+                "origin": candidate.origin.to_string(),
+                "path": candidate.path.to_string_lossy(),
+                "version": candidate.version.as_ref().ok().map(|minor| format!("1.{minor}")),
+                "reason": candidate.version.as_ref().err(),
+            })
+        };
+        text::json(&serde_json::json!({
+            "onnxruntime": {
+                "used": used.map(|idx| describe(&candidates[idx])),
+                "candidates": candidates.iter().map(describe).collect::<Vec<_>>(),
+            },
+            "graftwork": env!("CARGO_PKG_VERSION"),
+        }))?;
+    } else {
+        let mut text = format!("graftwork {}\nONNX Runtime\n", env!("CARGO_PKG_VERSION"));
+        for (idx, candidate) in candidates.iter().enumerate() {
+            let mark = if Some(idx) == used { "*" } else { " " };
+            let what = match &candidate.version {
+                Ok(minor) => format!("1.{minor}  {}", candidate.path.display()),
+                Err(reason) => format!("-  {reason}"),
+            };
+            text.push_str(&format!("{mark} {:<28} {what}\n", candidate.origin.to_string()));
+        }
+        text::print(&text::plain(&text))?;
+    }
+    match used {
+        Some(_) => Ok(0),
+        None => {
+            text::remark("error: ONNX Runtime was not found\nhint: graftwork doctor --install");
+            Ok(code::NO_RUNTIME)
+        }
+    }
+}

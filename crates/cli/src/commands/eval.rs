@@ -1,0 +1,111 @@
+//! `graftwork eval`: how good a trained run is on labelled pictures or features.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use runtime::data::Dataset;
+use runtime::engine::Engine;
+use runtime::export::Classifier;
+use runtime::head::LinearHead;
+use runtime::metrics::Metrics;
+use runtime::onnx::Model;
+
+use super::train::FeatureArgs;
+use crate::args::EngineArgs;
+use crate::progress::Watch;
+use crate::table;
+use crate::text;
+use crate::usage::UsageError;
+
+#[derive(Debug, Args)]
+pub(crate) struct EvalArgs {
+    /// A run folder
+    run: PathBuf,
+    /// Image folder: its val (or test) where it has a train, else all of it; runs the exported model
+    #[arg(
+        long,
+        value_name = "D",
+        required_unless_present = "features",
+        conflicts_with = "features"
+    )]
+    data: Option<PathBuf>,
+    /// A cache entry (its validation rows), or an array [N, D]; uses the head alone
+    #[arg(long, value_name = "ENTRY|X.npy")]
+    features: Option<PathBuf>,
+    /// Class indices [N] of an array, or one of the entry's label files [default: its newest]
+    #[arg(long, value_name = "y.npy", requires = "features")]
+    labels: Option<PathBuf>,
+    #[command(flatten)]
+    engine: EngineArgs,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) fn run(args: &EvalArgs) -> anyhow::Result<u8> {
+    let (marks, left_out) = match (&args.data, &args.features) {
+        (Some(data), _) => on_pictures(args, data)?,
+        (None, Some(features)) => (on_features(args, features)?, Vec::new()),
+        (None, None) => return Err(UsageError::new("eval needs --data or --features").into()),
+    };
+    for (path, reason) in &left_out {
+        text::remark(&format!("left out `{}`: {reason}", path.display()));
+    }
+    if args.json {
+        let mut value = serde_json::to_value(&marks)?;
+        value["left_out"] = left_out.len().into();
+        text::json(&value)?;
+    } else {
+        text::print(&table::metrics(&marks))?;
+    }
+    Ok(0)
+}
+
+type LeftOut = Vec<(PathBuf, String)>;
+
+fn on_pictures(args: &EvalArgs, data: &std::path::Path) -> anyhow::Result<(Metrics, LeftOut)> {
+    let model = Model::open(&super::predict::model_path(&args.run)?)?;
+    let engine = Engine::open(args.engine.ort_lib.as_deref())?;
+    let classifier = Classifier::new(model, engine, args.engine.threads())?;
+    let data = Dataset::open_for_eval(data, classifier.classes())?;
+    let paths: Vec<PathBuf> = data.pictures.iter().map(|picture| picture.path.clone()).collect();
+    let answers = Watch::new().run(|monitor| classifier.classify(&data.root, &paths, monitor))?;
+    let (mut logits, mut labels, mut left_out) = (Vec::new(), Vec::new(), Vec::new());
+    for (picture, answer) in data.pictures.into_iter().zip(answers) {
+        match answer {
+            Ok(row) => {
+                logits.extend(row);
+                labels.push(picture.label);
+            }
+            Err(reason) => left_out.push((picture.path, reason)),
+        }
+    }
+    Ok((Metrics::new(&logits, &labels, classifier.classes()), left_out))
+}
+
+fn on_features(args: &EvalArgs, features: &std::path::Path) -> anyhow::Result<Metrics> {
+    let head = LinearHead::open(&args.run.join("head.safetensors"))?;
+    let source = FeatureArgs {
+        features: features.to_owned(),
+        labels: args.labels.clone(),
+    }
+    .read()?;
+    let rows = source.val.unwrap_or(source.train);
+    if let Some(row) = rows
+        .labels
+        .iter()
+        .position(|label| *label as usize >= head.classes().len())
+    {
+        let text = format!(
+            "row {row} has label {}, and the head knows {} classes",
+            rows.labels[row],
+            head.classes().len()
+        );
+        return Err(runtime::Error::Features(text).into());
+    }
+    Ok(Metrics::new(
+        &head.logits(&rows.features)?,
+        &rows.labels,
+        head.classes(),
+    ))
+}

@@ -1,0 +1,98 @@
+//! `graftwork extract`: features of a folder into the cache.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use runtime::data::Dataset;
+use runtime::features::{ExtractConfig, Extraction, extract};
+use runtime::onnx::Model;
+
+use crate::args::{DataArgs, EngineArgs, PreprocessArgs};
+use crate::progress::Watch;
+use crate::text;
+
+#[derive(Debug, Args)]
+pub(crate) struct ExtractArgs {
+    /// The ONNX backbone
+    #[arg(long, value_name = "M.onnx")]
+    backbone: PathBuf,
+    #[command(flatten)]
+    data: DataArgs,
+    /// Folder of cache entries
+    #[arg(long, value_name = "DIR")]
+    cache: PathBuf,
+    /// The tensor to cut at [default: the input of the classifier]
+    #[arg(long, value_name = "TENSOR")]
+    cut: Option<String>,
+    #[command(flatten)]
+    preprocess: PreprocessArgs,
+    #[command(flatten)]
+    engine: EngineArgs,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) fn run(args: &ExtractArgs) -> anyhow::Result<u8> {
+    let preprocess = args.preprocess.checked()?;
+    let model = Model::open(&args.backbone)?;
+    let data = Dataset::open(&args.data.data, args.data.split())?;
+    let config = ExtractConfig {
+        cache: &args.cache,
+        boundary: args.cut.as_deref(),
+        preprocess: &preprocess,
+        batch_size: args.engine.batch_size,
+        threads: args.engine.threads(),
+        ort_lib: args.engine.ort_lib.as_deref(),
+    };
+    let extraction = Watch::new().run(|monitor| extract(&model, &data, &config, monitor))?;
+    let labels = extraction.save_labels()?;
+    report(&extraction);
+    let entry = extraction.store.folder();
+    if args.json {
+        text::json(&serde_json::json!({
+            "entry": entry.to_string_lossy(),
+            "labels": labels.to_string_lossy(),
+            "boundary": extraction.boundary,
+            "n": extraction.manifest.rows.len(),
+            "features": extraction.store.n_features(),
+            "cache": { "hits": extraction.hits, "misses": extraction.misses },
+            "left_out": extraction.left_out,
+            "seconds": { "extract": extraction.elapsed.as_secs_f64() },
+            "images_per_second": extraction.images_per_second(),
+        }))?;
+    } else {
+        text::print(&format!("{}\n", entry.display()))?;
+    }
+    Ok(0)
+}
+
+/// Says what an extraction did, on stderr.
+pub(crate) fn report(extraction: &Extraction) {
+    const MAX_NAMED: usize = 10;
+    if let Some(engine) = &extraction.engine {
+        text::remark(&format!("ran on the CPU with {engine}"));
+    }
+    text::remark(&format!(
+        "features: {} from the cache, {} computed, {} left out; {:.2} s, {:.0} images/s; cut at `{}`",
+        extraction.hits,
+        extraction.misses,
+        extraction.left_out.len(),
+        extraction.elapsed.as_secs_f64(),
+        extraction.images_per_second(),
+        extraction.boundary
+    ));
+    for left_out in extraction.left_out.iter().take(MAX_NAMED) {
+        text::remark(&format!(
+            "left out `{}`: {}",
+            left_out.path.display(),
+            left_out.reason
+        ));
+    }
+    if extraction.left_out.len() > MAX_NAMED {
+        text::remark(&format!(
+            "and {} more; the ledger names them all",
+            extraction.left_out.len() - MAX_NAMED
+        ));
+    }
+}

@@ -1,0 +1,9 @@
+//! One file per verb.
+
+pub(crate) mod demo;
+pub(crate) mod doctor;
+pub(crate) mod eval;
+pub(crate) mod extract;
+pub(crate) mod fit;
+pub(crate) mod predict;
+pub(crate) mod train;

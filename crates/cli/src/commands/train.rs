@@ -1,0 +1,219 @@
+//! `graftwork train`: a head on features that are there already.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use pth::Existing;
+use runtime::data::Split;
+use runtime::features::{Labelled, Manifest, Store};
+use runtime::job::{TrainConfig, Trained, train_to_folder};
+use runtime::npy;
+
+use crate::args::CArg;
+use crate::progress::Watch;
+use crate::table;
+use crate::text;
+use crate::usage::UsageError;
+
+/// Features and labels: a cache entry, or arrays.
+#[derive(Debug, Args)]
+pub(crate) struct FeatureArgs {
+    /// A cache entry that `extract` printed, or an array [N, D]
+    #[arg(long, value_name = "ENTRY|X.npy")]
+    pub(crate) features: PathBuf,
+    /// Class indices [N] of an array, or one of the entry's label files [default: its newest]
+    #[arg(long, value_name = "y.npy")]
+    pub(crate) labels: Option<PathBuf>,
+}
+
+/// What [`FeatureArgs`] lead to.
+pub(crate) struct Source {
+    pub(crate) classes: Vec<String>,
+    pub(crate) train: Labelled,
+    pub(crate) val: Option<Labelled>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TrainArgs {
+    #[command(flatten)]
+    features: FeatureArgs,
+    /// Validation features [M, D], with an array
+    #[arg(long, value_name = "V.npy", requires = "val_labels")]
+    val_features: Option<PathBuf>,
+    /// Class indices [M] of the validation features
+    #[arg(long, value_name = "w.npy", requires = "val_features")]
+    val_labels: Option<PathBuf>,
+    /// The run folder to write
+    #[arg(short, long, value_name = "RUN")]
+    output: PathBuf,
+    /// Regularisation: scikit-learn's C, or auto to choose it on held-out training rows
+    #[arg(long, value_name = "VALUE|auto", default_value = "auto")]
+    c: CArg,
+    /// Decides which rows are held out
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+    /// Replace a run of other settings
+    #[arg(long)]
+    force: bool,
+    /// Print metrics.json instead of the table
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<u8> {
+    let mut source = args.features.read()?;
+    if let (Some(features), Some(labels)) = (&args.val_features, &args.val_labels) {
+        if args.features.features.is_dir() {
+            return Err(UsageError::new(
+                "--val-features goes with an array; a cache entry knows its own split",
+            )
+            .into());
+        }
+        let val = read_arrays(features, labels)?;
+        source.extend_classes(&val.labels);
+        source.val = Some(val);
+    }
+    let absolute = |path: &Path| {
+        path.canonicalize()
+            .unwrap_or_else(|_| path.to_owned())
+            .to_string_lossy()
+            .into_owned()
+    };
+    let mut described = vec![("features".to_owned(), absolute(&args.features.features))];
+    let more = [
+        ("labels", &args.features.labels),
+        ("val_features", &args.val_features),
+        ("val_labels", &args.val_labels),
+    ];
+    for (name, path) in more {
+        described.extend(path.as_deref().map(|path| (name.to_owned(), absolute(path))));
+    }
+    let config = TrainConfig {
+        run: args.output.clone(),
+        source: described,
+        regularisation: args.c.0,
+        seed: args.seed,
+        existing: if args.force {
+            Existing::Replace
+        } else {
+            Existing::Refuse
+        },
+    };
+    let (trained, metrics) = Watch::new().run(|monitor| {
+        train_to_folder(
+            &source.train,
+            source.val.as_ref(),
+            &source.classes,
+            &config,
+            monitor,
+        )
+    })?;
+    report(&trained);
+    text::remark(&format!("wrote `{}`", args.output.display()));
+    if args.json {
+        text::json(&metrics)?;
+    } else {
+        text::print(&table::metrics(trained.val.as_ref().unwrap_or(&trained.train)))?;
+    }
+    Ok(0)
+}
+
+/// Says how a head was trained, on stderr.
+pub(crate) fn report(trained: &Trained) {
+    if let Some(selection) = &trained.selection {
+        let rows = selection.n_held_out;
+        text::remark(&format!(
+            "chose C = {:.4} by log loss on {rows} held-out training rows",
+            selection.c
+        ));
+    }
+    let state = if trained.fitted.converged {
+        "converged"
+    } else {
+        "stopped before it converged"
+    };
+    text::remark(&format!(
+        "fitted {} rows in {} passes, {state}; {:.2} s; training accuracy {:.2} %",
+        trained.train.n,
+        trained.fitted.passes,
+        trained.seconds,
+        trained.train.accuracy * 100.0
+    ));
+}
+
+impl FeatureArgs {
+    pub(crate) fn read(&self) -> anyhow::Result<Source> {
+        if self.features.is_dir() {
+            let manifest = match &self.labels {
+                Some(path) => Manifest::open(path)?,
+                None => match Manifest::list(&self.features)?.first() {
+                    Some(path) => Manifest::open(path)?,
+                    None => {
+                        let text = format!("`{}` holds no labels", self.features.display());
+                        return Err(UsageError::new(text)
+                            .with_hint("graftwork extract writes them")
+                            .into());
+                    }
+                },
+            };
+            let store = Store::open_entry(&self.features)?;
+            let val = manifest.labelled(&store, Split::Val)?;
+            return Ok(Source {
+                train: manifest.labelled(&store, Split::Train)?,
+                val: (!val.labels.is_empty()).then_some(val),
+                classes: manifest.classes,
+            });
+        }
+        let Some(labels) = &self.labels else {
+            return Err(UsageError::new("an array of features needs its labels")
+                .with_hint("--labels y.npy")
+                .into());
+        };
+        let train = read_arrays(&self.features, labels)?;
+        let mut source = Source {
+            classes: Vec::new(),
+            train,
+            val: None,
+        };
+        let labels = source.train.labels.clone();
+        source.extend_classes(&labels);
+        Ok(source)
+    }
+}
+
+impl Source {
+    /// Arrays carry no class names: a class is called by its index.
+    fn extend_classes(&mut self, labels: &[u32]) {
+        let n_classes = labels.iter().map(|&label| label as usize + 1).max().unwrap_or(0);
+        for class in self.classes.len()..n_classes {
+            self.classes.push(class.to_string());
+        }
+    }
+}
+
+fn read_arrays(features: &Path, labels: &Path) -> anyhow::Result<Labelled> {
+    const MAX_CLASSES: u32 = 1 << 20;
+    let read = Labelled {
+        features: npy::read_features(features)?,
+        labels: npy::read_labels(labels)?,
+        paths: Vec::new(),
+    };
+    if read.features.n_rows() != read.labels.len() {
+        let (rows, n_labels) = (read.features.n_rows(), read.labels.len());
+        let text = format!(
+            "`{}` has {rows} rows and `{}` {n_labels}",
+            features.display(),
+            labels.display()
+        );
+        return Err(runtime::Error::Features(text).into());
+    }
+    if let Some(row) = read.labels.iter().position(|label| *label >= MAX_CLASSES) {
+        let text = format!(
+            "row {row} of `{}` has label {}, over {MAX_CLASSES}",
+            labels.display(),
+            read.labels[row]
+        );
+        return Err(runtime::Error::Features(text).into());
+    }
+    Ok(read)
+}

@@ -1,0 +1,112 @@
+//! Errors to text, hints and exit codes: the only place that knows the contract's numbers.
+
+use std::io;
+
+use crate::text::plain;
+use crate::usage::UsageError;
+
+/// Exit codes of the contract in DESIGN and README.
+pub(crate) mod code {
+    pub(crate) const USAGE: u8 = 2;
+    pub(crate) const BAD_INPUT: u8 = 3;
+    pub(crate) const UNSAFE: u8 = 4;
+    pub(crate) const NO_RUNTIME: u8 = 5;
+    pub(crate) const RUN_AGAIN: u8 = 75;
+}
+
+/// Prints `error: what`, its causes, and a hint where there is one; returns the exit code.
+#[expect(clippy::print_stderr, reason = "this is where errors are said")]
+pub(crate) fn report(error: &anyhow::Error) -> u8 {
+    let (code, hint) = judge(error);
+    eprintln!("error: {}", plain(&error.to_string()));
+    for cause in error.chain().skip(1) {
+        eprintln!("  caused by: {}", plain(&cause.to_string()));
+    }
+    if let Some(hint) = hint {
+        eprintln!("hint: {hint}");
+    }
+    code
+}
+
+/// The exit code, and what to do about it.
+fn judge(error: &anyhow::Error) -> (u8, Option<String>) {
+    for cause in error.chain() {
+        if let Some(usage) = cause.downcast_ref::<UsageError>() {
+            return (code::USAGE, usage.hint.clone());
+        }
+        if let Some(pth::Error::Unsafe { .. }) = cause.downcast_ref() {
+            return (code::UNSAFE, None);
+        }
+        if let Some(surgery::Error::NoMatch { .. } | surgery::Error::Collision { .. }) = cause.downcast_ref()
+        {
+            return (code::USAGE, None);
+        }
+        if let Some(error) = cause.downcast_ref::<runtime::Error>()
+            && let Some(judged) = judge_runtime(error)
+        {
+            return judged;
+        }
+        if let Some(error) = cause.downcast_ref::<pth::FileError>() {
+            return judge_io(&error.source);
+        }
+        if let Some(error) = cause.downcast_ref::<io::Error>() {
+            return judge_io(error);
+        }
+    }
+    (code::BAD_INPUT, None)
+}
+
+fn judge_io(error: &io::Error) -> (u8, Option<String>) {
+    match error.kind() {
+        io::ErrorKind::AlreadyExists => (code::USAGE, Some("--force replaces it".to_owned())),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => (
+            code::RUN_AGAIN,
+            Some("make room and run the same command again; nothing is half-written".to_owned()),
+        ),
+        // A file that is not there is bad input; a place that may not be written is a wrong command.
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => (code::USAGE, None),
+        _ => (code::BAD_INPUT, None),
+    }
+}
+
+fn judge_runtime(error: &runtime::Error) -> Option<(u8, Option<String>)> {
+    use runtime::Error::{
+        Cancelled, Data, Exists, Install, Interrupted, OrtMissing, OrtUnusable, UnknownTensor, Usage,
+    };
+    Some(match error {
+        UnknownTensor { suggestions, .. } => {
+            let near: Vec<String> = suggestions.iter().map(|name| format!("`{name}`")).collect();
+            (
+                code::USAGE,
+                (!near.is_empty())
+                    .then(|| format!("--cut takes one of its tensors; near are {}", near.join(", "))),
+            )
+        }
+        Usage(text) if text.contains("the crop is") => (
+            code::USAGE,
+            Some("--crop SIDE, and --resize SIDE to match (often the same or 8/7 of it)".to_owned()),
+        ),
+        Usage(_) => (code::USAGE, None),
+        Exists { .. } => (
+            code::USAGE,
+            Some("-o another folder, or --force to replace it".to_owned()),
+        ),
+        Data { reason, .. } if reason.contains("which share is for validation") => {
+            (code::USAGE, Some("--val-fraction 0.2".to_owned()))
+        }
+        OrtMissing { .. } => (code::NO_RUNTIME, Some("graftwork doctor --install".to_owned())),
+        OrtUnusable { .. } => (
+            code::NO_RUNTIME,
+            Some("graftwork doctor lists what there is".to_owned()),
+        ),
+        Install(_) => (
+            code::NO_RUNTIME,
+            Some("python3 -m pip download onnxruntime shows what pip lacks".to_owned()),
+        ),
+        Interrupted { .. } | Cancelled => (
+            code::RUN_AGAIN,
+            Some("run the same command again to resume".to_owned()),
+        ),
+        _ => return None,
+    })
+}

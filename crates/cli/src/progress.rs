@@ -1,0 +1,111 @@
+//! A bar on a terminal, a line now and then elsewhere; and Ctrl-C as a flag.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressStyle};
+use runtime::{Monitor, Progress, Stage};
+
+use crate::text::{is_watched, remark};
+
+/// Set by Ctrl-C or SIGTERM.
+static CANCEL: AtomicBool = AtomicBool::new(false);
+/// Between two lines where no terminal is.
+const LINE_EVERY: Duration = Duration::from_secs(10);
+
+/// Watches one job.
+pub(crate) struct Watch {
+    state: Mutex<State>,
+}
+
+struct State {
+    stage: Option<Stage>,
+    bar: Option<ProgressBar>,
+    since: Instant,
+    last_line: Instant,
+}
+
+impl Watch {
+    /// The first Ctrl-C asks the job to stop at its next step, a second ends the process at once.
+    pub(crate) fn new() -> Watch {
+        // Installing it twice in a process fails, and the first one serves.
+        let _ = ctrlc::set_handler(|| {
+            if CANCEL.swap(true, Ordering::Relaxed) {
+                std::process::exit(i32::from(crate::errors::code::RUN_AGAIN));
+            }
+        });
+        let now = Instant::now();
+        Watch {
+            state: Mutex::new(State {
+                stage: None,
+                bar: None,
+                since: now,
+                last_line: now,
+            }),
+        }
+    }
+
+    /// Runs a job under watch.
+    pub(crate) fn run<T>(&self, job: impl FnOnce(Monitor<'_>) -> T) -> T {
+        let result = job(Monitor {
+            cancel: &CANCEL,
+            report: &|progress| self.report(progress),
+        });
+        if let Ok(mut state) = self.state.lock() {
+            state.close();
+        }
+        result
+    }
+
+    fn report(&self, progress: Progress) {
+        let Ok(mut state) = self.state.lock() else { return };
+        let name = match progress.stage {
+            Stage::Scan => "scanning",
+            Stage::Extract => "features",
+            Stage::Select => "choosing C",
+            Stage::Train => "fitting",
+            Stage::Verify => "running the model",
+            _ => "working",
+        };
+        if state.stage != Some(progress.stage) {
+            state.close();
+            state.stage = Some(progress.stage);
+            state.since = Instant::now();
+            state.last_line = Instant::now();
+            if is_watched() {
+                let template = if progress.total > 0 {
+                    "{msg:>18} [{bar:30}] {pos}/{len}  {per_sec}  {eta} left"
+                } else {
+                    "{msg:>18} {spinner} {elapsed}"
+                };
+                let style =
+                    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+                let bar = ProgressBar::new(progress.total as u64).with_style(style.progress_chars("=> "));
+                bar.set_message(name);
+                state.bar = Some(bar);
+            }
+        }
+        match &state.bar {
+            // Workers report out of order: the bar only moves forward.
+            Some(bar) => bar.set_position(bar.position().max(progress.done as u64)),
+            None if state.last_line.elapsed() >= LINE_EVERY => {
+                state.last_line = Instant::now();
+                let rate = progress.done as f64 / state.since.elapsed().as_secs_f64();
+                remark(&format!(
+                    "{name} {}/{}  {rate:.0}/s",
+                    progress.done, progress.total
+                ));
+            }
+            None => {}
+        }
+    }
+}
+
+impl State {
+    fn close(&mut self) {
+        if let Some(bar) = self.bar.take() {
+            bar.finish_and_clear();
+        }
+    }
+}
