@@ -60,7 +60,7 @@ pub(crate) fn run(args: &DoctorArgs) -> anyhow::Result<u8> {
             };
             text.push_str(&format!("{mark} {:<28} {what}\n", candidate.origin.to_string()));
         }
-        text::print(&text::plain(&text))?;
+        text::print(&text)?;
     }
     match used {
         Some(_) => Ok(0),
