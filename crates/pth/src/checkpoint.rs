@@ -58,7 +58,7 @@ pub struct Problem {
     /// Its name: within the state dict if it belongs there, else from the root.
     pub name: String,
     /// Why not.
-    pub reason: String,
+    pub fault: TensorFault,
     /// Whether the state dict lacks it.
     pub in_state_dict: bool,
 }
@@ -169,13 +169,13 @@ impl Checkpoint {
                     tensors.insert(name, tensor);
                     return;
                 }
-                TensorFault::DuplicateName.to_string()
+                TensorFault::DuplicateName
             }
-            Found::Fault(fault) => fault.to_string(),
+            Found::Fault(fault) => fault,
             Found::Value(node) => {
                 let arena = &contents.arena;
                 if in_state_dict && let Some((module, function)) = unread_object(contents, node) {
-                    format!("not read: needs {module}.{function}")
+                    TensorFault::Unsupported(format!("needs {module}.{function}"))
                 } else {
                     self.others.push(Other {
                         name,
@@ -187,7 +187,7 @@ impl Checkpoint {
         };
         self.problems.push(Problem {
             name,
-            reason: fault,
+            fault,
             in_state_dict,
         });
     }

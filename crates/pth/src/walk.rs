@@ -39,6 +39,12 @@ enum Step {
     Leave(NodeId),
 }
 
+impl Step {
+    fn is_storage(&self, arena: &Arena) -> bool {
+        matches!(self, Step::Visit { node, .. } if matches!(arena.node(*node), Node::Persistent(_)))
+    }
+}
+
 /// Walks everything below `root`, whose own name is `name` (empty for none).
 pub(crate) fn walk(
     arena: &Arena,
@@ -79,15 +85,15 @@ pub(crate) fn walk(
                 limit,
             });
         }
+        let mut is_unread = false;
         if let Some(tensor) = rebuilder.tensor(node) {
-            let is_unread = matches!(tensor, Err(TensorFault::Unsupported(_)));
+            is_unread = matches!(tensor, Err(TensorFault::Unsupported(_)));
             finds.push(Find {
                 name: name.clone(),
                 found: tensor.map_or_else(Found::Fault, Found::Tensor),
                 in_state_dict,
             });
-            // What an unread kind of tensor is made of may be readable.
-            if !is_unread || matches!(arena.node(node), Node::Persistent(_)) {
+            if !is_unread {
                 continue;
             }
         }
@@ -95,18 +101,18 @@ pub(crate) fn walk(
         if path.contains(&node) {
             continue;
         }
-        let children = children(arena, node, &name, in_state_dict, in_object);
-        match children {
-            None => {
-                if !in_object {
-                    finds.push(Find {
-                        name,
-                        found: Found::Value(node),
-                        in_state_dict,
-                    });
+        match children(arena, node, &name, in_state_dict, in_object) {
+            None if in_object || is_unread => {}
+            None => finds.push(Find {
+                name,
+                found: Found::Value(node),
+                in_state_dict,
+            }),
+            Some(mut children) => {
+                if is_unread {
+                    // Tensors that it is made of may be readable; its bare storage says nothing more.
+                    children.retain(|step| !step.is_storage(arena));
                 }
-            }
-            Some(children) => {
                 path.insert(node);
                 steps.push(Step::Leave(node));
                 steps.extend(children.into_iter().rev());

@@ -131,16 +131,16 @@ fn check_output(path: &Path) -> Result<(), UsageError> {
 fn check_complete(opened: &Opened, args: &ConvertArgs) -> Result<()> {
     for problem in &opened.problems {
         remark(&format!(
-            "not read: `{}`: {}",
+            "problem: `{}`: {}",
             plain(&problem.name),
-            plain(&problem.reason)
+            plain(&problem.fault.to_string())
         ));
     }
     match opened.problems.iter().find(|problem| problem.in_state_dict) {
         Some(problem) if !args.partial => {
             let error = pth::Error::Tensor {
                 name: problem.name.clone(),
-                fault: pth::TensorFault::Malformed(problem.reason.clone()),
+                fault: problem.fault.clone(),
             };
             Err(anyhow::Error::new(error)
                 .context("the state dict is not whole (--partial leaves out what cannot be read)"))

@@ -55,7 +55,7 @@ fn as_json(opened: &Opened) -> Value {
         .map(|(name, tensor)| tensor_json(name, tensor));
     let problems = opened.problems.iter();
     let problems: Vec<Value> = problems
-        .map(|problem| json!({ "name": problem.name, "reason": problem.reason }))
+        .map(|problem| json!({ "name": problem.name, "reason": problem.fault.to_string() }))
         .collect();
     json!({
         "format": opened.format.to_string(),
@@ -120,7 +120,11 @@ fn as_text(opened: &Opened, depth: usize) -> String {
         for problem in &opened.problems {
             line(
                 &mut out,
-                format!("  {}: {}", plain(&problem.name), plain(&problem.reason)),
+                format!(
+                    "  {}: {}",
+                    plain(&problem.name),
+                    plain(&problem.fault.to_string())
+                ),
             );
         }
     }

@@ -79,7 +79,7 @@ fn select(opened: &Opened, request: &str) -> Result<Tensor> {
     if let Some(problem) = opened.problems.iter().find(|problem| problem.name == name) {
         return Err(pth::Error::Tensor {
             name: problem.name.clone(),
-            fault: pth::TensorFault::Unsupported(problem.reason.clone()),
+            fault: problem.fault.clone(),
         }
         .into());
     }

@@ -71,8 +71,7 @@ impl<W> Cast<W> {
                     return out.extend_from_slice(&wide.to_le_bytes());
                 }
 
-                let value = wide as f32;
-                value
+                wide as f32
             }
             _ => unreachable!("`check` admits four types"),
         };
