@@ -7,6 +7,7 @@ mod errors;
 mod progress;
 mod table;
 mod text;
+mod torch_print;
 mod usage;
 
 use std::process::ExitCode;
@@ -34,6 +35,12 @@ enum Verb {
     Predict(commands::predict::PredictArgs),
     /// The main job on what the repository ships
     Demo(commands::demo::DemoArgs),
+    /// What is in a checkpoint
+    Inspect(commands::inspect::InspectArgs),
+    /// The values of one tensor, as PyTorch prints them
+    Show(commands::show::ShowArgs),
+    /// Any readable checkpoint to another format
+    Convert(commands::convert::ConvertArgs),
     /// Which ONNX Runtime is found; --install gets it
     Doctor(commands::doctor::DoctorArgs),
 }
@@ -46,6 +53,9 @@ fn main() -> ExitCode {
         Verb::Eval(args) => commands::eval::run(&args),
         Verb::Predict(args) => commands::predict::run(&args),
         Verb::Demo(args) => commands::demo::run(&args),
+        Verb::Inspect(args) => commands::inspect::run(&args),
+        Verb::Show(args) => commands::show::run(&args),
+        Verb::Convert(args) => commands::convert::run(&args),
         Verb::Doctor(args) => commands::doctor::run(&args),
     };
     ExitCode::from(result.unwrap_or_else(|error| errors::report(&error)))

@@ -176,7 +176,10 @@ pub enum TensorFault {
         index: usize,
         size: usize,
     },
-    ZeroDimensional,
+    TooFewDimensions {
+        dim: usize,
+        rank: usize,
+    },
     Malformed(String),
     Unsupported(String),
     MissingStorage(String),
@@ -215,7 +218,9 @@ impl fmt::Display for TensorFault {
             TensorFault::NoSuchIndex { index, size } => {
                 write!(f, "index {index} is out of range for a dimension of {size}")
             }
-            TensorFault::ZeroDimensional => f.write_str("a 0-d tensor cannot be indexed"),
+            TensorFault::TooFewDimensions { dim, rank } => {
+                write!(f, "too many indices: dimension {dim} of a tensor with {rank}")
+            }
             TensorFault::Malformed(what) => write!(f, "malformed: {what}"),
             TensorFault::Unsupported(what) => write!(f, "not read: {what}"),
             TensorFault::MissingStorage(key) => write!(f, "its storage `{key}` is not in the file"),

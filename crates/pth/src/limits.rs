@@ -6,8 +6,8 @@
 /// Deflate cannot expand more than about 1,032 to 1; a member that claims more is a bomb. [zlib's technical details]
 pub(crate) const MAX_INFLATE_RATIO: u64 = 1_100;
 
-/// A member that is interpreted (pickle, byte order, version) is never larger than this when inflated: 2 GiB, about 24 million tensors.
-pub(crate) const MAX_PICKLE_BYTES: u64 = 1 << 31;
+/// A pickle is at most 1 GiB, about 12 million tensors; so that with its unescaped texts it can be addressed by 32 bits.
+pub(crate) const MAX_PICKLE_BYTES: usize = 1 << 30;
 
 /// Dimensions of a tensor, as torch bounds them.
 pub(crate) const MAX_RANK: usize = 64;

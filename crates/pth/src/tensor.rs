@@ -273,19 +273,50 @@ impl Tensor {
     /// # Errors
     /// The tensor has no dimension, or a shorter first one.
     pub fn select(&self, index: usize) -> Result<Tensor, Error> {
-        let (&size, &step) = match (self.shape.first(), self.stride.first()) {
-            (Some(size), Some(step)) => (size, step),
-            _ => return Err(Error::Layout(TensorFault::ZeroDimensional)),
+        self.select_in(0, index)
+    }
+
+    /// The view with dimension `dim` fixed at `index`: `tensor.select(dim, index)`.
+    ///
+    /// # Errors
+    /// There is no such dimension, or it is shorter.
+    pub fn select_in(&self, dim: usize, index: usize) -> Result<Tensor, Error> {
+        let mut slice = self.slice_in(dim, index, 1, 1)?;
+        slice.shape.remove(dim);
+        slice.stride.remove(dim);
+        Ok(slice)
+    }
+
+    /// The view of `len` indices of dimension `dim`, from `start` in steps of `step`.
+    ///
+    /// # Errors
+    /// There is no such dimension, or it is shorter.
+    pub fn slice_in(&self, dim: usize, start: usize, len: usize, step: usize) -> Result<Tensor, Error> {
+        let (&size, &stride) = match (self.shape.get(dim), self.stride.get(dim)) {
+            (Some(size), Some(stride)) => (size, stride),
+            _ => {
+                return Err(Error::Layout(TensorFault::TooFewDimensions {
+                    dim,
+                    rank: self.shape.len(),
+                }));
+            }
         };
-        if index >= size {
-            return Err(Error::Layout(TensorFault::NoSuchIndex { index, size }));
+        let last = len
+            .checked_sub(1)
+            .map_or(Some(start), |n| n.checked_mul(step)?.checked_add(start));
+        let fits = last.is_some_and(|last| last < size || (len == 0 && last <= size));
+        if !fits {
+            return Err(Error::Layout(TensorFault::NoSuchIndex {
+                index: last.unwrap_or(usize::MAX),
+                size,
+            }));
         }
         let mut slice = self.clone();
-        slice.shape.remove(0);
-        slice.stride.remove(0);
+        slice.shape[dim] = len;
+        slice.stride[dim] = stride.saturating_mul(step);
         // An empty tensor proves nothing about its strides.
         if slice.numel() > 0 {
-            slice.storage_offset += index * step;
+            slice.storage_offset += start * stride;
         }
         Ok(slice)
     }

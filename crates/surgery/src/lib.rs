@@ -1,11 +1,19 @@
 //! State dicts in, state dicts out: safetensors, renaming, freezing.
+//!
+//! Begin with [`open`] for any supported file.
 #![forbid(unsafe_code)]
 
 mod error;
 mod format;
 mod marks;
+mod op;
 mod pattern;
 
 pub use error::Error;
-pub use format::safetensors::{SaveReport, open_safetensors, save_safetensors};
+pub use format::open::{Format, Opened, open};
+pub use format::safetensors::{SaveReport, open_safetensors, save_safetensors, save_safetensors_as};
+pub use marks::{can_train, is_buffer_name};
+pub use op::copy::deep_copy;
+pub use op::freeze::{freeze, unfreeze};
+pub use op::rename::{rename_prefix, strip_prefix};
 pub use pattern::Pattern;

@@ -12,12 +12,12 @@ use crate::Pattern;
 pub(crate) const KEY: &str = "frozen";
 
 /// Whether training could change it: torch gives gradients to floating and complex tensors only.
-pub(crate) fn can_train(tensor: &Tensor) -> bool {
+pub fn can_train(tensor: &Tensor) -> bool {
     tensor.dtype().is_float() || tensor.dtype().is_complex()
 }
 
 /// Whether the name is that of a buffer of torch's own normalisation layers, which no optimiser ever sees.
-pub(crate) fn is_buffer_name(name: &str) -> bool {
+pub fn is_buffer_name(name: &str) -> bool {
     let last = name.rsplit('.').next().unwrap_or(name);
     matches!(last, "running_mean" | "running_var" | "num_batches_tracked")
 }

@@ -1,9 +1,12 @@
 //! One file per verb.
 
+pub(crate) mod convert;
 pub(crate) mod demo;
 pub(crate) mod doctor;
 pub(crate) mod eval;
 pub(crate) mod extract;
 pub(crate) mod fit;
+pub(crate) mod inspect;
 pub(crate) mod predict;
+pub(crate) mod show;
 pub(crate) mod train;

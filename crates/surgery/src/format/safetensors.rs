@@ -8,12 +8,13 @@ use std::io::{BufWriter, Write};
 use std::path::Path;
 
 use ::safetensors::tensor::{Metadata, TensorInfo};
-use pth::{AtomicFile, Existing, FileError, FileMap, StateDict, Storage, Tensor};
+use pth::{AtomicFile, DType, Existing, FileError, FileMap, StateDict, Storage, Tensor};
 
 use super::header::{
     Header, MAX_HEADER_BYTES, METADATA_KEY, from_safetensors, shape_in_safetensors, shape_in_torch,
     to_safetensors,
 };
+use crate::op::cast::{self, Cast, is_castable};
 use crate::{Error, marks};
 
 /// Bytes of the length in front of the header.
@@ -35,7 +36,11 @@ pub struct SaveReport {
 /// # Errors
 /// The file cannot be read, or breaks a rule of the format.
 pub fn open_safetensors(path: &Path) -> Result<(StateDict, BTreeMap<String, String>), Error> {
-    let map = FileMap::open(path)?;
+    read(&FileMap::open(path)?, path)
+}
+
+/// As [`open_safetensors`], of a file that is mapped already.
+pub(super) fn read(map: &FileMap, path: &Path) -> Result<(StateDict, BTreeMap<String, String>), Error> {
     let bytes = map.as_bytes();
     let fault = |fault: String| Error::safetensors(path, fault);
     let length = bytes
@@ -80,7 +85,7 @@ pub fn open_safetensors(path: &Path) -> Result<(StateDict, BTreeMap<String, Stri
         let shape = shape_in_torch(dtype, info.shape)
             .ok_or_else(|| fault(format!("tensor `{name}` has an odd number of 4-bit values")))?;
         let (start, end) = info.data_offsets;
-        let storage = Storage::mapped(&map, data_start + start..data_start + end, &name)
+        let storage = Storage::mapped(map, data_start + start..data_start + end, &name)
             .expect("the offsets are inside the data, and the data is what the file has");
         let tensor = Tensor::contiguous(storage, dtype, shape).map_err(|source| Error::Tensor {
             name: name.clone(),
@@ -107,7 +112,24 @@ pub fn save_safetensors(
     metadata: &BTreeMap<String, String>,
     existing: Existing,
 ) -> Result<SaveReport, Error> {
-    let layout = plan(tensors, metadata)?;
+    save_safetensors_as(path, tensors, metadata, existing, None)
+}
+
+/// As [`save_safetensors`], with the floating tensors converted to `dtype` on the way.
+///
+/// # Errors
+/// As [`save_safetensors`], and for a floating type that is not converted (8-bit and smaller).
+pub fn save_safetensors_as(
+    path: &Path,
+    tensors: &StateDict,
+    metadata: &BTreeMap<String, String>,
+    existing: Existing,
+    dtype: Option<DType>,
+) -> Result<SaveReport, Error> {
+    if let Some(dtype) = dtype {
+        cast::check(tensors, dtype)?;
+    }
+    let layout = plan(tensors, metadata, dtype)?;
     let mut header = serde_json::to_vec(&layout.header).expect("strings and numbers make JSON");
     header.resize(header.len().next_multiple_of(LENGTH_BYTES), b' ');
     if header.len() > MAX_HEADER_BYTES {
@@ -124,7 +146,19 @@ pub fn save_safetensors(
         .map_err(&write)?;
     out.write_all(&header).map_err(&write)?;
     for tensor in layout.data {
-        tensor.write_to(&mut out).map_err(&write)?;
+        let to = written_dtype(tensor, dtype);
+        if to == tensor.dtype() {
+            tensor.write_to(&mut out).map_err(&write)?;
+        } else {
+            let from = tensor.dtype();
+            tensor
+                .write_to(&mut Cast {
+                    from,
+                    to,
+                    out: &mut out,
+                })
+                .map_err(&write)?;
+        }
     }
     out.flush().map_err(&write)?;
     drop(out);
@@ -143,15 +177,25 @@ struct Layout<'t> {
     data_len: usize,
 }
 
-fn plan<'t>(tensors: &'t StateDict, metadata: &BTreeMap<String, String>) -> Result<Layout<'t>, Error> {
+/// The type that a tensor has in the file.
+fn written_dtype(tensor: &Tensor, cast: Option<DType>) -> DType {
+    cast.filter(|_| is_castable(tensor.dtype()))
+        .unwrap_or(tensor.dtype())
+}
+
+fn plan<'t>(
+    tensors: &'t StateDict,
+    metadata: &BTreeMap<String, String>,
+    cast: Option<DType>,
+) -> Result<Layout<'t>, Error> {
     let mut infos = Vec::with_capacity(tensors.len());
     for (name, tensor) in tensors.iter() {
         if name == METADATA_KEY {
             return Err(Error::ReservedName(name.to_owned()));
         }
-        let dtype = to_safetensors(tensor.dtype()).filter(|_| {
+        let dtype = to_safetensors(written_dtype(tensor, cast)).filter(|_| {
             // A 0-d pair of 4-bit floats would need a dimension to be counted in.
-            tensor.dtype() != pth::DType::Float4E2M1FnX2 || !tensor.shape().is_empty()
+            tensor.dtype() != DType::Float4E2M1FnX2 || !tensor.shape().is_empty()
         });
         let dtype = dtype.ok_or_else(|| Error::Inexpressible {
             name: name.to_owned(),
@@ -168,10 +212,10 @@ fn plan<'t>(tensors: &'t StateDict, metadata: &BTreeMap<String, String>) -> Resu
     let all: Vec<&Tensor> = tensors.iter().map(|(_, tensor)| tensor).collect();
     let mut order: Vec<usize> = (0..all.len()).collect();
     // Stable, so that within one alignment the state dict's order stays.
-    order.sort_by_key(|&i| std::cmp::Reverse(all[i].dtype().size()));
+    order.sort_by_key(|&i| std::cmp::Reverse(written_dtype(all[i], cast).size()));
     let mut data_len = 0;
     for &i in &order {
-        let end = data_len + all[i].nbytes();
+        let end = data_len + all[i].numel() * written_dtype(all[i], cast).size();
         infos[i].1.data_offsets = (data_len, end);
         data_len = end;
     }
@@ -214,8 +258,6 @@ fn bytes_of(n: usize) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use pth::DType;
-
     use super::*;
 
     fn tensor(dtype: DType, shape: &[usize], first: u8) -> Tensor {

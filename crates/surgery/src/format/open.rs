@@ -1,0 +1,90 @@
+//! Any supported file of tensors, by content.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::Path;
+
+use pth::{Checkpoint, FileMap, Other, Problem, StateDict};
+
+use super::safetensors;
+use crate::Error;
+
+/// What a file of tensors is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Format {
+    /// A PyTorch checkpoint.
+    Pth(pth::Format),
+    /// safetensors.
+    Safetensors,
+}
+
+impl fmt::Display for Format {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Format::Pth(format) => format.fmt(f),
+            Format::Safetensors => f.write_str("safetensors"),
+        }
+    }
+}
+
+/// An open file of tensors: its state dict and an account of all else.
+#[derive(Debug)]
+pub struct Opened {
+    /// What the file is.
+    pub format: Format,
+    /// The model's tensors.
+    pub state_dict: StateDict,
+    /// Where in a checkpoint the state dict was found; empty for the root.
+    pub wrapper: String,
+    /// `__metadata__` of safetensors.
+    pub metadata: BTreeMap<String, String>,
+    /// Values that are no tensors.
+    pub others: Vec<Other>,
+    /// Tensors beside the state dict.
+    pub other_tensors: StateDict,
+    /// What could not be read.
+    pub problems: Vec<Problem>,
+}
+
+/// Opens `path`, whatever it is called: a PyTorch checkpoint of any container, or safetensors.
+///
+/// # Errors
+/// The file cannot be read, or is neither.
+pub fn open(path: &Path) -> Result<Opened, Error> {
+    let map = FileMap::open(path)?;
+    if is_safetensors(map.as_bytes()) {
+        let (state_dict, metadata) = safetensors::read(&map, path)?;
+        return Ok(Opened {
+            format: Format::Safetensors,
+            state_dict,
+            wrapper: String::new(),
+            metadata,
+            others: Vec::new(),
+            other_tensors: StateDict::new(),
+            problems: Vec::new(),
+        });
+    }
+    let checkpoint = Checkpoint::read(map).map_err(|source| match source {
+        pth::Error::File(error) => Error::File(error),
+        source => Error::Checkpoint {
+            path: path.to_owned(),
+            source,
+        },
+    })?;
+    Ok(Opened {
+        format: Format::Pth(checkpoint.format()),
+        wrapper: checkpoint.wrapper().to_owned(),
+        metadata: BTreeMap::new(),
+        others: checkpoint.others().to_vec(),
+        other_tensors: checkpoint.other_tensors().clone(),
+        problems: checkpoint.problems().to_vec(),
+        state_dict: checkpoint.into_state_dict(),
+    })
+}
+
+/// A length that the format allows, then the `{` that it demands.
+fn is_safetensors(bytes: &[u8]) -> bool {
+    let length = bytes.first_chunk().map(|length| u64::from_le_bytes(*length));
+    length.is_some_and(|length| (2..=100_000_000).contains(&length)) && bytes.get(8) == Some(&b'{')
+}
