@@ -61,12 +61,10 @@ impl Watch {
     fn report(&self, progress: Progress) {
         let Ok(mut state) = self.state.lock() else { return };
         let name = match progress.stage {
-            Stage::Scan => "scanning",
             Stage::Extract => "features",
             Stage::Select => "choosing C",
             Stage::Train => "fitting",
             Stage::Verify => "running the model",
-            _ => "working",
         };
         if state.stage != Some(progress.stage) {
             state.close();

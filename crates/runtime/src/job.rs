@@ -30,7 +30,7 @@ const MAX_VERIFIED: usize = 512;
 
 /// To the last digit that float32 features carry.
 const FINAL: SolverOptions = SolverOptions {
-    relative_gap: 1e-9,
+    relative_gap: 1e-8,
     max_passes: 1000,
 };
 

@@ -5,9 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// A part of a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stage {
-    /// Reading and hashing pictures, to see which are in the cache.
-    Scan,
-    /// Computing features.
+    /// Reading pictures, and computing the features that the cache does not hold.
     Extract,
     /// Trying regularisation strengths.
     Select,

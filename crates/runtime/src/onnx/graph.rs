@@ -41,7 +41,6 @@ pub struct Input {
 
 #[derive(Debug, Clone)]
 pub(super) struct Node {
-    pub(super) span: Range<usize>,
     pub(super) name: String,
     pub(super) op_type: String,
     pub(super) domain: String,
@@ -275,7 +274,6 @@ pub(super) fn text(bytes: &[u8], span: &Range<usize>) -> String {
 
 fn read_node(bytes: &[u8], span: Range<usize>) -> Result<Node, wire::WireError> {
     let mut node = Node {
-        span: span.clone(),
         name: String::new(),
         op_type: String::new(),
         domain: String::new(),

@@ -96,21 +96,6 @@ fn take<const N: usize>(bytes: &[u8], at: &mut usize, end: usize) -> Option<[u8;
     Some(taken)
 }
 
-/// Reads packed or single varints (`repeated int64` is written either way).
-pub(crate) fn int64s(bytes: &[u8], value: &Value, into: &mut Vec<i64>) {
-    match value {
-        Value::Varint(value) => into.push(value.cast_signed()),
-        Value::Bytes(span) => {
-            let mut at = span.start;
-            while let Some((value, next)) = varint(bytes, at, span.end) {
-                into.push(value.cast_signed());
-                at = next;
-            }
-        }
-        Value::Fixed64(_) | Value::Fixed32(_) => {}
-    }
-}
-
 /// Appends a field of bytes: a string, an embedded message or packed numbers.
 pub(crate) fn put_bytes(out: &mut Vec<u8>, number: u32, bytes: &[u8]) {
     put_raw_varint(out, u64::from(number) << 3 | 2);

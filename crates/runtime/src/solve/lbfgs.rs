@@ -4,6 +4,9 @@ use std::collections::VecDeque;
 
 use super::linalg::dot;
 
+/// The relative gap below which a failed line search is put down to the rounding of float32 products.
+const NOISE_FLOOR: f64 = 1e-7;
+
 /// When to stop.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Stop {
@@ -21,11 +24,10 @@ pub(super) struct Minimum {
     pub(super) x: Vec<f64>,
     pub(super) value: f64,
     pub(super) evaluations: usize,
-    pub(super) relative_gap: f64,
     pub(super) converged: bool,
 }
 
-/// Minimises `evaluate`, which returns the value at `x` and writes the gradient. `None` when `step` says stop.
+/// Minimises `evaluate`, which returns the value at `x` and writes the gradient. `None` when `keep_going` says no.
 pub(super) fn minimise(
     mut x: Vec<f64>,
     stop: Stop,
@@ -39,12 +41,11 @@ pub(super) fn minimise(
     let mut pairs: VecDeque<(Vec<f64>, Vec<f64>, f64)> = VecDeque::new();
     let mut next_x = vec![0.0; n];
     let mut next_gradient = vec![0.0; n];
-    let end = |x, value, evaluations, relative_gap, converged| {
+    let end = |x, value, evaluations, converged| {
         Some(Minimum {
             x,
             value,
             evaluations,
-            relative_gap,
             converged,
         })
     };
@@ -63,10 +64,10 @@ pub(super) fn minimise(
         let gap = -slope / 2.0 / value.abs().max(f64::MIN_POSITIVE);
         // Without pairs the estimate assumes a Hessian of one, which is only a bound.
         if gap <= stop.relative_gap && (!pairs.is_empty() || slope == 0.0) {
-            return end(x, value, evaluations, gap, true);
+            return end(x, value, evaluations, true);
         }
         if evaluations >= stop.max_evaluations {
-            return end(x, value, evaluations, gap, false);
+            return end(x, value, evaluations, false);
         }
         let mut length = 1.0;
         let next_value = loop {
@@ -76,7 +77,7 @@ pub(super) fn minimise(
             let next_value = evaluate(&next_x, &mut next_gradient);
             evaluations += 1;
             // Armijo's condition, with room for the rounding of the value itself.
-            const ROUNDING: f64 = 1e-10;
+            const ROUNDING: f64 = 1e-9;
             if next_value <= value + 1e-4 * length * slope + ROUNDING * value.abs() {
                 break Some(next_value);
             }
@@ -93,8 +94,9 @@ pub(super) fn minimise(
             };
         };
         let Some(next_value) = next_value else {
-            if pairs.is_empty() {
-                return end(x, value, evaluations, gap, gap <= stop.relative_gap);
+            // A step that is hidden by rounding: this is the minimum as far as these numbers tell it.
+            if pairs.is_empty() || gap <= NOISE_FLOOR {
+                return end(x, value, evaluations, gap <= NOISE_FLOOR);
             }
             pairs.clear();
             continue;
