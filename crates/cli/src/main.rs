@@ -63,11 +63,20 @@ fn code_of(error: &anyhow::Error) -> u8 {
         {
             return 2;
         }
-        if let Some(error) = cause.downcast_ref::<pth::FileError>()
-            && error.source.kind() == std::io::ErrorKind::AlreadyExists
-        {
+        if file_error(cause).is_some_and(|error| error.source.kind() == std::io::ErrorKind::AlreadyExists) {
             return 2;
         }
     }
     3
+}
+
+/// The file error that `cause` is or stands for: the libraries' own enums are transparent, so that it is not in the chain itself.
+fn file_error<'e>(cause: &'e (dyn std::error::Error + 'static)) -> Option<&'e pth::FileError> {
+    if let Some(pth::Error::File(error)) = cause.downcast_ref() {
+        return Some(error);
+    }
+    if let Some(surgery::Error::File(error)) = cause.downcast_ref() {
+        return Some(error);
+    }
+    cause.downcast_ref()
 }

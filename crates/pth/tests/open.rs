@@ -304,7 +304,8 @@ fn files_that_are_something_else_are_named() {
     );
 }
 
-/// Whatever happens to a file, what is read is right or refused: the values are those of the whole file, or there is an error.
+/// A cut file never yields a tensor, a flipped bit never panics, and a flip in the pickle is always refused.
+/// Not asserted: a flip inside a storage, whose CRC is not checked on opening.
 #[test]
 fn cut_and_flipped_files_never_panic_and_the_pickle_is_guarded() {
     let pickle = one_tensor().stop();

@@ -7,28 +7,28 @@ use zip::{CompressionMethod, ZipWriter};
 
 /// A pickle, opcode by opcode.
 #[derive(Default, Clone)]
-pub struct Pickle(pub Vec<u8>);
+pub(crate) struct Pickle(pub(crate) Vec<u8>);
 
 impl Pickle {
-    pub fn new() -> Pickle {
+    pub(crate) fn new() -> Pickle {
         Pickle(vec![0x80, 2])
     }
 
-    pub fn op(mut self, bytes: &[u8]) -> Pickle {
+    pub(crate) fn op(mut self, bytes: &[u8]) -> Pickle {
         self.0.extend_from_slice(bytes);
         self
     }
 
-    pub fn str(self, text: &str) -> Pickle {
+    pub(crate) fn str(self, text: &str) -> Pickle {
         let len = u32::try_from(text.len()).unwrap();
         self.op(b"X").op(&len.to_le_bytes()).op(text.as_bytes())
     }
 
-    pub fn int(self, value: i32) -> Pickle {
+    pub(crate) fn int(self, value: i32) -> Pickle {
         self.op(b"J").op(&value.to_le_bytes())
     }
 
-    pub fn ints(mut self, values: &[i32]) -> Pickle {
+    pub(crate) fn ints(mut self, values: &[i32]) -> Pickle {
         self = self.op(b"(");
         for &value in values {
             self = self.int(value);
@@ -36,12 +36,12 @@ impl Pickle {
         self.op(b"t")
     }
 
-    pub fn global(self, module: &str, name: &str) -> Pickle {
+    pub(crate) fn global(self, module: &str, name: &str) -> Pickle {
         self.op(format!("c{module}\n{name}\n").as_bytes())
     }
 
     /// `_rebuild_tensor_v2` over a float storage.
-    pub fn tensor(self, key: &str, numel: i32, offset: i32, shape: &[i32], stride: &[i32]) -> Pickle {
+    pub(crate) fn tensor(self, key: &str, numel: i32, offset: i32, shape: &[i32], stride: &[i32]) -> Pickle {
         self.global("torch._utils", "_rebuild_tensor_v2")
             .op(b"((")
             .str("storage")
@@ -58,13 +58,13 @@ impl Pickle {
             .op(b")RtR")
     }
 
-    pub fn stop(self) -> Vec<u8> {
+    pub(crate) fn stop(self) -> Vec<u8> {
         self.op(b".").0
     }
 }
 
 /// A zip checkpoint around `data_pkl`.
-pub fn archive(data_pkl: &[u8], storages: &[(&str, &[u8])], method: CompressionMethod) -> Vec<u8> {
+pub(crate) fn archive(data_pkl: &[u8], storages: &[(&str, &[u8])], method: CompressionMethod) -> Vec<u8> {
     let mut zip = ZipWriter::new(Cursor::new(Vec::new()));
     let options = SimpleFileOptions::default().compression_method(method);
     let mut add = |name: &str, bytes: &[u8]| {
@@ -80,7 +80,7 @@ pub fn archive(data_pkl: &[u8], storages: &[(&str, &[u8])], method: CompressionM
 }
 
 /// A legacy checkpoint around `object`; each storage is a key, its number of elements and its bytes.
-pub fn stacked(object: &[u8], storages: &[(&str, u64, &[u8])]) -> Vec<u8> {
+pub(crate) fn stacked(object: &[u8], storages: &[(&str, u64, &[u8])]) -> Vec<u8> {
     let mut bytes =
         b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.\x80\x02M\xe9\x03.\x80\x02}.".to_vec();
     bytes.extend_from_slice(object);
@@ -96,6 +96,6 @@ pub fn stacked(object: &[u8], storages: &[(&str, u64, &[u8])]) -> Vec<u8> {
     bytes
 }
 
-pub fn floats(values: &[f32]) -> Vec<u8> {
+pub(crate) fn floats(values: &[f32]) -> Vec<u8> {
     values.iter().flat_map(|value| value.to_le_bytes()).collect()
 }
