@@ -30,30 +30,42 @@ pub(crate) fn report(error: &anyhow::Error) -> u8 {
 
 /// The exit code, and what to do about it.
 fn judge(error: &anyhow::Error) -> (u8, Option<String>) {
-    for cause in error.chain() {
-        if let Some(usage) = cause.downcast_ref::<UsageError>() {
-            return (code::USAGE, usage.hint.clone());
-        }
-        if let Some(pth::Error::Unsafe { .. }) = cause.downcast_ref() {
-            return (code::UNSAFE, None);
-        }
-        if let Some(surgery::Error::NoMatch { .. } | surgery::Error::Collision { .. }) = cause.downcast_ref()
-        {
-            return (code::USAGE, None);
-        }
-        if let Some(error) = cause.downcast_ref::<runtime::Error>()
-            && let Some(judged) = judge_runtime(error)
-        {
-            return judged;
-        }
-        if let Some(error) = cause.downcast_ref::<pth::FileError>() {
-            return judge_io(&error.source);
-        }
-        if let Some(error) = cause.downcast_ref::<io::Error>() {
-            return judge_io(error);
-        }
+    error
+        .chain()
+        .find_map(judge_one)
+        .unwrap_or((code::BAD_INPUT, None))
+}
+
+fn judge_one(error: &(dyn std::error::Error + 'static)) -> Option<(u8, Option<String>)> {
+    // The libraries' enums are transparent: what they stand for is not in the chain itself.
+    if let Some(runtime::Error::Surgery(inner)) = error.downcast_ref() {
+        return judge_one(inner);
     }
-    (code::BAD_INPUT, None)
+    if let Some(runtime::Error::File(file)) = error.downcast_ref() {
+        return Some(judge_io(&file.source));
+    }
+    if let Some(surgery::Error::File(file)) = error.downcast_ref() {
+        return Some(judge_io(&file.source));
+    }
+    if let Some(pth::Error::File(file)) = error.downcast_ref() {
+        return Some(judge_io(&file.source));
+    }
+    if let Some(usage) = error.downcast_ref::<UsageError>() {
+        return Some((code::USAGE, usage.hint.clone()));
+    }
+    if let Some(pth::Error::Unsafe { .. }) = error.downcast_ref() {
+        return Some((code::UNSAFE, None));
+    }
+    if let Some(surgery::Error::NoMatch { .. } | surgery::Error::Collision { .. }) = error.downcast_ref() {
+        return Some((code::USAGE, None));
+    }
+    if let Some(error) = error.downcast_ref::<runtime::Error>() {
+        return judge_runtime(error);
+    }
+    if let Some(error) = error.downcast_ref::<pth::FileError>() {
+        return Some(judge_io(&error.source));
+    }
+    error.downcast_ref::<io::Error>().map(judge_io)
 }
 
 fn judge_io(error: &io::Error) -> (u8, Option<String>) {

@@ -409,13 +409,21 @@ mod tests {
         let (mut value, mut gradient) = split(&x);
         for _ in 0..60 {
             // The bias direction that all classes share is free: a little is added to the diagonal for it.
-            let mut hessian: Vec<f64> = (0..n * n).map(|at| f64::from(u8::from(at % (n + 1) == 0))).collect();
+            let mut hessian: Vec<f64> = (0..n * n)
+                .map(|at| f64::from(u8::from(at % (n + 1) == 0)))
+                .collect();
             (k * d..n).for_each(|at| hessian[at * n + at] = 1e-9);
             for row in 0..labels.len() {
-                let row_x: Vec<f64> = features.row(row).iter().map(|v| f64::from(*v)).chain([1.0]).collect();
+                let row_x: Vec<f64> = features
+                    .row(row)
+                    .iter()
+                    .map(|v| f64::from(*v))
+                    .chain([1.0])
+                    .collect();
                 let at = |class: usize, i: usize| if i < d { class * d + i } else { k * d + class };
-                let logits: Vec<f64> =
-                    (0..k).map(|class| (0..=d).map(|i| row_x[i] * x[at(class, i)]).sum::<f64>()).collect();
+                let logits: Vec<f64> = (0..k)
+                    .map(|class| (0..=d).map(|i| row_x[i] * x[at(class, i)]).sum::<f64>())
+                    .collect();
                 let top = logits.iter().copied().fold(f64::MIN, f64::max);
                 let total: f64 = logits.iter().map(|l| (l - top).exp()).sum();
                 let p: Vec<f64> = logits.iter().map(|l| (l - top).exp() / total).collect();
@@ -451,11 +459,26 @@ mod tests {
     fn check_minimum(n: usize, d: usize, k: usize, c: f64) {
         let (features, labels) = data(n, d, k);
         let fitted = fit(&features, &labels, k, c, OPTIONS, Monitor::none()).unwrap();
-        assert!(fitted.converged, "k {k} C {c}: not converged in {} passes", fitted.passes);
+        assert!(
+            fitted.converged,
+            "k {k} C {c}: not converged in {} passes",
+            fitted.passes
+        );
         let wide = |values: &[f32]| values.iter().map(|v| f64::from(*v)).collect::<Vec<_>>();
-        let (value, _) = objective(&features, &labels, k, c, &wide(&fitted.weight), &wide(&fitted.bias));
+        let (value, _) = objective(
+            &features,
+            &labels,
+            k,
+            c,
+            &wide(&fitted.weight),
+            &wide(&fitted.bias),
+        );
         // Two classes have one vector: that problem is the symmetric one with half the C, and twice its value.
-        let least = if k == 2 { 2.0 * newton(&features, &labels, k, c / 2.0) } else { newton(&features, &labels, k, c) };
+        let least = if k == 2 {
+            2.0 * newton(&features, &labels, k, c / 2.0)
+        } else {
+            newton(&features, &labels, k, c)
+        };
         let gap = (value - least) / least;
         assert!(gap.abs() < 1e-6, "k {k} C {c}: relative gap {gap:e}");
         assert!((fitted.objective - value).abs() < 1e-6 * value);
