@@ -1,4 +1,8 @@
 //! Checkpoints through the binary, against digests that PyTorch made (`tools/make_fixtures.py`).
+#![expect(
+    clippy::unwrap_used,
+    reason = "in helpers of tests, too, a panic is the answer"
+)]
 
 use std::fs;
 

@@ -39,7 +39,7 @@ fn judge(error: &anyhow::Error) -> (u8, Option<String>) {
 fn judge_one(error: &(dyn std::error::Error + 'static)) -> Option<(u8, Option<String>)> {
     // The libraries' enums are transparent: what they stand for is not in the chain itself.
     if let Some(runtime::Error::Surgery(inner)) = error.downcast_ref() {
-        return judge_one(inner);
+        return judge_one(inner.as_ref());
     }
     if let Some(runtime::Error::File(file)) = error.downcast_ref() {
         return Some(judge_io(&file.source));

@@ -75,7 +75,7 @@ pub enum Error {
     Features(String),
     /// The state-dict layer below.
     #[error(transparent)]
-    Surgery(#[from] surgery::Error),
+    Surgery(Box<surgery::Error>),
 
     // The machine must be prepared.
     /// No ONNX Runtime in any of the places that were searched.
@@ -136,4 +136,10 @@ pub enum Error {
         /// The same logit of the trained head.
         trained: f32,
     },
+}
+
+impl From<surgery::Error> for Error {
+    fn from(error: surgery::Error) -> Error {
+        Error::Surgery(Box::new(error))
+    }
 }

@@ -146,8 +146,7 @@ impl Classifier {
             let workers: Vec<_> = (0..n_workers).map(|_| scope.spawn(work)).collect();
             workers
                 .into_iter()
-                .map(|worker| worker.join().expect("workers do not panic"))
-                .collect::<Result<(), Error>>()
+                .try_for_each(|worker| worker.join().expect("workers do not panic"))
         })?;
         let answers = answers
             .into_inner()
@@ -194,8 +193,7 @@ pub fn verify(
         })?;
         for (&exported, &trained) in exported.iter().zip(trained) {
             let diff = (exported - trained).abs();
-            // Written so that a NaN is a mismatch.
-            if !(diff <= 1e-3 + 1e-3 * trained.abs()) {
+            if diff.is_nan() || diff > 1e-3 + 1e-3 * trained.abs() {
                 return Err(Error::ExportMismatch {
                     path: path.clone(),
                     exported,

@@ -97,23 +97,25 @@ pub fn train(
     let head = LinearHead::new(classes.to_vec(), &fitted)?;
     let seconds = start.elapsed().as_secs_f64();
     let train_marks = Metrics::new(&head.logits(&train.features)?, &train.labels, classes);
-    let mut val_logits = Vec::new();
-    let mut val_marks = None;
-    if let Some(val) = val {
-        if let Some(row) = val
-            .labels
-            .iter()
-            .position(|label| *label as usize >= classes.len())
-        {
-            let reason = format!(
-                "validation row {row} has label {}, beyond the classes",
-                val.labels[row]
-            );
-            return Err(Error::Features(reason));
+    let (val_logits, val_marks) = match val {
+        None => (Vec::new(), None),
+        Some(val) => {
+            if let Some(row) = val
+                .labels
+                .iter()
+                .position(|label| *label as usize >= classes.len())
+            {
+                let reason = format!(
+                    "validation row {row} has label {}, beyond the classes",
+                    val.labels[row]
+                );
+                return Err(Error::Features(reason));
+            }
+            let logits = head.logits(&val.features)?;
+            let marks = Metrics::new(&logits, &val.labels, classes);
+            (logits, Some(marks))
         }
-        val_logits = head.logits(&val.features)?;
-        val_marks = Some(Metrics::new(&val_logits, &val.labels, classes));
-    }
+    };
     Ok(Trained {
         head,
         fitted,

@@ -131,7 +131,7 @@ fn parse(bytes: &[u8]) -> Result<Array, &'static str> {
         .split(',')
         .map(str::trim)
         .filter(|size| !size.is_empty())
-        .map(|size| size.parse::<usize>())
+        .map(str::parse::<usize>)
         .collect::<Result<Vec<_>, _>>()
         .map_err(|_| "its shape is not a list of sizes")?;
     let size = kind

@@ -1,4 +1,8 @@
 //! Decoding and preprocessing against digests that Pillow and torchvision made (`tools/make_fixtures.py`).
+#![expect(
+    clippy::unwrap_used,
+    reason = "in helpers of tests, too, a panic is the answer"
+)]
 
 use std::fs;
 use std::path::PathBuf;

@@ -79,16 +79,20 @@ impl Engine {
             path: model.path().to_owned(),
             message,
         };
-        let builder =
-            ort::session::Session::builder(&self.environment).map_err(|error| load(error.to_string()))?;
-        let mut builder = builder
-            .with_optimization_level(GraphOptimizationLevel::Level3)
-            .and_then(|builder| builder.with_intra_threads(options.intra_threads))
-            .and_then(|builder| builder.with_inter_threads(1))
+        let set_up = || -> Result<_, String> {
+            let text = |error: ort::Error<ort::session::builder::SessionBuilder>| error.to_string();
+            let builder =
+                ort::session::Session::builder(&self.environment).map_err(|error| error.to_string())?;
+            let builder = builder
+                .with_optimization_level(GraphOptimizationLevel::Level3)
+                .map_err(text)?;
+            let builder = builder.with_intra_threads(options.intra_threads).map_err(text)?;
+            let builder = builder.with_inter_threads(1).map_err(text)?;
             // Preprocessing shares the cores: a pool that spins while it waits would take them from it.
-            .and_then(|builder| builder.with_intra_op_spinning(false))
-            .and_then(|builder| builder.with_deterministic_compute(true))
-            .map_err(|error| load(error.to_string()))?;
+            let builder = builder.with_intra_op_spinning(false).map_err(text)?;
+            builder.with_deterministic_compute(true).map_err(text)
+        };
+        let mut builder = set_up().map_err(load)?;
         let inner = builder
             .commit_from_memory(model.bytes())
             .map_err(|error| load(error.to_string()))?;

@@ -225,7 +225,7 @@ fn read_block(path: &Path) -> Result<Block, Error> {
     if features.dtype() != DType::Float32 || ids.dtype() != DType::Uint8 || !shapes_agree {
         return Err(bad(path, "a cache block of another kind"));
     }
-    let read = |tensor: &Tensor| tensor.to_bytes().map(|bytes| bytes.into_owned());
+    let read = |tensor: &Tensor| tensor.to_bytes().map(std::borrow::Cow::into_owned);
     let id_bytes = read(ids).map_err(|error| bad(path, error.to_string()))?;
     let feature_bytes = features
         .to_bytes()

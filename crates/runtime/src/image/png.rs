@@ -17,7 +17,20 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Pixels, DecodeError> {
         .output_buffer_size()
         .ok_or(DecodeError::TooLarge { width, height })?;
     let mut raw = vec![0; n_bytes];
-    let frame = reader.next_frame(&mut raw).map_err(explain)?;
+    let (color_type, bit_depth) = reader.output_color_type();
+    let line_size = n_bytes / height;
+    if reader.info().interlaced {
+        reader.next_frame(&mut raw).map_err(explain)?;
+    } else {
+        // Row by row: what follows the last row, such as a missing end chunk, is no matter of the pixels.
+        for line in raw.chunks_exact_mut(line_size) {
+            let row = reader
+                .next_row()
+                .map_err(explain)?
+                .ok_or(DecodeError::Truncated)?;
+            line.copy_from_slice(row.data());
+        }
+    }
     // Indices beyond the palette show Pillow's initial grey ramp.
     let mut palette: Vec<[u8; 3]> = (0..=255).map(|value| [value; 3]).collect();
     if let Some(stored) = &reader.info().palette {
@@ -26,11 +39,11 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Pixels, DecodeError> {
         }
     }
     for (row, out) in raw
-        .chunks_exact(frame.line_size)
+        .chunks_exact(line_size)
         .zip(pixels.data.chunks_exact_mut(width * 4))
     {
         for (x, pixel) in out.chunks_exact_mut(4).enumerate() {
-            let rgb = match (frame.color_type, frame.bit_depth) {
+            let rgb = match (color_type, bit_depth) {
                 (ColorType::Grayscale, BitDepth::Sixteen) => {
                     [u8::try_from(u16::from_be_bytes([row[x * 2], row[x * 2 + 1]])).unwrap_or(255); 3]
                 }

@@ -110,11 +110,8 @@ impl Cholesky {
     /// `x = Lᵀ x` in place.
     pub(super) fn multiply_transposed(&self, x: &mut [f64]) {
         for row in 0..self.d {
-            let mut sum = 0.0;
-            for below in row..self.d {
-                sum += self.lower[below * self.d + row] * x[below];
-            }
-            x[row] = sum;
+            let column = self.lower[row * self.d + row..].iter().step_by(self.d);
+            x[row] = column.zip(&x[row..]).map(|(lower, x)| lower * x).sum();
         }
     }
 }
