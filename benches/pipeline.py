@@ -73,7 +73,7 @@ def arguments():
     source.add_argument("--data", type=Path, help="an image folder with train/ and val/ or test/")
     source.add_argument("--photographs", type=int, metavar="N", help="make N photographs of 0.2 megapixels and use those")
     parser.add_argument("--limit", type=int, help="use only so many pictures of --data, evenly spread")
-    parser.add_argument("--subset", type=int, default=256, help="pictures for choosing workers and for the parts (default %(default)s)")
+    parser.add_argument("--subset", type=int, default=512, help="pictures for choosing workers and for the parts (default %(default)s)")
     parser.add_argument("--repeats", type=int, default=3, help="default %(default)s")
     parser.add_argument("--cut", help="boundary tensor")
     parser.add_argument("--append", action="store_true", help="add the result to benches/RESULTS.md, with the date")
@@ -190,7 +190,7 @@ def render(args, what, load_before, tried, workers, ours, theirs, parts) -> str:
     lines += ["",
               f"Parts per image: decode {1000 * parts['decode_s']:.2f} ms and resize + crop {1000 * parts['resize_s']:.2f} ms (Pillow, one thread), "
               f"normalise {1000 * parts['normalise_s']:.2f} ms (torchvision, one thread, not in the sum), "
-              f"inference {1000 * parts['inference_s']:.2f} ms (onnxruntime, ready tensors, batch 32, default threads).",
+              f"inference {1000 * parts['inference_s']:.2f} ms (onnxruntime, ready tensors, batch 32, default threads); best of four rounds each.",
               "DataLoader workers tried on a subset: " + ", ".join(f"{w}: {r['n'] / r['wall_s']:.0f} images/s" for w, r in tried.items()) + "."]
     if ours:
         lines.append(f"End to end against the parts added up: {rate(ours) / sum_rate:.2f}.")

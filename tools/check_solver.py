@@ -1,0 +1,189 @@
+"""Compares the heads that `graftwork train` fits with scikit-learn's and with a Newton method's, by the objective they all minimise.
+
+    python tools/check_solver.py --graftwork target/release/graftwork
+
+The objective is C * (sum of cross-entropies) + 1/2 ||W||^2 with the bias free, evaluated here in float64 for every head.
+The references are LogisticRegression(lbfgs, tol=1e-10, max_iter=10000, or fewer with `--sklearn-iterations`) and a Newton method with
+the whole Hessian; the lower of the two is the reference value. Exits with 1 when (ours - reference) / reference is above `--tolerance` anywhere, or when Newton's method itself
+is that far above scikit-learn, which would make the check worthless.
+Data: the digits, a small ill-conditioned synthetic set, two classes, and with `--npz FILE` features of your own (arrays X and y).
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import scipy.linalg
+from safetensors.numpy import load_file
+from scipy.special import log_softmax, softmax
+from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegression
+from threadpoolctl import threadpool_limits
+
+SEED = 11
+# Newton's method is done when the fall that its model still promises is below this part of the objective.
+NEWTON_DECREMENT = 1e-14
+NEWTON_STEPS = 100
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--graftwork", type=Path, help="the binary; without it only the references are compared with each other")
+    parser.add_argument("--npz", type=Path, help="features of your own: arrays X [N, D] and y [N]")
+    parser.add_argument("--c", type=float, nargs="+", default=[0.01, 1.0, 100.0], help="default: 0.01 1 100")
+    parser.add_argument("--sklearn-iterations", type=int, default=10_000, help="fewer is quicker; Newton's method stays exact (default %(default)s)")
+    parser.add_argument("--tolerance", type=float, default=1e-6, help="relative gap of the objective (default %(default)s)")
+    args = parser.parse_args()
+    failures = 0
+    print(f"{'data':<22} {'N':>6} {'D':>5} {'C':>4} {'c':>8} {'objective':>16} {'sklearn gap':>12} {'newton gap':>12} {'graftwork gap':>14} {'seconds':>8}")
+    for name, (x, y) in data_sets(args.npz).items():
+        for c in args.c:
+            failures += compare(args, name, x, y, c)
+    print(f"{failures} failures" if failures else "all within the tolerance")
+    return 1 if failures else 0
+
+
+def data_sets(npz: Path | None) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Name -> (features [N, D] float32, labels [N] int64 from 0)."""
+    digits, labels = load_digits(return_X_y=True)
+    # All of 0-3, one in seven of the others.
+    kept = (labels <= 3) | (np.arange(len(labels)) % 7 == 0)
+    rng = np.random.default_rng(SEED)
+    sets = {
+        "digits": (digits, labels),
+        "digits, unbalanced": (digits[kept], labels[kept]),
+        "ill-conditioned": ill_conditioned(rng, classes=6),
+        "two classes": ill_conditioned(rng, classes=2),
+        "more D than N": (rng.standard_normal((60, 200)), rng.integers(0, 3, 60)),
+    }
+    if npz:
+        arrays = np.load(npz)
+        sets[npz.stem] = (arrays["X"], arrays["y"])
+    return {name: (np.ascontiguousarray(x, np.float32), np.asarray(y, np.int64)) for name, (x, y) in sets.items()}
+
+
+def ill_conditioned(rng, classes: int, n: int = 800, d: int = 40) -> tuple[np.ndarray, np.ndarray]:
+    """Columns of scales from 1e-2 to 1e2, correlated, far from centred; labels from a noisy linear rule."""
+    scales = np.logspace(-2, 2, d)
+    mixing = np.linalg.qr(rng.standard_normal((d, d)))[0]
+    hidden = rng.standard_normal((n, d))
+    x = (hidden * scales) @ mixing + rng.uniform(-20, 20, d)
+    y = (hidden @ rng.standard_normal((d, classes)) + 2 * rng.standard_normal((n, classes))).argmax(1)
+    return x, y
+
+
+def compare(args, name: str, x: np.ndarray, y: np.ndarray, c: float) -> int:
+    classes = int(y.max()) + 1
+    exact = x.astype(np.float64)
+    # The matrices are small: one thread is several times faster than two that wait for each other.
+    with threadpool_limits(1):
+        by_sklearn = objective(exact, y, c, *fit_sklearn(exact, y, c, classes, args.sklearn_iterations))
+        by_newton = objective(exact, y, c, *fit_newton(exact, y, c, classes))
+    best = min(by_sklearn, by_newton)
+    gap, seconds = float("nan"), float("nan")
+    failures = int(by_newton - best > args.tolerance * best)
+    # scikit-learn may stop early on the ill-conditioned sets; Newton's method is then the reference that counts.
+    if args.graftwork:
+        start = time.perf_counter()
+        weight, bias = fit_graftwork(args.graftwork, x, y, c, classes)
+        seconds = time.perf_counter() - start
+        gap = (objective(exact, y, c, weight, bias) - best) / best
+        failures += int(not gap <= args.tolerance)
+    print(f"{name:<22} {len(x):>6} {x.shape[1]:>5} {classes:>4} {c:>8g} {best:>16.9g} {(by_sklearn - best) / best:>12.1e} "
+          f"{(by_newton - best) / best:>12.1e} {gap:>14.1e} {seconds:>8.2f}{'   FAILED' if failures else ''}")
+    return failures
+
+
+def objective(x: np.ndarray, y: np.ndarray, c: float, weight: np.ndarray, bias: np.ndarray) -> float:
+    """C * sum of cross-entropies + 1/2 ||W||^2 for weight [C, D] and bias [C], in float64."""
+    weight, bias = weight.astype(np.float64), bias.astype(np.float64)
+    log_p = log_softmax(x @ weight.T + bias, axis=1)
+    return float(-c * log_p[np.arange(len(y)), y].sum() + 0.5 * (weight**2).sum())
+
+
+def fit_sklearn(x: np.ndarray, y: np.ndarray, c: float, classes: int, max_iter: int) -> tuple[np.ndarray, np.ndarray]:
+    # Two classes: scikit-learn fits one sigmoid w with 1/2 ||w||^2, but the softmax of +-w/2 costs 1/4 ||w||^2.
+    # C' sum + 1/2 ||w||^2 = 2 (C sum + 1/4 ||w||^2) for C' = 2 C, so at twice the C it fits the softmax's objective.
+    fit = LogisticRegression(C=2 * c if classes == 2 else c, solver="lbfgs", tol=1e-10, max_iter=max_iter)
+    with warnings.catch_warnings():
+        # Whether it converged shows in the objective.
+        warnings.simplefilter("ignore")
+        fit.fit(x, y)
+    if classes > 2:
+        return fit.coef_, fit.intercept_
+    return np.concatenate([-fit.coef_, fit.coef_]) / 2, np.concatenate([-fit.intercept_, fit.intercept_]) / 2
+
+
+def fit_newton(x: np.ndarray, y: np.ndarray, c: float, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Newton's method with the whole Hessian, steps halved until the objective falls.
+
+    Features are centred inside, which only shifts the bias: the bias is free, so the optimum is the same.
+    """
+    centre = x.mean(0)
+    design = np.hstack([x - centre, np.ones((len(x), 1))])  # [N, D + 1]
+    penalty = np.append(np.ones(x.shape[1]), 0.0)
+    target = np.eye(classes)[y]
+    theta = np.zeros((classes, design.shape[1]))
+
+    def value(theta):
+        return -c * (target * log_softmax(design @ theta.T, axis=1)).sum() + 0.5 * (theta**2 * penalty).sum()
+
+    for _ in range(NEWTON_STEPS):
+        p = softmax(design @ theta.T, axis=1)
+        gradient = c * (p - target).T @ design + theta * penalty
+        step, here, length = newton_step(design, p, gradient, penalty, c), value(theta), 1.0
+        if -0.5 * (gradient * step).sum() <= NEWTON_DECREMENT * here:
+            break
+        while value(theta + length * step) > here and length > 1e-8:
+            length /= 2
+        if length <= 1e-8:
+            break  # no descent left in float64
+        theta = theta + length * step
+    weight = theta[:, :-1]
+    return weight, theta[:, -1] - weight @ centre
+
+
+def newton_step(design: np.ndarray, p: np.ndarray, gradient: np.ndarray, penalty: np.ndarray, c: float) -> np.ndarray:
+    """-H^-1 gradient; block (j, k) of H is c X^T diag(p_j ([j = k] - p_k)) X, plus the penalty on the diagonal."""
+    classes, width = gradient.shape
+    blocks = np.empty((classes, width, classes, width))
+    for j in range(classes):
+        for k in range(j + 1):
+            curve = p[:, j] * ((j == k) - p[:, k])
+            blocks[j, :, k, :] = c * (design * curve[:, None]).T @ design
+            blocks[k, :, j, :] = blocks[j, :, k, :].T
+        blocks[j, :, j, :] += np.diag(penalty)
+    # The same bias added to every class changes nothing, which leaves H singular; the gradient has no part in that direction, so
+    # any curvature given to it leaves the step as it is.
+    blocks[:, -1, :, -1] += c * len(design) / classes**2
+    hessian = blocks.reshape(gradient.size, gradient.size)
+    scale = 1 / np.sqrt(np.diag(hessian))
+    solved = scipy.linalg.solve(hessian * scale * scale[:, None], -gradient.ravel() * scale, assume_a="pos")
+    return (solved * scale).reshape(gradient.shape)
+
+
+def fit_graftwork(binary: Path, x: np.ndarray, y: np.ndarray, c: float, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        np.save(folder / "X.npy", x)
+        np.save(folder / "y.npy", y)
+        command = [str(binary), "train", "--features", str(folder / "X.npy"), "--labels", str(folder / "y.npy"), "--c", repr(c), "-o", str(folder / "run")]
+        done = subprocess.run(command, stdout=subprocess.DEVNULL)
+        if done.returncode != 0:
+            raise SystemExit(f"`{' '.join(command)}` exits with {done.returncode}")
+        head = load_file(folder / "run" / "head.safetensors")
+    weight, bias = head["weight"], head["bias"]
+    if weight.shape != (classes, x.shape[1]) or bias.shape != (classes,):
+        raise SystemExit(f"head.safetensors: weight {weight.shape}, bias {bias.shape}; expected {(classes, x.shape[1])} and {(classes,)}")
+    return weight, bias
+
+
+if __name__ == "__main__":
+    sys.exit(main())
