@@ -108,12 +108,7 @@ fn as_text(opened: &Opened, depth: usize) -> String {
                 format!("  __metadata__.{} = {}", plain(key), plain(value)),
             );
         }
-        for (name, tensor) in opened.other_tensors.iter() {
-            line(
-                &mut out,
-                format!("  {}  {} {:?}", plain(name), tensor.dtype(), tensor.shape()),
-            );
-        }
+        other_tensors(&mut out, &opened.other_tensors);
     }
     if !opened.problems.is_empty() {
         line(&mut out, "\nNot read:");
@@ -129,6 +124,36 @@ fn as_text(opened: &Opened, depth: usize) -> String {
         }
     }
     out
+}
+
+/// Tensors beside the state dict; an optimizer has as many as the model, and gets one line.
+fn other_tensors(out: &mut String, tensors: &StateDict) {
+    const MAX_LISTED: usize = 8;
+    let family = |name: &str| name.split('.').next().unwrap_or_default().to_owned();
+    let mut families: IndexMap<String, Vec<(&str, &Tensor)>> = IndexMap::new();
+    for (name, tensor) in tensors.iter() {
+        families.entry(family(name)).or_default().push((name, tensor));
+    }
+    for (family, members) in families {
+        if members.len() > MAX_LISTED {
+            let n_bytes: usize = members.iter().map(|(_, tensor)| tensor.nbytes()).sum();
+            let (n, n_bytes) = (grouped(members.len()), grouped(n_bytes));
+            line(
+                out,
+                format!(
+                    "  {}.**  {n} tensors, {n_bytes} bytes (--json lists them)",
+                    plain(&family)
+                ),
+            );
+            continue;
+        }
+        for (name, tensor) in members {
+            line(
+                out,
+                format!("  {}  {} {:?}", plain(name), tensor.dtype(), tensor.shape()),
+            );
+        }
+    }
 }
 
 fn line(out: &mut String, text: impl AsRef<str>) {
