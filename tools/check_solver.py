@@ -109,16 +109,15 @@ def objective(x: np.ndarray, y: np.ndarray, c: float, weight: np.ndarray, bias: 
 
 
 def fit_sklearn(x: np.ndarray, y: np.ndarray, c: float, classes: int, max_iter: int) -> tuple[np.ndarray, np.ndarray]:
-    # Two classes: scikit-learn fits one sigmoid w with 1/2 ||w||^2, but the softmax of +-w/2 costs 1/4 ||w||^2.
-    # C' sum + 1/2 ||w||^2 = 2 (C sum + 1/4 ||w||^2) for C' = 2 C, so at twice the C it fits the softmax's objective.
-    fit = LogisticRegression(C=2 * c if classes == 2 else c, solver="lbfgs", tol=1e-10, max_iter=max_iter)
+    # Two classes: scikit-learn fits one vector w with 1/2 ||w||^2. As the head [0; w] it has the same loss and the same penalty.
+    fit = LogisticRegression(C=c, solver="lbfgs", tol=1e-10, max_iter=max_iter)
     with warnings.catch_warnings():
         # Whether it converged shows in the objective.
         warnings.simplefilter("ignore")
         fit.fit(x, y)
     if classes > 2:
         return fit.coef_, fit.intercept_
-    return np.concatenate([-fit.coef_, fit.coef_]) / 2, np.concatenate([-fit.intercept_, fit.intercept_]) / 2
+    return np.concatenate([0 * fit.coef_, fit.coef_]), np.concatenate([0 * fit.intercept_, fit.intercept_])
 
 
 def fit_newton(x: np.ndarray, y: np.ndarray, c: float, classes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -126,6 +125,8 @@ def fit_newton(x: np.ndarray, y: np.ndarray, c: float, classes: int) -> tuple[np
 
     Features are centred inside, which only shifts the bias: the bias is free, so the optimum is the same.
     """
+    # Two classes: 2 (C/2 sum + 1/2 ||W||^2) of the symmetric W = [-w/2; w/2] is C sum + 1/2 ||w||^2.
+    c = c / 2 if classes == 2 else c
     centre = x.mean(0)
     design = np.hstack([x - centre, np.ones((len(x), 1))])  # [N, D + 1]
     penalty = np.append(np.ones(x.shape[1]), 0.0)
@@ -146,6 +147,8 @@ def fit_newton(x: np.ndarray, y: np.ndarray, c: float, classes: int) -> tuple[np
         if length <= 1e-8:
             break  # no descent left in float64
         theta = theta + length * step
+    if classes == 2:
+        theta = theta - theta[0]
     weight = theta[:, :-1]
     return weight, theta[:, -1] - weight @ centre
 

@@ -2,8 +2,38 @@
 //!
 //! `unsafe` here is the calls into the `gemm` crate, which takes pointers and strides.
 
+/// The two number types that products are made in.
+pub(crate) trait Real: Copy + Send + Sync + 'static {
+    const ZERO: Self;
+    const ONE: Self;
+    fn from_f64(value: f64) -> Self;
+    fn to_f64(self) -> f64;
+}
+
+impl Real for f32 {
+    const ZERO: f32 = 0.0;
+    const ONE: f32 = 1.0;
+    fn from_f64(value: f64) -> f32 {
+        value as f32
+    }
+    fn to_f64(self) -> f64 {
+        f64::from(self)
+    }
+}
+
+impl Real for f64 {
+    const ZERO: f64 = 0.0;
+    const ONE: f64 = 1.0;
+    fn from_f64(value: f64) -> f64 {
+        value
+    }
+    fn to_f64(self) -> f64 {
+        self
+    }
+}
+
 /// `out[n, c] = rows[n, d] · weight[c, d]ᵀ`, all row-major.
-pub(crate) fn matmul_transposed(rows: &[f32], weight: &[f32], out: &mut [f32], d: usize) {
+pub(crate) fn matmul_transposed<T: Real>(rows: &[T], weight: &[T], out: &mut [T], d: usize) {
     let (n, c) = (rows.len() / d, weight.len() / d);
     assert!(rows.len() == n * d && weight.len() == c * d && out.len() == n * c);
     // SAFETY: the sizes above cover every element that the strides reach; `out` is exclusive.
@@ -22,8 +52,8 @@ pub(crate) fn matmul_transposed(rows: &[f32], weight: &[f32], out: &mut [f32], d
             weight.as_ptr(),
             d.cast_signed(),
             1,
-            0.0,
-            1.0,
+            T::ZERO,
+            T::ONE,
             false,
             false,
             false,
@@ -33,7 +63,7 @@ pub(crate) fn matmul_transposed(rows: &[f32], weight: &[f32], out: &mut [f32], d
 }
 
 /// `out[c, d] = residual[n, c]ᵀ · rows[n, d]`, all row-major.
-pub(super) fn transposed_matmul(residual: &[f32], rows: &[f32], out: &mut [f32], c: usize, d: usize) {
+pub(super) fn transposed_matmul<T: Real>(residual: &[T], rows: &[T], out: &mut [T], c: usize, d: usize) {
     let n = rows.len() / d;
     assert!(rows.len() == n * d && residual.len() == n * c && out.len() == c * d);
     // SAFETY: as above.
@@ -52,8 +82,8 @@ pub(super) fn transposed_matmul(residual: &[f32], rows: &[f32], out: &mut [f32],
             rows.as_ptr(),
             1,
             d.cast_signed(),
-            0.0,
-            1.0,
+            T::ZERO,
+            T::ONE,
             false,
             false,
             false,
@@ -172,9 +202,9 @@ mod tests {
         let rows: Vec<f32> = (0..n * d).map(value(5)).collect();
         let weight: Vec<f32> = (0..c * d).map(value(11)).collect();
         let residual: Vec<f32> = (0..n * c).map(value(3)).collect();
-        let mut logits = vec![0.0; n * c];
+        let mut logits = vec![0f32; n * c];
         matmul_transposed(&rows, &weight, &mut logits, d);
-        let mut gradient = vec![0.0; c * d];
+        let mut gradient = vec![0f32; c * d];
         transposed_matmul(&residual, &rows, &mut gradient, c, d);
         for class in 0..c {
             for row in 0..n {

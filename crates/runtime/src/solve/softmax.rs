@@ -4,16 +4,26 @@
 //! same. With two classes scikit-learn fits one weight vector (`½ ‖w‖²`); the head returned then is `[0; w]`, at
 //! which the formula above has scikit-learn's value.
 
+use std::borrow::Cow;
+
 use rayon::prelude::*;
 
 use super::lbfgs::{Stop, minimise};
-use super::linalg::{Cholesky, matmul_transposed, transposed_matmul};
+use super::linalg::{Real, matmul_transposed, transposed_matmul};
+use super::precondition::{Curvature, Preconditioner};
 use crate::error::Error;
 use crate::features::Features;
 use crate::monitor::Monitor;
 
 /// Rows per product: enough for the kernels, small enough for the cache.
-const CHUNK_ROWS: usize = 512;
+pub(super) const CHUNK_ROWS: usize = 512;
+
+/// Passes with one preconditioner. Easy problems need fewer; on separable data Boehning's bound is far off by then.
+const STAGE_PASSES: usize = 60;
+
+/// Up to this many features the products are made in f64: that costs little there, and carries separable data, whose
+/// losses are tiny differences of large logits, to the last digits. Beyond, in f32 with f64 sums.
+const MAX_WIDE: usize = 4 << 20;
 
 /// When the solver stops.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -39,14 +49,15 @@ pub struct Fitted {
     pub converged: bool,
 }
 
-/// What does not depend on C: the mean and the Gram matrix of the centred features.
+/// What does not depend on C.
 #[derive(Debug)]
 pub(super) struct Problem<'p> {
     features: &'p Features,
     labels: &'p [u32],
     n_classes: usize,
-    mean: Vec<f64>,
-    gram: Vec<f64>,
+    curvature: Curvature,
+    /// The features in f64, where they are few.
+    wide: Option<Vec<f64>>,
 }
 
 /// Fits one head.
@@ -98,40 +109,14 @@ impl<'p> Problem<'p> {
         n_classes: usize,
     ) -> Result<Problem<'p>, Error> {
         Problem::check(features, labels, n_classes)?;
-        let (n, d) = (features.n_rows(), features.n_features());
-        let mut mean = vec![0.0f64; d];
-        for row in features.values().chunks_exact(d) {
-            mean.iter_mut()
-                .zip(row)
-                .for_each(|(mean, value)| *mean += f64::from(*value));
-        }
-        mean.iter_mut().for_each(|mean| *mean /= n as f64);
-        // Segments of a fixed number, whatever the threads: the sums and so the result are the same bit for bit.
-        let partial = |_: usize, segment: &[f32]| {
-            let mut gram = vec![0.0f64; d * d];
-            let mut product = vec![0.0f32; d * d];
-            let mut centred = Vec::with_capacity(CHUNK_ROWS * d);
-            for rows in segment.chunks(CHUNK_ROWS * d) {
-                centred.clear();
-                centred.extend(rows.chunks_exact(d).flat_map(|row| {
-                    row.iter()
-                        .zip(&mean)
-                        .map(|(value, mean)| (f64::from(*value) - mean) as f32)
-                }));
-                transposed_matmul(&centred, &centred, &mut product, d, d);
-                gram.iter_mut()
-                    .zip(&product)
-                    .for_each(|(gram, product)| *gram += f64::from(*product));
-            }
-            gram
-        };
-        let gram = sum_segments(features.values(), d, segments(n, d * d), partial);
+        let values = features.values();
+        let wide = (values.len() <= MAX_WIDE).then(|| values.iter().map(|value| f64::from(*value)).collect());
         Ok(Problem {
             features,
             labels,
             n_classes,
-            mean,
-            gram,
+            curvature: Curvature::bound(features),
+            wide,
         })
     }
 
@@ -146,86 +131,51 @@ impl<'p> Problem<'p> {
         if !(c > 0.0 && c.is_finite()) {
             return Err(Error::Usage(format!("C = {c} is not a positive number")));
         }
-        let (n, d, k) = (self.features.n_rows(), self.features.n_features(), self.n_classes);
+        let (d, k) = (self.features.n_features(), self.n_classes);
         // Two classes: the symmetric softmax with C/2 has the minimum of the one-vector problem with C.
         let c = if k == 2 { c / 2.0 } else { c };
-        let mut bound: Vec<f64> = self.gram.iter().map(|g| g * c / 2.0).collect();
-        (0..d).for_each(|i| bound[i * d + i] += 1.0);
-        let factor = Cholesky::new(bound, d)
-            .ok_or_else(|| Error::Features("their scale is beyond what can be factored".to_owned()))?;
-        let bias_scale = 1.0 / (c * n as f64 / 2.0).sqrt();
-
-        // Unknowns: per class V = Lᵀ w, then the biases of centred features over their scale.
-        let mut x = vec![0.0; k * d + k];
-        if let Some(start) = start {
-            for class in 0..k {
-                let weight = &start.weight[class * d..(class + 1) * d];
-                let v = &mut x[class * d..(class + 1) * d];
-                v.iter_mut().zip(weight).for_each(|(v, w)| *v = f64::from(*w));
-                let shift: f64 = v.iter().zip(&self.mean).map(|(w, mean)| w * mean).sum();
-                factor.multiply_transposed(v);
-                x[k * d + class] = (f64::from(start.bias[class]) + shift) / bias_scale;
-            }
+        let (mut weight, mut bias) = match start {
+            None => (vec![0.0; k * d], vec![0.0; k]),
+            Some(start) => (widen(&start.weight), widen(&start.bias)),
+        };
+        // The sum over the classes is free in the loss and zero at the minimum; a head [0; w] is shifted there.
+        for column in 0..d {
+            let mean = (0..k).map(|class| weight[class * d + column]).sum::<f64>() / k as f64;
+            (0..k).for_each(|class| weight[class * d + column] -= mean);
         }
-        // The sum of all classes' weights is free in the loss and zero at the minimum; a head [0; w] is shifted there.
-        for column in 0..d + 1 {
-            let at = |class: usize| {
-                if column < d {
-                    class * d + column
-                } else {
-                    k * d + class
-                }
+        let mean = bias.iter().sum::<f64>() / k as f64;
+        bias.iter_mut().for_each(|bias| *bias -= mean);
+
+        let mut curvature = Cow::Borrowed(&self.curvature);
+        let mut passes = 0;
+        let mut found;
+        loop {
+            let preconditioner = Preconditioner::new(&curvature, c, k)?;
+            let stop = Stop {
+                relative_gap: options.relative_gap,
+                max_evaluations: STAGE_PASSES.min(options.max_passes.saturating_sub(passes)).max(1),
+                memory: if k * d > 1 << 20 { 8 } else { 20 },
             };
-            let mean = (0..k).map(|class| x[at(class)]).sum::<f64>() / k as f64;
-            (0..k).for_each(|class| x[at(class)] -= mean);
+            let objective = |x: &[f64], gradient: &mut [f64]| {
+                let (weight, bias) = preconditioner.unpack(x);
+                let (loss, by_weight_and_bias) = self.loss(&weight, &bias);
+                let penalty: f64 = weight.iter().map(|w| w * w).sum::<f64>() / 2.0;
+                gradient.copy_from_slice(&by_weight_and_bias);
+                preconditioner.gradient(&weight, gradient);
+                c * loss + penalty
+            };
+            let x = preconditioner.pack(&weight, &bias);
+            found = minimise(x, stop, objective, || !monitor.is_cancelled()).ok_or(Error::Cancelled)?;
+            passes += found.evaluations;
+            (weight, bias) = preconditioner.unpack(&found.x);
+            if found.converged || passes >= options.max_passes {
+                break;
+            }
+            // The bound has served; the probabilities at hand say how curved the loss is where it matters now.
+            let weights = self.row_curvatures(&weight, &bias);
+            curvature = Cow::Owned(Curvature::weighted(self.features, |row| weights[row]));
         }
 
-        let unpack = |x: &[f64]| {
-            let mut weight = x[..k * d].to_vec();
-            weight
-                .par_chunks_exact_mut(d)
-                .for_each(|w| factor.solve_transposed(w));
-            let bias: Vec<f64> = (0..k)
-                .map(|class| {
-                    let w = &weight[class * d..(class + 1) * d];
-                    x[k * d + class] * bias_scale
-                        - w.iter().zip(&self.mean).map(|(w, mean)| w * mean).sum::<f64>()
-                })
-                .collect();
-            (weight, bias)
-        };
-        let stop = Stop {
-            relative_gap: options.relative_gap,
-            max_evaluations: options.max_passes,
-            memory: if k * d > 1 << 20 { 8 } else { 20 },
-        };
-        let found = minimise(
-            x,
-            stop,
-            |x, gradient| {
-                let (weight, bias) = unpack(x);
-                let (loss, weight_gradient) = self.loss(&weight, &bias);
-                let penalty: f64 = weight.iter().map(|w| w * w).sum::<f64>() / 2.0;
-                gradient.copy_from_slice(&weight_gradient);
-                for class in 0..k {
-                    let residual = gradient[k * d + class];
-                    let g = &mut gradient[class * d..(class + 1) * d];
-                    let w = &weight[class * d..(class + 1) * d];
-                    for ((g, w), mean) in g.iter_mut().zip(w).zip(&self.mean) {
-                        *g = c * (*g - mean * residual) + w;
-                    }
-                    gradient[k * d + class] = c * residual * bias_scale;
-                }
-                gradient[..k * d]
-                    .par_chunks_exact_mut(d)
-                    .for_each(|g| factor.solve(g));
-                c * loss + penalty
-            },
-            || !monitor.is_cancelled(),
-        )
-        .ok_or(Error::Cancelled)?;
-
-        let (mut weight, mut bias) = unpack(&found.x);
         let mut objective = found.value;
         if k == 2 {
             let (first, second) = weight.split_at_mut(d);
@@ -238,21 +188,52 @@ impl<'p> Problem<'p> {
             weight: weight.iter().map(|w| *w as f32).collect(),
             bias: bias.iter().map(|b| *b as f32).collect(),
             objective,
-            passes: found.evaluations,
+            passes,
             converged: found.converged,
         })
     }
 
-    /// The sum of the cross-entropies and, per class, the sums of `residual · x` and of `residual`.
-    fn loss(&self, weight: &[f64], bias: &[f64]) -> (f64, Vec<f64>) {
+    /// Per row the mean of the nonzero eigenvalues of `diag p - p pᵀ`.
+    fn row_curvatures(&self, weight: &[f64], bias: &[f64]) -> Vec<f64> {
+        /// Rows of which the head is sure have none; a little keeps every direction of the features in the sum.
+        const LEAST: f64 = 1e-6;
         let (d, k) = (self.features.n_features(), self.n_classes);
         let weight: Vec<f32> = weight.iter().map(|w| *w as f32).collect();
-        let values = self.features.values();
-        let partial = |first: usize, segment: &[f32]| {
+        let of_chunk = |rows: &[f32]| {
+            let mut logits = vec![0.0f32; rows.len() / d * k];
+            matmul_transposed(rows, &weight, &mut logits, d);
+            let of_row = |row: &mut [f32]| {
+                cross_entropy(row, bias, 0);
+                // What is left in the row is p - e_0.
+                row[0] += 1.0;
+                let squares: f64 = row.iter().map(|p| f64::from(*p) * f64::from(*p)).sum();
+                ((1.0 - squares) / (k - 1) as f64).max(LEAST)
+            };
+            logits.chunks_exact_mut(k).map(of_row).collect::<Vec<f64>>()
+        };
+        self.features
+            .values()
+            .par_chunks(CHUNK_ROWS * d)
+            .flat_map_iter(of_chunk)
+            .collect()
+    }
+
+    /// The sum of the cross-entropies and, per class, the sums of `residual · x` and of `residual`.
+    fn loss(&self, weight: &[f64], bias: &[f64]) -> (f64, Vec<f64>) {
+        match &self.wide {
+            Some(values) => self.loss_of(values, weight, bias),
+            None => self.loss_of(self.features.values(), weight, bias),
+        }
+    }
+
+    fn loss_of<T: Real>(&self, values: &[T], weight: &[f64], bias: &[f64]) -> (f64, Vec<f64>) {
+        let (d, k) = (self.features.n_features(), self.n_classes);
+        let weight: Vec<T> = weight.iter().map(|w| T::from_f64(*w)).collect();
+        let partial = |first: usize, segment: &[T]| {
             // k·d sums for the weights, k for the biases, one for the loss.
             let mut sums = vec![0.0f64; k * d + k + 1];
-            let mut logits = vec![0.0f32; CHUNK_ROWS * k];
-            let mut product = vec![0.0f32; k * d];
+            let mut logits = vec![T::ZERO; CHUNK_ROWS * k];
+            let mut product = vec![T::ZERO; k * d];
             for (chunk, rows) in segment.chunks(CHUNK_ROWS * d).enumerate() {
                 let n_rows = rows.len() / d;
                 let start = first + chunk * CHUNK_ROWS;
@@ -267,12 +248,12 @@ impl<'p> Problem<'p> {
                     residuals
                         .iter_mut()
                         .zip(row.iter())
-                        .for_each(|(sum, residual)| *sum += f64::from(*residual));
+                        .for_each(|(sum, residual)| *sum += residual.to_f64());
                 }
                 transposed_matmul(logits, rows, &mut product, k, d);
                 sums.iter_mut()
                     .zip(&product)
-                    .for_each(|(sum, value)| *sum += f64::from(*value));
+                    .for_each(|(sum, value)| *sum += value.to_f64());
             }
             sums
         };
@@ -282,28 +263,43 @@ impl<'p> Problem<'p> {
     }
 }
 
+fn widen(values: &[f32]) -> Vec<f64> {
+    values.iter().map(|value| f64::from(*value)).collect()
+}
+
 /// Adds the bias, turns the logits of one row into residuals (`softmax - one-hot`) and returns `-log softmax[label]`.
-fn cross_entropy(row: &mut [f32], bias: &[f64], label: usize) -> f64 {
+fn cross_entropy<T: Real>(row: &mut [T], bias: &[f64], label: usize) -> f64 {
     let mut top = f64::NEG_INFINITY;
     for (logit, bias) in row.iter().zip(bias) {
-        top = top.max(f64::from(*logit) + bias);
+        top = top.max(logit.to_f64() + bias);
     }
-    let wanted = f64::from(row[label]) + bias[label] - top;
-    let mut total = 0.0;
-    for (logit, bias) in row.iter_mut().zip(bias) {
-        let value = (f64::from(*logit) + bias - top).exp();
-        total += value;
-        *logit = value as f32;
+    let wanted = row[label].to_f64() + bias[label] - top;
+    // The label is kept apart: near certainty `1 - p` and `log p` lose all their digits, the sum of the others none.
+    let mut others = 0.0;
+    let mut label_value = 0.0;
+    for (class, (logit, bias)) in row.iter_mut().zip(bias).enumerate() {
+        let value = (logit.to_f64() + bias - top).exp();
+        if class == label {
+            label_value = value;
+        } else {
+            others += value;
+        }
+        *logit = T::from_f64(value);
     }
-    let inverse = (1.0 / total) as f32;
-    row.iter_mut().for_each(|value| *value *= inverse);
-    row[label] -= 1.0;
-    total.ln() - wanted
+    let total = others + label_value;
+    row.iter_mut()
+        .for_each(|value| *value = T::from_f64(value.to_f64() / total));
+    row[label] = T::from_f64(-others / total);
+    if label_value > f64::MIN_POSITIVE {
+        (others / label_value).ln_1p()
+    } else {
+        total.ln() - wanted
+    }
 }
 
 /// How many segments the rows are split into: a function of the problem alone, so that the result is too. Each holds
 /// `n_sums` numbers while the sums are made.
-fn segments(n_rows: usize, n_sums: usize) -> usize {
+pub(super) fn segments(n_rows: usize, n_sums: usize) -> usize {
     const MAX_SEGMENTS: usize = 32;
     const MAX_NUMBERS: usize = 32 << 20;
     (MAX_NUMBERS / n_sums.max(1))
@@ -312,11 +308,11 @@ fn segments(n_rows: usize, n_sums: usize) -> usize {
 }
 
 /// Runs `partial` (first row, rows) over `n_segments` runs of whole rows and adds up the results in order.
-fn sum_segments(
-    values: &[f32],
+pub(super) fn sum_segments<T: Real>(
+    values: &[T],
     d: usize,
     n_segments: usize,
-    partial: impl Fn(usize, &[f32]) -> Vec<f64> + Sync,
+    partial: impl Fn(usize, &[T]) -> Vec<f64> + Sync,
 ) -> Vec<f64> {
     let n_rows = values.len() / d;
     let segment_rows = n_rows.div_ceil(CHUNK_ROWS).div_ceil(n_segments.max(1)) * CHUNK_ROWS;
@@ -340,6 +336,7 @@ fn sum_segments(
 mod tests {
     use super::*;
     use crate::random::Random;
+    use crate::solve::linalg::Cholesky;
 
     const OPTIONS: SolverOptions = SolverOptions {
         relative_gap: 1e-8,
