@@ -317,3 +317,28 @@ fn a_full_disk() {
         std::panic::resume_unwind(panic);
     }
 }
+
+/// A run of `train` in the place of a run of `fit` must not leave the old model to be judged.
+#[test]
+fn a_replaced_run_keeps_nothing_of_the_old_one() {
+    let scratch = Scratch::new();
+    let (backbone, data) = (fixture("digits/backbone.onnx"), fixture("digits/pictures"));
+    let metrics = fit(&scratch, &backbone, &data, &["--c", "10"]).ok().json();
+    let entry = metrics["cache"]["entry"].as_str().unwrap();
+    let mut extract = scratch.command(["extract", "--cache", "cache", "--resize", "32", "--crop", "32"]);
+    extract.arg("--backbone").arg(&backbone).arg("--data").arg(&data);
+    run(extract).ok();
+    let train = |more: &[&str]| {
+        let mut command =
+            scratch.command_without_runtime(["train", "--features", entry, "--c", "1", "-o", "run"]);
+        command.args(more);
+        run(command)
+    };
+    train(&[]).fails(2, "already holds a run of other settings");
+    train(&["--force"]).ok();
+    assert_eq!(
+        scratch.names("run"),
+        ["config.toml", "head.safetensors", "metrics.json"]
+    );
+    run(scratch.command_without_runtime(["predict", "run", "x.png"])).fails(2, "holds no `model.onnx`");
+}

@@ -61,7 +61,7 @@ fn names_order_shapes_strides_and_marks_are_torchs() {
             names(got.iter().map(|(n, _)| *n).collect()),
             names(want.iter().map(|(n, _)| n.as_str()).collect()),
         );
-        assert_eq!(got_names[..want_names.len()], want_names, "{name}");
+        assert_eq!(got_names, want_names, "{name}");
         for ((tensor_name, got), (_, want)) in got.iter().zip(&want) {
             for key in ["dtype", "shape", "stride", "requires_grad"] {
                 assert_eq!(got[key], want[key], "{name}: {key} of {tensor_name}");
@@ -158,14 +158,14 @@ fn what_is_no_checkpoint_is_named() {
     for (name, bytes, message) in [
         ("lfs.pth", lfs.as_slice(), "Git LFS"),
         ("page.pth", b"<!DOCTYPE html><html></html>", "HTML"),
-        ("cut.pth", &zip[..zip.len() * 2 / 3], "cut.pth"),
+        ("cut.pth", &zip[..zip.len() * 2 / 3], "cut off"),
         ("empty.pth", b"", "empty"),
     ] {
         scratch.write(name, bytes);
         run(scratch.command_without_runtime(["inspect", name])).fails(3, message);
         run(scratch.command_without_runtime(["convert", name, "out.safetensors"])).fails(3, message);
     }
-    run(scratch.command_without_runtime(["inspect", "absent.pth"])).fails(3, "absent.pth");
+    run(scratch.command_without_runtime(["inspect", "absent.pth"])).fails(3, "No such file");
     assert_eq!(
         scratch
             .names("")

@@ -16,6 +16,11 @@ pub(crate) struct EngineArgs {
     /// Threads [default: all cores]
     #[arg(short = 'j', long, value_name = "N")]
     pub(crate) threads: Option<usize>,
+}
+
+/// How many pictures go through the network at once.
+#[derive(Debug, Args)]
+pub(crate) struct BatchArgs {
     /// Pictures per run of the network
     #[arg(short, long, value_name = "N", default_value_t = runtime::job::DEFAULT_BATCH_SIZE)]
     pub(crate) batch_size: usize,
@@ -59,13 +64,7 @@ pub(crate) struct PreprocessArgs {
 
 impl PreprocessArgs {
     pub(crate) fn checked(&self) -> anyhow::Result<Preprocess> {
-        const MAX_SIDE: usize = 1 << 14;
         let mut preprocess = Preprocess::imagenet();
-        for (flag, side) in [("--resize", self.resize), ("--crop", self.crop)] {
-            if side == 0 || side > MAX_SIDE {
-                return Err(UsageError::new(format!("{flag} {side} is not between 1 and {MAX_SIDE}")).into());
-            }
-        }
         preprocess.resize = self.resize;
         preprocess.crop = self.crop;
         preprocess.interpolation = match self.interpolation {
@@ -75,16 +74,14 @@ impl PreprocessArgs {
         };
         let triple = |flag: &str, values: &Option<Vec<f32>>, default: [f32; 3]| match values.as_deref() {
             None => Ok(default),
-            Some(&[r, g, b]) if [r, g, b].iter().all(|value| value.is_finite()) => Ok([r, g, b]),
+            Some(&[r, g, b]) => Ok([r, g, b]),
             Some(_) => Err(UsageError::new(format!(
                 "{flag} takes three numbers, as in {flag} 0.5,0.5,0.5"
             ))),
         };
         preprocess.mean = triple("--mean", &self.mean, preprocess.mean)?;
         preprocess.std = triple("--std", &self.std, preprocess.std)?;
-        if preprocess.std.contains(&0.0) {
-            return Err(UsageError::new("--std holds a zero, which cannot be divided by").into());
-        }
+        preprocess.check().map_err(UsageError::new)?;
         Ok(preprocess)
     }
 }

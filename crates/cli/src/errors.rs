@@ -42,13 +42,13 @@ fn judge_one(error: &(dyn std::error::Error + 'static)) -> Option<(u8, Option<St
         return judge_one(inner.as_ref());
     }
     if let Some(runtime::Error::File(file)) = error.downcast_ref() {
-        return Some(judge_io(&file.source));
+        return Some(judge_file(file));
     }
     if let Some(surgery::Error::File(file)) = error.downcast_ref() {
-        return Some(judge_io(&file.source));
+        return Some(judge_file(file));
     }
     if let Some(pth::Error::File(file)) = error.downcast_ref() {
-        return Some(judge_io(&file.source));
+        return Some(judge_file(file));
     }
     if let Some(usage) = error.downcast_ref::<UsageError>() {
         return Some((code::USAGE, usage.hint.clone()));
@@ -63,9 +63,17 @@ fn judge_one(error: &(dyn std::error::Error + 'static)) -> Option<(u8, Option<St
         return judge_runtime(error);
     }
     if let Some(error) = error.downcast_ref::<pth::FileError>() {
-        return Some(judge_io(&error.source));
+        return Some(judge_file(error));
     }
     error.downcast_ref::<io::Error>().map(judge_io)
+}
+
+fn judge_file(error: &pth::FileError) -> (u8, Option<String>) {
+    // A file that may not be read is bad input; a place that may not be written is a wrong command.
+    if error.action == "read" && error.source.kind() == io::ErrorKind::PermissionDenied {
+        return (code::BAD_INPUT, None);
+    }
+    judge_io(&error.source)
 }
 
 fn judge_io(error: &io::Error) -> (u8, Option<String>) {
@@ -75,7 +83,6 @@ fn judge_io(error: &io::Error) -> (u8, Option<String>) {
             code::RUN_AGAIN,
             Some("make room and run the same command again; nothing is half-written".to_owned()),
         ),
-        // A file that is not there is bad input; a place that may not be written is a wrong command.
         io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => (code::USAGE, None),
         _ => (code::BAD_INPUT, None),
     }
@@ -83,7 +90,8 @@ fn judge_io(error: &io::Error) -> (u8, Option<String>) {
 
 fn judge_runtime(error: &runtime::Error) -> Option<(u8, Option<String>)> {
     use runtime::Error::{
-        Cancelled, Data, Exists, Install, Interrupted, OrtMissing, OrtUnusable, UnknownTensor, Usage,
+        Cancelled, CropMismatch, Exists, Install, Interrupted, NoSplit, OrtMissing, OrtUnusable,
+        UnknownTensor, Usage,
     };
     Some(match error {
         UnknownTensor { suggestions, .. } => {
@@ -94,18 +102,16 @@ fn judge_runtime(error: &runtime::Error) -> Option<(u8, Option<String>)> {
                     .then(|| format!("--cut takes one of its tensors; near are {}", near.join(", "))),
             )
         }
-        Usage(text) if text.contains("the crop is") => (
+        CropMismatch { .. } => (
             code::USAGE,
             Some("--crop SIDE, and --resize SIDE to match (often the same or 8/7 of it)".to_owned()),
         ),
+        NoSplit { .. } => (code::USAGE, Some("--val-fraction 0.2".to_owned())),
         Usage(_) => (code::USAGE, None),
         Exists { .. } => (
             code::USAGE,
             Some("-o another folder, or --force to replace it".to_owned()),
         ),
-        Data { reason, .. } if reason.contains("which share is for validation") => {
-            (code::USAGE, Some("--val-fraction 0.2".to_owned()))
-        }
         OrtMissing { .. } => (code::NO_RUNTIME, Some("graftwork doctor --install".to_owned())),
         OrtUnusable { .. } => (
             code::NO_RUNTIME,

@@ -24,7 +24,8 @@ pub(crate) fn is_watched() -> bool {
 /// Writes a remark.
 pub(crate) fn remark(text: &str) {
     // Where nobody listens nothing is lost.
-    let _ = writeln!(io::stderr(), "{text}");
+    let lines: Vec<String> = text.split('\n').map(plain).collect();
+    let _ = writeln!(io::stderr(), "{}", lines.join("\n"));
 }
 
 /// A name from a file, without what would steer the terminal.

@@ -22,6 +22,24 @@ pub enum Error {
     /// An option or a combination of options that cannot be followed.
     #[error("{0}")]
     Usage(String),
+    /// Pictures of another size than the network takes.
+    #[error("`{}` takes pictures of {height} x {width}, and the crop is {crop}", path.display())]
+    CropMismatch {
+        /// The model.
+        path: PathBuf,
+        /// Its height, or a question mark.
+        height: String,
+        /// Its width.
+        width: String,
+        /// The side of the crop.
+        crop: usize,
+    },
+    /// One folder of classes, and nothing said about validation.
+    #[error("`{}`: there is no `train` folder in it; for one folder of classes say which share is for validation", path.display())]
+    NoSplit {
+        /// The folder.
+        path: PathBuf,
+    },
     /// A run folder that holds the results of other settings.
     #[error("`{}` already holds {what}", path.display())]
     Exists {

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::engine::{Engine, SessionOptions};
 use crate::error::Error;
-use crate::features::check_input;
+use crate::features::{check_input, sessions_for};
 use crate::head::LinearHead;
 use crate::image::{Preprocess, decode};
 use crate::monitor::{Monitor, Stage};
@@ -70,7 +70,10 @@ impl Classifier {
             serde_json::from_str(&read(CLASSES)?).map_err(|error| bad(format!("`{CLASSES}`: {error}")))?;
         let preprocess: Preprocess = serde_json::from_str(&read(PREPROCESS)?)
             .map_err(|error| bad(format!("`{PREPROCESS}`: {error}")))?;
-        let batch_size = check_input(&model, &preprocess)?.unwrap_or(crate::job::DEFAULT_BATCH_SIZE);
+        preprocess
+            .check()
+            .map_err(|reason| bad(format!("`{PREPROCESS}`: {reason}")))?;
+        let batch_size = check_input(&model, &preprocess, crate::job::DEFAULT_BATCH_SIZE)?;
         Ok(Classifier {
             model,
             engine,
@@ -86,6 +89,11 @@ impl Classifier {
         &self.classes
     }
 
+    /// Which ONNX Runtime is in use.
+    pub fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
     /// Classifies pictures; the answers are in their order.
     ///
     /// # Errors
@@ -97,13 +105,14 @@ impl Classifier {
         monitor: Monitor<'_>,
     ) -> Result<Vec<Answer>, Error> {
         let numel = self.preprocess.numel();
+        let (n_sessions, intra_threads) = sessions_for(&self.model, self.threads);
         let next = AtomicUsize::new(0);
         let done = AtomicUsize::new(0);
         let answers: Mutex<Vec<Option<Answer>>> = Mutex::new(vec![None; pictures.len()]);
         let work = || -> Result<(), Error> {
             let mut session = self
                 .engine
-                .session(&self.model, SessionOptions { intra_threads: 1 })?;
+                .session(&self.model, SessionOptions { intra_threads })?;
             let mut pixels = vec![0.0; self.batch_size * numel];
             loop {
                 let first = next.fetch_add(self.batch_size, Ordering::Relaxed);
@@ -141,7 +150,7 @@ impl Classifier {
                 monitor.at(Stage::Verify, n_done, pictures.len());
             }
         };
-        let n_workers = self.threads.min(pictures.len().div_ceil(self.batch_size)).max(1);
+        let n_workers = n_sessions.min(pictures.len().div_ceil(self.batch_size)).max(1);
         std::thread::scope(|scope| {
             let workers: Vec<_> = (0..n_workers).map(|_| scope.spawn(work)).collect();
             workers
@@ -172,7 +181,7 @@ pub struct Verified {
 }
 
 /// Runs pictures through the exported model and compares with what the head says of their cached features:
-/// `|a - b| <= 1e-3 + 1e-3 |b|` for every logit, and the same class unless two are closer than that.
+/// every logit within a thousandth of one plus the picture's largest.
 ///
 /// # Errors
 /// [`Error::ExportMismatch`] with the first picture on which they differ.
@@ -191,9 +200,10 @@ pub fn verify(
             path: root.join(path),
             reason,
         })?;
+        let scale = trained.iter().fold(0f32, |top, logit| top.max(logit.abs()));
         for (&exported, &trained) in exported.iter().zip(trained) {
             let diff = (exported - trained).abs();
-            if diff.is_nan() || diff > 1e-3 + 1e-3 * trained.abs() {
+            if diff.is_nan() || diff > 1e-3 * (1.0 + scale) {
                 return Err(Error::ExportMismatch {
                     path: path.clone(),
                     exported,

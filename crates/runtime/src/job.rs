@@ -168,6 +168,8 @@ pub struct FitReport {
     pub trained: Trained,
     /// The comparison of the exported model with the trainer.
     pub verified: Verified,
+    /// Which ONNX Runtime was used.
+    pub engine: Engine,
     /// The same as in `metrics.json`.
     pub metrics: serde_json::Value,
 }
@@ -180,6 +182,7 @@ pub struct FitReport {
 /// As its parts; [`Error::Exists`] where the run folder holds something else and `existing` refuses.
 pub fn fit(config: &FitConfig, monitor: Monitor<'_>) -> Result<FitReport, Error> {
     let model = Model::open(&config.backbone)?;
+    model.check_opset()?;
     let boundary = match &config.cut {
         Some(name) => name.clone(),
         None => model.default_boundary()?,
@@ -192,13 +195,13 @@ pub fn fit(config: &FitConfig, monitor: Monitor<'_>) -> Result<FitReport, Error>
     let extraction = extract(
         &model,
         &data,
+        &engine,
         &ExtractConfig {
             cache: &config.cache,
             boundary: Some(&boundary),
             preprocess: &config.preprocess,
             batch_size: config.batch_size,
             threads: config.threads,
-            ort_lib: config.ort_lib.as_deref(),
         },
         monitor,
     )?;
@@ -254,6 +257,7 @@ pub fn fit(config: &FitConfig, monitor: Monitor<'_>) -> Result<FitReport, Error>
         extraction,
         trained,
         verified,
+        engine,
         metrics,
     })
 }
@@ -458,16 +462,19 @@ impl RunFolder {
         })
     }
 
-    /// Writes all files, or none: they are finished beside the folder first.
+    /// Finishes all files in a folder beside them first, then gives them their names. A folder that is replaced loses the
+    /// results that the new run does not have, and is without its `config.toml` until it is complete.
     fn write(&self, head: &LinearHead, files: &[(&str, Vec<u8>)]) -> Result<(), Error> {
-        let parent = self
-            .path
-            .parent()
-            .filter(|parent| !parent.as_os_str().is_empty())
-            .unwrap_or(Path::new("."));
-        fs::create_dir_all(parent).map_err(FileError::at("create", parent))?;
-        let name = self.path.file_name().unwrap_or_default().to_string_lossy();
-        let staging = parent.join(format!(".{name}.{}.tmp", std::process::id()));
+        let name = format!(".graftwork-{}.tmp", std::process::id());
+        // In the folder itself where there is one: it may be a mount, into which no rename leads.
+        let staging = if self.path.is_dir() {
+            self.path.join(name)
+        } else {
+            let parent = self.path.parent().filter(|parent| !parent.as_os_str().is_empty());
+            let parent = parent.unwrap_or(Path::new("."));
+            fs::create_dir_all(parent).map_err(FileError::at("create", parent))?;
+            parent.join(name)
+        };
         let result = self.stage_and_move(&staging, head, files);
         let _ = fs::remove_dir_all(&staging);
         result
@@ -480,6 +487,15 @@ impl RunFolder {
         files: &[(&str, Vec<u8>)],
     ) -> Result<(), Error> {
         const HEAD: &str = "head.safetensors";
+        const CONFIG: &str = "config.toml";
+        const RESULTS: [&str; 6] = [
+            CONFIG,
+            HEAD,
+            "ledger.jsonl",
+            "metrics.json",
+            "model.onnx",
+            "report.html",
+        ];
         fs::create_dir_all(staging).map_err(FileError::at("create", &self.path))?;
         head.save(&staging.join(HEAD))?;
         for (name, bytes) in files {
@@ -496,12 +512,25 @@ impl RunFolder {
                 ..error
             })?;
         }
-        if !self.path.exists() {
-            return Ok(fs::rename(staging, &self.path).map_err(FileError::at("create", &self.path))?);
+        if self.path.is_dir() {
+            for name in RESULTS {
+                let (new, old) = (staging.join(name), self.path.join(name));
+                if (name == CONFIG || !new.exists()) && old.exists() {
+                    fs::remove_file(&old).map_err(FileError::at("remove", &old))?;
+                }
+            }
+            for name in RESULTS.into_iter().rev() {
+                let (new, old) = (staging.join(name), self.path.join(name));
+                if new.exists() {
+                    fs::rename(&new, &old).map_err(FileError::at("create", &old))?;
+                }
+            }
+        } else {
+            fs::rename(staging, &self.path).map_err(FileError::at("create", &self.path))?;
         }
-        for name in files.iter().map(|(name, _)| *name).chain([HEAD]) {
-            let path = self.path.join(name);
-            fs::rename(staging.join(name), &path).map_err(FileError::at("create", &path))?;
+        // Makes the names durable where the file system can.
+        if let Ok(folder) = fs::File::open(&self.path) {
+            let _ = folder.sync_all();
         }
         Ok(())
     }

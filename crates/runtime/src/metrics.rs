@@ -41,6 +41,9 @@ impl<'l> Judged<'l> {
     }
 }
 
+/// Classes up to which there is a confusion matrix.
+const MAX_CONFUSION: usize = 2048;
+
 /// A classifier's marks on one split.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Metrics {
@@ -52,7 +55,7 @@ pub struct Metrics {
     pub log_loss: f64,
     /// Mean F1 of the classes that occur.
     pub macro_f1: f64,
-    /// `confusion[true][predicted]`.
+    /// `confusion[true][predicted]`; empty beyond 2,048 classes, where it would be larger than the features.
     pub confusion: Vec<Vec<usize>>,
     /// One per class, in order.
     pub per_class: Vec<ClassMetrics>,
@@ -77,11 +80,22 @@ impl Metrics {
     /// Marks `logits` `[N, C]` against `labels` `[N]`.
     pub fn new(logits: &[f32], labels: &[u32], classes: &[String]) -> Metrics {
         let k = classes.len();
-        let mut confusion = vec![vec![0usize; k]; k];
+        let mut confusion = if k <= MAX_CONFUSION {
+            vec![vec![0usize; k]; k]
+        } else {
+            Vec::new()
+        };
+        let (mut right, mut support, mut predicted) = (vec![0usize; k], vec![0usize; k], vec![0usize; k]);
         let mut log_loss = 0.0;
         for (row, &label) in logits.chunks_exact(k).zip(labels) {
             let judged = Judged::new(row);
-            confusion[label as usize][judged.class] += 1;
+            let label_idx = label as usize;
+            if let Some(row) = confusion.get_mut(label_idx) {
+                row[judged.class] += 1;
+            }
+            support[label_idx] += 1;
+            predicted[judged.class] += 1;
+            right[label_idx] += usize::from(judged.class == label_idx);
             log_loss += judged.log_loss(label);
         }
         let n = labels.len();
@@ -92,12 +106,10 @@ impl Metrics {
                 part as f64 / whole as f64
             }
         };
-        let n_right: usize = (0..k).map(|class| confusion[class][class]).sum();
+        let n_right: usize = right.iter().sum();
         let per_class: Vec<ClassMetrics> = (0..k)
             .map(|class| {
-                let right = confusion[class][class];
-                let support: usize = confusion[class].iter().sum();
-                let predicted: usize = confusion.iter().map(|row| row[class]).sum();
+                let (right, support, predicted) = (right[class], support[class], predicted[class]);
                 ClassMetrics {
                     class: classes[class].clone(),
                     precision: ratio(right, predicted),

@@ -18,7 +18,7 @@ struct Array {
     data: Vec<u8>,
 }
 
-/// Reads features: a float16, float32 or float64 array `[N, D]`.
+/// Reads features: a float32 or float64 array `[N, D]`.
 ///
 /// # Errors
 /// [`Error::BadFile`] for another kind of file or array; [`Error::Features`] for numbers that are not finite.

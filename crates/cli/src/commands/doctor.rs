@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use runtime::engine::{Candidate, candidates, install};
+use runtime::engine::{Candidate, Origin, candidates, install};
 
 use crate::errors::code;
 use crate::text;
@@ -33,7 +33,14 @@ pub(crate) fn run(args: &DoctorArgs) -> anyhow::Result<u8> {
         ));
     }
     let candidates = candidates(args.ort_lib.as_deref());
-    let used = candidates.iter().position(|candidate| candidate.version.is_ok());
+    // What was asked for is never replaced by something else.
+    let asked_in_vain = candidates
+        .first()
+        .is_some_and(|first| first.origin == Origin::Requested && first.version.is_err());
+    let used = candidates
+        .iter()
+        .position(|candidate| candidate.version.is_ok())
+        .filter(|_| !asked_in_vain);
     if args.json {
         let describe = |candidate: &Candidate| {
             serde_json::json!({
@@ -65,7 +72,10 @@ pub(crate) fn run(args: &DoctorArgs) -> anyhow::Result<u8> {
     match used {
         Some(_) => Ok(0),
         None => {
-            text::remark("error: ONNX Runtime was not found\nhint: graftwork doctor --install");
+            text::remark(match asked_in_vain {
+                true => "error: what --ort-lib or ORT_DYLIB_PATH names cannot be used as ONNX Runtime",
+                false => "error: ONNX Runtime was not found\nhint: graftwork doctor --install",
+            });
             Ok(code::NO_RUNTIME)
         }
     }

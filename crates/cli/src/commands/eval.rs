@@ -67,6 +67,7 @@ fn on_pictures(args: &EvalArgs, data: &std::path::Path) -> anyhow::Result<(Metri
     let model = Model::open(&super::predict::model_path(&args.run)?)?;
     let engine = Engine::open(args.engine.ort_lib.as_deref())?;
     let classifier = Classifier::new(model, engine, args.engine.threads())?;
+    text::remark(&format!("running on the CPU with {}", classifier.engine()));
     let data = Dataset::open_for_eval(data, classifier.classes())?;
     let paths: Vec<PathBuf> = data.pictures.iter().map(|picture| picture.path.clone()).collect();
     let answers = Watch::new().run(|monitor| classifier.classify(&data.root, &paths, monitor))?;
@@ -80,6 +81,14 @@ fn on_pictures(args: &EvalArgs, data: &std::path::Path) -> anyhow::Result<(Metri
             Err(reason) => left_out.push((picture.path, reason)),
         }
     }
+    if labels.is_empty() {
+        let reason = "no picture could be read".to_owned();
+        return Err(runtime::Error::Data {
+            path: data.root,
+            reason,
+        }
+        .into());
+    }
     Ok((Metrics::new(&logits, &labels, classifier.classes()), left_out))
 }
 
@@ -90,19 +99,26 @@ fn on_features(args: &EvalArgs, features: &std::path::Path) -> anyhow::Result<Me
         labels: args.labels.clone(),
     }
     .read()?;
-    let rows = source.val.unwrap_or(source.train);
-    if let Some(row) = rows
-        .labels
-        .iter()
-        .position(|label| *label as usize >= head.classes().len())
-    {
-        let text = format!(
-            "row {row} has label {}, and the head knows {} classes",
-            rows.labels[row],
-            head.classes().len()
-        );
-        return Err(runtime::Error::Features(text).into());
+    // An array has no split; a cache entry without validation rows must not be judged on what was trained on.
+    let mut rows = match source.val {
+        Some(val) => val,
+        None if features.is_dir() => {
+            return Err(
+                UsageError::new(format!("`{}` has no validation pictures", features.display())).into(),
+            );
+        }
+        None => source.train,
+    };
+    let mut to_head = Vec::new();
+    for class in &source.classes {
+        let label = head.classes().iter().position(|known| known == class);
+        let label = label
+            .ok_or_else(|| runtime::Error::Features(format!("class `{class}` is not one the head knows")))?;
+        to_head.push(u32::try_from(label)?);
     }
+    rows.labels
+        .iter_mut()
+        .for_each(|label| *label = to_head[*label as usize]);
     Ok(Metrics::new(
         &head.logits(&rows.features)?,
         &rows.labels,

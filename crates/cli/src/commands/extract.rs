@@ -4,10 +4,11 @@ use std::path::PathBuf;
 
 use clap::Args;
 use runtime::data::Dataset;
+use runtime::engine::Engine;
 use runtime::features::{ExtractConfig, Extraction, extract};
 use runtime::onnx::Model;
 
-use crate::args::{DataArgs, EngineArgs, PreprocessArgs};
+use crate::args::{BatchArgs, DataArgs, EngineArgs, PreprocessArgs};
 use crate::progress::Watch;
 use crate::text;
 
@@ -27,6 +28,8 @@ pub(crate) struct ExtractArgs {
     #[command(flatten)]
     preprocess: PreprocessArgs,
     #[command(flatten)]
+    batch: BatchArgs,
+    #[command(flatten)]
     engine: EngineArgs,
     /// Print JSON
     #[arg(long)]
@@ -37,15 +40,16 @@ pub(crate) fn run(args: &ExtractArgs) -> anyhow::Result<u8> {
     let preprocess = args.preprocess.checked()?;
     let model = Model::open(&args.backbone)?;
     let data = Dataset::open(&args.data.data, args.data.split())?;
+    let engine = Engine::open(args.engine.ort_lib.as_deref())?;
+    text::remark(&format!("running on the CPU with {engine}"));
     let config = ExtractConfig {
         cache: &args.cache,
         boundary: args.cut.as_deref(),
         preprocess: &preprocess,
-        batch_size: args.engine.batch_size,
+        batch_size: args.batch.batch_size,
         threads: args.engine.threads(),
-        ort_lib: args.engine.ort_lib.as_deref(),
     };
-    let extraction = Watch::new().run(|monitor| extract(&model, &data, &config, monitor))?;
+    let extraction = Watch::new().run(|monitor| extract(&model, &data, &engine, &config, monitor))?;
     let labels = extraction.save_labels()?;
     report(&extraction);
     let entry = extraction.store.folder();
@@ -70,9 +74,6 @@ pub(crate) fn run(args: &ExtractArgs) -> anyhow::Result<u8> {
 /// Says what an extraction did, on stderr.
 pub(crate) fn report(extraction: &Extraction) {
     const MAX_NAMED: usize = 10;
-    if let Some(engine) = &extraction.engine {
-        text::remark(&format!("ran on the CPU with {engine}"));
-    }
     text::remark(&format!(
         "features: {} from the cache, {} computed, {} left out; {:.2} s, {:.0} images/s; cut at `{}`",
         extraction.hits,

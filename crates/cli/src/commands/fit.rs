@@ -6,7 +6,7 @@ use clap::Args;
 use pth::Existing;
 use runtime::job::{FitConfig, FitReport, fit};
 
-use crate::args::{CArg, DataArgs, EngineArgs, PreprocessArgs, default_cache};
+use crate::args::{BatchArgs, CArg, DataArgs, EngineArgs, PreprocessArgs, default_cache};
 use crate::progress::Watch;
 use crate::table;
 use crate::text;
@@ -36,6 +36,8 @@ pub(crate) struct FitArgs {
     #[command(flatten)]
     preprocess: PreprocessArgs,
     #[command(flatten)]
+    batch: BatchArgs,
+    #[command(flatten)]
     engine: EngineArgs,
     /// Print metrics.json instead of the table
     #[arg(long)]
@@ -53,7 +55,7 @@ pub(crate) fn run(args: &FitArgs) -> anyhow::Result<u8> {
         split: args.data.split(),
         regularisation: args.c.0,
         seed: args.data.seed,
-        batch_size: args.engine.batch_size,
+        batch_size: args.batch.batch_size,
         threads: args.engine.threads(),
         ort_lib: args.engine.ort_lib.clone(),
         existing: if args.force {
@@ -69,6 +71,7 @@ pub(crate) fn run(args: &FitArgs) -> anyhow::Result<u8> {
 
 /// Prints what a fit did: the table (or JSON) as the result, the rest as notes.
 pub(crate) fn show(report: &FitReport, config: &FitConfig, json: bool) -> anyhow::Result<()> {
+    text::remark(&format!("ran on the CPU with {}", report.engine));
     super::extract::report(&report.extraction);
     super::train::report(&report.trained);
     text::remark(&format!(

@@ -136,7 +136,9 @@ fn other_tensors(out: &mut String, tensors: &StateDict) {
     }
     for (family, members) in families {
         if members.len() > MAX_LISTED {
-            let n_bytes: usize = members.iter().map(|(_, tensor)| tensor.nbytes()).sum();
+            let n_bytes = members
+                .iter()
+                .fold(0usize, |sum, (_, tensor)| sum.saturating_add(tensor.nbytes()));
             let (n, n_bytes) = (grouped(members.len()), grouped(n_bytes));
             line(
                 out,
@@ -171,20 +173,25 @@ struct Module<'t> {
 }
 
 impl<'t> Module<'t> {
-    fn insert(&mut self, name: &'t str, whole: &str, tensor: &'t Tensor) {
+    fn insert(&mut self, name: &'t str, tensor: &'t Tensor) {
+        /// Modules are dropped by recursion: a name of a hundred thousand dots must not reach the end of the stack.
+        const MAX_LEVELS: usize = 256;
         let mut module = self;
         let mut rest = name;
-        loop {
-            if surgery::can_train(tensor) && !surgery::is_buffer_name(whole) {
-                module.n_params += tensor.numel();
-                module.n_trainable += if tensor.requires_grad() { tensor.numel() } else { 0 };
+        for level in 0.. {
+            if surgery::can_train(tensor) && !surgery::is_buffer_name(name) {
+                // A view of stride zero may claim any number of elements.
+                module.n_params = module.n_params.saturating_add(tensor.numel());
+                if tensor.requires_grad() {
+                    module.n_trainable = module.n_trainable.saturating_add(tensor.numel());
+                }
             }
             match rest.split_once('.') {
-                Some((first, after)) => {
+                Some((first, after)) if level < MAX_LEVELS => {
                     module = module.children.entry(first).or_default();
                     rest = after;
                 }
-                None => return module.tensors.push((rest, tensor)),
+                _ => return module.tensors.push((rest, tensor)),
             }
         }
     }
@@ -194,7 +201,7 @@ impl<'t> Module<'t> {
 fn tree(out: &mut String, tensors: &StateDict, depth: usize) {
     let mut root = Module::default();
     for (name, tensor) in tensors.iter() {
-        root.insert(name, name, tensor);
+        root.insert(name, tensor);
     }
     let is_marked = root.n_trainable > 0;
     let mut rows: Vec<[String; 4]> = Vec::new();
@@ -279,7 +286,10 @@ fn totals(out: &mut String, tensors: &StateDict) {
             .iter()
             .filter(|(name, tensor)| keep(name, tensor))
             .fold((0, 0), |(n, bytes), (_, tensor)| {
-                (n + tensor.numel(), bytes.saturating_add(tensor.nbytes()))
+                (
+                    n.saturating_add(tensor.numel()),
+                    bytes.saturating_add(tensor.nbytes()),
+                )
             })
     };
     let (n_params, _) = sum(&is_param);

@@ -51,6 +51,7 @@ pub(crate) fn run(args: &PredictArgs) -> anyhow::Result<u8> {
     let model = Model::open(&model_path(&args.model)?)?;
     let engine = Engine::open(args.engine.ort_lib.as_deref())?;
     let classifier = Classifier::new(model, engine, args.engine.threads())?;
+    text::remark(&format!("running on the CPU with {}", classifier.engine()));
     let mut pictures = Vec::new();
     for path in &args.pictures {
         if path.is_dir() {

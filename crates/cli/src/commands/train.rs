@@ -147,7 +147,10 @@ impl FeatureArgs {
             let manifest = match &self.labels {
                 Some(path) => Manifest::open(path)?,
                 None => match Manifest::list(&self.features)?.first() {
-                    Some(path) => Manifest::open(path)?,
+                    Some(path) => {
+                        text::remark(&format!("labels from `{}`", path.display()));
+                        Manifest::open(path)?
+                    }
                     None => {
                         let text = format!("`{}` holds no labels", self.features.display());
                         return Err(UsageError::new(text)
@@ -192,7 +195,7 @@ impl Source {
 }
 
 fn read_arrays(features: &Path, labels: &Path) -> anyhow::Result<Labelled> {
-    const MAX_CLASSES: u32 = 1 << 20;
+    const MAX_CLASSES: u32 = 1 << 16;
     let read = Labelled {
         features: npy::read_features(features)?,
         labels: npy::read_labels(labels)?,

@@ -63,8 +63,8 @@ impl Dataset {
     /// Lists `root/train/<class>/*` and `root/val/<class>/*`, or splits `root/<class>/*` by `rule`.
     ///
     /// # Errors
-    /// [`Error::Data`] where classes or pictures are missing, [`Error::Usage`] where the split is not said or said
-    /// twice.
+    /// [`Error::Data`] where classes or pictures are missing, [`Error::NoSplit`] where the split is not said and
+    /// [`Error::Usage`] where it is said twice.
     pub fn open(root: &Path, rule: SplitRule) -> Result<Dataset, Error> {
         if !root.is_dir() {
             return Err(bad(
@@ -83,10 +83,9 @@ impl Dataset {
                 "`{}` has a `train` folder of its own: --val-fraction is for one folder of classes",
                 root.display()
             ))),
-            (false, SplitRule::Folders) => Err(bad(
-                root,
-                "there is no `train` folder in it; for one folder of classes say which share is for validation",
-            )),
+            (false, SplitRule::Folders) => Err(Error::NoSplit {
+                path: root.to_owned(),
+            }),
             (false, SplitRule::Fraction { fraction, seed }) => Dataset::from_fraction(root, fraction, seed),
         }
     }
@@ -310,6 +309,8 @@ pub fn list_pictures(folder: &Path) -> Result<Vec<PathBuf>, Error> {
                 .unwrap_or_default();
             if path.is_dir() {
                 pending.push((path, depth + 1));
+            } else if ENDINGS.contains(&ending.as_str()) && path.to_str().is_none() {
+                return Err(bad(&path, "the file name is not UTF-8"));
             } else if ENDINGS.contains(&ending.as_str()) {
                 found.push(path);
             }

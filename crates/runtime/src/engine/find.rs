@@ -215,6 +215,8 @@ fn newest_version(folder: PathBuf) -> Candidate {
         .filter(|entry| entry.path().is_dir())
         .map(|entry| entry.file_name().to_string_lossy().into_owned())
         .filter(|name| name.starts_with(|c: char| c.is_ascii_digit()))
+        // An installation that failed half-way leaves an empty folder.
+        .filter(|name| in_folder(Origin::UserData, folder.join(name)).version.is_ok())
         .max_by_key(|name| parse(name));
     match newest {
         Some(version) => in_folder(Origin::UserData, folder.join(version)),

@@ -42,7 +42,16 @@ impl Engine {
         static OPENED: Mutex<Option<Engine>> = Mutex::new(None);
         let mut opened = OPENED.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(engine) = &*opened {
-            return Ok(engine.clone());
+            return match requested {
+                Some(path) if std::path::absolute(path).is_ok_and(|path| path != engine.found.path) => {
+                    let reason = format!("`{}` is loaded already", engine.found.path.display());
+                    Err(Error::OrtUnusable {
+                        path: path.to_owned(),
+                        reason,
+                    })
+                }
+                _ => Ok(engine.clone()),
+            };
         }
         let found = find(requested)?;
         let unusable = |reason: String| Error::OrtUnusable {

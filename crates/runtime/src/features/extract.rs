@@ -24,8 +24,8 @@ use crate::onnx::Model;
 const BLOCK_ROWS: usize = 1024;
 /// A slow backbone fills a block slowly: then this long is what a crash can cost.
 const BLOCK_AGE: Duration = Duration::from_secs(30);
-/// Sessions hold their own copy of the weights; together they stay below this.
-const SESSIONS_BYTES: usize = 2 << 30;
+/// A batch of pixels stays below this, whatever the graph or the caller asks for.
+const MAX_BATCH_BYTES: usize = 1 << 30;
 
 /// How features are computed.
 #[derive(Debug, Clone)]
@@ -40,8 +40,6 @@ pub struct ExtractConfig<'c> {
     pub batch_size: usize,
     /// Threads in all.
     pub threads: usize,
-    /// The ONNX Runtime to use; see [`crate::engine::find`].
-    pub ort_lib: Option<&'c Path>,
 }
 
 /// A picture without features.
@@ -70,8 +68,6 @@ pub struct Extraction {
     pub misses: usize,
     /// Wall time.
     pub elapsed: Duration,
-    /// Which ONNX Runtime was used; `None` where nothing had to be computed.
-    pub engine: Option<String>,
 }
 
 impl Extraction {
@@ -104,11 +100,12 @@ impl Extraction {
 /// Computes the features of every picture of `data` that the cache does not hold, and makes them durable.
 ///
 /// # Errors
-/// As [`Model::cut`] and [`Engine::open`]; [`Error::Interrupted`] when the monitor cancels; [`Error::Data`] where no
+/// As [`Model::cut`] and [`Engine::session`]; [`Error::Interrupted`] when the monitor cancels; [`Error::Data`] where no
 /// picture could be read. What was computed before an error is in the cache.
 pub fn extract(
     model: &Model,
     data: &Dataset,
+    engine: &Engine,
     config: &ExtractConfig<'_>,
     monitor: Monitor<'_>,
 ) -> Result<Extraction, Error> {
@@ -117,21 +114,20 @@ pub fn extract(
         Some(name) => name.to_owned(),
         None => model.default_boundary()?,
     };
-    let batch_size = check_input(model, config.preprocess)?
-        .unwrap_or(config.batch_size)
-        .max(1);
+    let batch_size = check_input(model, config.preprocess, config.batch_size)?;
     let key = Key::new(model, &boundary, config.preprocess)?;
     let store = RwLock::new(Store::open(config.cache, &key)?);
     let cut = model.cut(&boundary)?;
 
-    let n_sessions = (SESSIONS_BYTES / cut.bytes().len().max(1)).clamp(1, config.threads.max(1));
+    let (n_sessions, intra_threads) = sessions_for(&cut, config.threads);
     let job = Job {
         data,
         store: &store,
         cut: &cut,
         config,
         batch_size,
-        intra_threads: (config.threads / n_sessions).max(1),
+        engine,
+        intra_threads,
         next: AtomicUsize::new(0),
         stop: AtomicBool::new(false),
         monitor,
@@ -141,7 +137,6 @@ pub fn extract(
     let mut outcomes: Vec<Option<Outcome>> = Vec::new();
     outcomes.resize_with(total, || None);
     let mut misses = 0;
-    let mut engine = None;
     let mut failure = None;
     std::thread::scope(|scope| {
         // Bounded: a slow disk holds the workers back instead of filling memory.
@@ -160,7 +155,6 @@ pub fn extract(
         for finished in receiver {
             let result = finished.and_then(|finished| {
                 misses += finished.rows.len();
-                engine = finished.engine.or(engine.take());
                 for (picture, outcome) in finished.outcomes {
                     outcomes[picture] = Some(outcome);
                 }
@@ -185,13 +179,8 @@ pub fn extract(
         return Err(error);
     }
     if monitor.is_cancelled() {
-        let store = store
-            .into_inner()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
-        return Err(Error::Interrupted {
-            done: store.n_rows().min(total),
-            total,
-        });
+        let done = job.done.into_inner();
+        return Err(Error::Interrupted { done, total });
     }
 
     let store = store
@@ -240,13 +229,13 @@ pub fn extract(
         hits,
         misses,
         elapsed: start.elapsed(),
-        engine,
     })
 }
 
-/// Checks that pictures fit the graph's input; returns the batch size where the graph fixes it.
-pub(crate) fn check_input(model: &Model, preprocess: &Preprocess) -> Result<Option<usize>, Error> {
+/// Checks that pictures fit the graph's input; returns the batch size, which the graph may fix.
+pub(crate) fn check_input(model: &Model, preprocess: &Preprocess, batch_size: usize) -> Result<usize, Error> {
     const FLOAT: i64 = 1;
+    preprocess.check().map_err(Error::Usage)?;
     let input = model.input()?;
     let reason = |reason: String| Error::Backbone {
         path: model.path().to_owned(),
@@ -255,8 +244,17 @@ pub(crate) fn check_input(model: &Model, preprocess: &Preprocess) -> Result<Opti
     if input.elem_type != FLOAT {
         return Err(reason(format!("its input `{}` is not float32", input.name)));
     }
+    let checked_batch = |fixed: Option<usize>| {
+        let batch = fixed.unwrap_or(batch_size).max(1);
+        match batch.checked_mul(preprocess.numel() * size_of::<f32>()) {
+            Some(n_bytes) if n_bytes <= MAX_BATCH_BYTES => Ok(batch),
+            _ => Err(Error::Usage(format!(
+                "a batch of {batch} pictures is larger than 1 GiB"
+            ))),
+        }
+    };
     let Some(shape) = &input.shape else {
-        return Ok(None);
+        return checked_batch(None);
     };
     let [batch, channels, height, width] = shape.as_slice() else {
         return Err(reason(format!(
@@ -275,14 +273,21 @@ pub(crate) fn check_input(model: &Model, preprocess: &Preprocess) -> Result<Opti
     let crop = preprocess.crop;
     if height.is_some_and(|height| height != crop) || width.is_some_and(|width| width != crop) {
         let side = |side: &Option<usize>| side.map_or("?".to_owned(), |side| side.to_string());
-        return Err(Error::Usage(format!(
-            "`{}` takes pictures of {} x {}, and the crop is {crop}",
-            model.path().display(),
-            side(height),
-            side(width)
-        )));
+        return Err(Error::CropMismatch {
+            path: model.path().to_owned(),
+            height: side(height),
+            width: side(width),
+            crop,
+        });
     }
-    Ok(*batch)
+    checked_batch(*batch)
+}
+
+/// How many sessions of how many threads: each holds its own copy of the weights, and together they stay below 2 GiB.
+pub(crate) fn sessions_for(model: &Model, threads: usize) -> (usize, usize) {
+    const SESSIONS_BYTES: usize = 2 << 30;
+    let n_sessions = (SESSIONS_BYTES / model.bytes().len().max(1)).clamp(1, threads.max(1));
+    (n_sessions, (threads / n_sessions).max(1))
 }
 
 enum Outcome {
@@ -296,7 +301,6 @@ struct Finished {
     outcomes: Vec<(usize, Outcome)>,
     rows: Vec<RowId>,
     features: Vec<f32>,
-    engine: Option<String>,
 }
 
 struct Job<'j> {
@@ -305,6 +309,7 @@ struct Job<'j> {
     cut: &'j Model,
     config: &'j ExtractConfig<'j>,
     batch_size: usize,
+    engine: &'j Engine,
     intra_threads: usize,
     next: AtomicUsize,
     stop: AtomicBool,
@@ -373,16 +378,12 @@ impl Job<'_> {
             if n_rows == self.batch_size || (exhausted && n_rows > 0) {
                 let session = match &mut session {
                     Some(session) => session,
-                    empty => {
-                        let engine = Engine::open(self.config.ort_lib)?;
-                        finished.engine = Some(engine.to_string());
-                        empty.insert(engine.session(
-                            self.cut,
-                            SessionOptions {
-                                intra_threads: self.intra_threads,
-                            },
-                        )?)
-                    }
+                    empty => empty.insert(self.engine.session(
+                        self.cut,
+                        SessionOptions {
+                            intra_threads: self.intra_threads,
+                        },
+                    )?),
                 };
                 // A short batch is padded: a row's value must not depend on what else is in its batch.
                 pixels[n_rows * numel..].fill(0.0);
@@ -419,12 +420,7 @@ impl Job<'_> {
             Err(error) => return Seen::Broken(format!("it cannot be read: {error}")),
         };
         let id = RowId::from(blake3::hash(&bytes));
-        if self
-            .store
-            .read()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
-            .contains(&id)
-        {
+        if read(self.store).contains(&id) {
             return Seen::Hit(id);
         }
         match decode(&bytes) {
@@ -461,9 +457,17 @@ impl Block {
 
     fn flush(&mut self, store: &RwLock<Store>) -> Result<(), Error> {
         let block = std::mem::take(self);
+        if block.ids.is_empty() {
+            return Ok(());
+        }
+        let path = read(store).write_block(&block.ids, &block.features)?;
         store
             .write()
             .unwrap_or_else(std::sync::PoisonError::into_inner)
-            .append(&block.ids, &block.features)
+            .load(&path)
     }
+}
+
+fn read(store: &RwLock<Store>) -> std::sync::RwLockReadGuard<'_, Store> {
+    store.read().unwrap_or_else(std::sync::PoisonError::into_inner)
 }

@@ -6,8 +6,8 @@ mod manifest;
 mod matrix;
 mod store;
 
-pub(crate) use extract::check_input;
 pub use extract::{ExtractConfig, Extraction, LeftOut, extract};
+pub(crate) use extract::{check_input, sessions_for};
 pub use key::Key;
 pub use manifest::{Labelled, Manifest, Row};
 pub use matrix::Features;

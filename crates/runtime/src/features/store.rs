@@ -138,15 +138,13 @@ impl Store {
         Ok(true)
     }
 
-    /// Makes rows durable as one block and adds them to the index.
+    /// Makes rows durable as one block, which [`load`](Store::load) then adds to the index. Takes `&self`, so that readers
+    /// need not wait for the disk.
     ///
     /// # Errors
     /// The file system's; nothing is half-written.
-    pub fn append(&mut self, ids: &[RowId], features: &[f32]) -> Result<(), Error> {
-        if ids.is_empty() {
-            return Ok(());
-        }
-        let n_features = features.len() / ids.len();
+    pub fn write_block(&self, ids: &[RowId], features: &[f32]) -> Result<PathBuf, Error> {
+        let n_features = features.len() / ids.len().max(1);
         let feature_bytes: Vec<u8> = features.iter().flat_map(|value| value.to_le_bytes()).collect();
         let id_bytes = ids.concat();
         let digest = digest(&id_bytes, &feature_bytes);
@@ -154,19 +152,23 @@ impl Store {
         let tensor = |dtype, shape: &[usize], bytes| {
             Tensor::from_bytes(dtype, shape, bytes).expect("the shape is the number of values")
         };
-        let features = tensor(DType::Float32, &[ids.len(), n_features], feature_bytes);
         let mut tensors = StateDict::new();
-        tensors.insert("features", features.clone());
+        tensors.insert(
+            "features",
+            tensor(DType::Float32, &[ids.len(), n_features], feature_bytes),
+        );
         tensors.insert("ids", tensor(DType::Uint8, &[ids.len(), 32], id_bytes));
         let metadata = BTreeMap::from([(DIGEST.to_owned(), digest)]);
         surgery::save_safetensors(&path, &tensors, &metadata, Existing::Replace)?;
-        self.add(
-            Block {
-                features,
-                ids: ids.to_vec(),
-            },
-            &path,
-        )
+        Ok(path)
+    }
+
+    /// Adds a block's rows to the index; the rows themselves stay in the file.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub fn load(&mut self, block: &Path) -> Result<(), Error> {
+        self.add(read_block(block)?, block)
     }
 
     fn add(&mut self, block: Block, path: &Path) -> Result<(), Error> {
@@ -258,16 +260,27 @@ mod tests {
         (dir, entry)
     }
 
+    fn append(store: &mut Store, ids: &[RowId], features: &[f32]) -> Result<(), Error> {
+        let path = store.write_block(ids, features)?;
+        store.load(&path)
+    }
+
     #[test]
     fn rows_come_back_in_another_process_and_duplicates_count_once() {
         let (_dir, entry) = store();
         let mut first = Store::open_entry(&entry).unwrap();
-        first
-            .append(&[[1; 32], [2; 32]], &[1.0, 2.0, 3.0, f32::MIN_POSITIVE])
-            .unwrap();
-        first
-            .append(&[[2; 32], [3; 32]], &[3.0, f32::MIN_POSITIVE, 5.0, 6.0])
-            .unwrap();
+        append(
+            &mut first,
+            &[[1; 32], [2; 32]],
+            &[1.0, 2.0, 3.0, f32::MIN_POSITIVE],
+        )
+        .unwrap();
+        append(
+            &mut first,
+            &[[2; 32], [3; 32]],
+            &[3.0, f32::MIN_POSITIVE, 5.0, 6.0],
+        )
+        .unwrap();
         let again = Store::open_entry(&entry).unwrap();
         assert_eq!(again.n_rows(), 3);
         let mut row = Vec::new();
@@ -280,7 +293,7 @@ mod tests {
     fn every_flipped_byte_of_a_block_is_noticed() {
         let (_dir, entry) = store();
         let mut first = Store::open_entry(&entry).unwrap();
-        first.append(&[[1; 32], [2; 32]], &[1.0, 2.0, 3.0, 4.0]).unwrap();
+        append(&mut first, &[[1; 32], [2; 32]], &[1.0, 2.0, 3.0, 4.0]).unwrap();
         let path = fs::read_dir(&entry)
             .unwrap()
             .flatten()

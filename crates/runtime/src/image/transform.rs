@@ -33,6 +33,23 @@ impl Preprocess {
         }
     }
 
+    /// Whether every part is in range; says which is not.
+    ///
+    /// # Errors
+    /// A sentence for the caller.
+    pub fn check(&self) -> Result<(), String> {
+        const MAX_SIDE: usize = 1 << 14;
+        for (what, side) in [("resize", self.resize), ("crop", self.crop)] {
+            if side == 0 || side > MAX_SIDE {
+                return Err(format!("{what} {side} is not between 1 and {MAX_SIDE}"));
+            }
+        }
+        if !self.mean.iter().chain(&self.std).all(|value| value.is_finite()) || self.std.contains(&0.0) {
+            return Err("mean and std are finite, and no std is zero".to_owned());
+        }
+        Ok(())
+    }
+
     /// Numbers in one picture: `3 * crop * crop`.
     pub fn numel(&self) -> usize {
         3 * self.crop * self.crop

@@ -17,6 +17,7 @@ impl Model {
     /// [`Error::Backbone`] where the graph has several outputs and no classifier to choose by.
     pub fn default_boundary(&self) -> Result<String, Error> {
         let constants = self.constants();
+        let producers = self.producers();
         let output = &self.outputs[0];
         let needed = self.ancestors(output);
         let classifier = self.nodes.iter().zip(&needed).rev().find_map(|(node, &needed)| {
@@ -25,7 +26,8 @@ impl Model {
             };
             let linear = node.domain.is_empty() && matches!(node.op_type.as_str(), "Gemm" | "MatMul");
             let fits = needed && linear && constants.contains(weight.as_str());
-            (fits && !constants.contains(activation.as_str())).then(|| activation.clone())
+            let made = producers.contains_key(activation.as_str());
+            (fits && made && !constants.contains(activation.as_str())).then(|| activation.clone())
         });
         match classifier {
             Some(name) => Ok(name),
@@ -121,7 +123,6 @@ impl Model {
                 12 => false,
                 13 => named(1),
                 14 => named(1),
-                15 => true,
                 _ => true,
             };
             if keep {

@@ -24,6 +24,7 @@ impl Model {
             digests.insert(&input.name, hasher.finalize());
         }
         let needed = self.ancestors(boundary);
+        let producers = self.producers();
         // ONNX demands topological order, so that every input has its digest by the time it is read.
         for (node, _) in self.nodes.iter().zip(&needed).filter(|(_, needed)| **needed) {
             let mut hasher = blake3::Hasher::new();
@@ -39,14 +40,19 @@ impl Model {
             for name in node.inputs.iter().chain(&node.captured) {
                 match digests.get(name.as_str()) {
                     Some(digest) => put(&mut hasher, digest.as_bytes()),
-                    None => match self.initializers.get(name) {
-                        Some(_) => {
-                            let digest = self.initializer_digest(name);
-                            put(&mut hasher, digest.as_bytes());
-                            digests.insert(name, digest);
-                        }
-                        None => put(&mut hasher, b"none"),
-                    },
+                    None if self.initializers.contains_key(name) => {
+                        let digest = self.initializer_digest(name);
+                        put(&mut hasher, digest.as_bytes());
+                        digests.insert(name, digest);
+                    }
+                    None if producers.contains_key(name.as_str()) => {
+                        return Err(Error::Backbone {
+                            path: self.path.clone(),
+                            reason: format!("`{name}` is read before it is made; its nodes are not in order"),
+                        });
+                    }
+                    // An optional input that is left out, or a name inside a subgraph.
+                    None => put(&mut hasher, b"none"),
                 }
             }
             let node_digest = hasher.finalize();
@@ -57,7 +63,16 @@ impl Model {
                 digests.insert(output, hasher.finalize());
             }
         }
-        Ok(digests[boundary])
+        // Functions of the model's own and sparse weights are rare: all of them count, needed or not.
+        let mut hasher = blake3::Hasher::new();
+        put(&mut hasher, digests[boundary].as_bytes());
+        for function in self.top.iter().filter(|field| field.number == 25) {
+            put(&mut hasher, &self.bytes[function.span.clone()]);
+        }
+        for sparse in self.graph.iter().filter(|field| field.number == 15) {
+            put(&mut hasher, &self.bytes[sparse.span.clone()]);
+        }
+        Ok(hasher.finalize())
     }
 
     fn initializer_digest(&self, name: &str) -> blake3::Hash {

@@ -41,7 +41,6 @@ pub struct Input {
 
 #[derive(Debug, Clone)]
 pub(super) struct Node {
-    pub(super) name: String,
     pub(super) op_type: String,
     pub(super) domain: String,
     /// Tensor names; an empty string stands for an optional input that is left out.
@@ -124,6 +123,12 @@ impl Model {
         }
         for field in &graph {
             let Value::Bytes(span) = &field.value else {
+                if matches!(field.number, 1 | 5 | 11..=16) {
+                    return Err(not_onnx(format!(
+                        "field {} of its graph is a number",
+                        field.number
+                    )));
+                }
                 continue;
             };
             match field.number {
@@ -253,7 +258,7 @@ impl Model {
         let mut constants: HashSet<&str> = self.initializers.keys().map(String::as_str).collect();
         // Nodes stand in topological order, as ONNX demands.
         for node in &self.nodes {
-            if node.reads().all(|name| constants.contains(name)) && node.op_type != "RandomNormal" {
+            if node.reads().all(|name| constants.contains(name)) && !node.op_type.starts_with("Random") {
                 constants.extend(node.outputs.iter().map(String::as_str));
             }
         }
@@ -274,7 +279,6 @@ pub(super) fn text(bytes: &[u8], span: &Range<usize>) -> String {
 
 fn read_node(bytes: &[u8], span: Range<usize>) -> Result<Node, wire::WireError> {
     let mut node = Node {
-        name: String::new(),
         op_type: String::new(),
         domain: String::new(),
         inputs: Vec::new(),
@@ -289,7 +293,6 @@ fn read_node(bytes: &[u8], span: Range<usize>) -> Result<Node, wire::WireError> 
         match field.number {
             1 => node.inputs.push(text(bytes, span)),
             2 => node.outputs.push(text(bytes, span)),
-            3 => node.name = text(bytes, span),
             4 => node.op_type = text(bytes, span),
             5 => {
                 let mut name = String::new();

@@ -22,8 +22,8 @@ impl Model {
     /// is taken), is `[N, C]`; `metadata` is added to `metadata_props`. All bytes in front of the head are kept.
     ///
     /// # Errors
-    /// [`Error::UnknownTensor`] for a boundary that no node makes; [`Error::Backbone`] for an operator set before 7,
-    /// in which `Gemm` did not broadcast.
+    /// [`Error::UnknownTensor`] for a boundary that no node makes; [`Error::Backbone`] for an operator set that
+    /// [`check_opset`](Model::check_opset) refuses.
     pub fn splice(
         &self,
         boundary: &str,
@@ -31,13 +31,7 @@ impl Model {
         metadata: &[(&str, String)],
     ) -> Result<Model, Error> {
         self.check_boundary(boundary)?;
-        let opset = self.opsets.get("").copied().unwrap_or(1);
-        if opset < 9 {
-            return Err(Error::Backbone {
-                path: self.path.clone(),
-                reason: format!("its operator set {opset} is older than 9, which the head needs"),
-            });
-        }
+        self.check_opset()?;
         let taken: std::collections::HashSet<&str> = self
             .nodes
             .iter()
@@ -107,6 +101,23 @@ impl Model {
         }
         let keys: Vec<&str> = metadata.iter().map(|(key, _)| *key).collect();
         Model::parse(&self.path, self.rebuild(boundary, &tail, &model_tail, &keys))
+    }
+}
+
+impl Model {
+    /// Whether the head's operators are in the model's operator set.
+    ///
+    /// # Errors
+    /// [`Error::Backbone`] before 9, in which `Flatten` did not take every type.
+    pub fn check_opset(&self) -> Result<(), Error> {
+        let opset = self.opsets.get("").copied().unwrap_or(1);
+        if opset < 9 {
+            return Err(Error::Backbone {
+                path: self.path.clone(),
+                reason: format!("its operator set {opset} is older than 9, which the head needs"),
+            });
+        }
+        Ok(())
     }
 }
 

@@ -18,10 +18,13 @@ use crate::features::Features;
 #[derive(Debug, Clone)]
 pub(super) struct Curvature {
     mean: Vec<f64>,
-    /// `[D, D]`.
+    /// `[D, D]`; beyond [`MAX_DENSE`] features its diagonal alone, `[D]`.
     gram: Vec<f64>,
     total: f64,
 }
+
+/// Features up to which the whole matrix is factored, in memory and time that grow as its square and cube.
+const MAX_DENSE: usize = 4096;
 
 impl Curvature {
     /// With Boehning's bound for every row.
@@ -40,7 +43,17 @@ impl Curvature {
                 .zip(values)
                 .for_each(|(mean, value)| *mean += share * f64::from(*value));
         }
-        let partial = |first: usize, segment: &[f32]| {
+        let diagonal = |first: usize, segment: &[f32]| {
+            let mut sums = vec![0.0f64; d];
+            for (row, values) in segment.chunks_exact(d).enumerate() {
+                let weight = weight(first + row);
+                for ((sum, value), mean) in sums.iter_mut().zip(values).zip(&mean) {
+                    *sum += weight * (f64::from(*value) - mean).powi(2);
+                }
+            }
+            sums
+        };
+        let dense = |first: usize, segment: &[f32]| {
             let mut gram = vec![0.0f64; d * d];
             let mut product = vec![0.0f32; d * d];
             let mut centred = Vec::with_capacity(CHUNK_ROWS * d);
@@ -59,7 +72,11 @@ impl Curvature {
             gram
         };
         // Segments of a fixed number, whatever the threads: the sums and so the result are the same bit for bit.
-        let gram = sum_segments(features.values(), d, segments(n, d * d), partial);
+        let gram = if d > MAX_DENSE {
+            sum_segments(features.values(), d, segments(n, d), diagonal)
+        } else {
+            sum_segments(features.values(), d, segments(n, d * d), dense)
+        };
         Curvature { mean, gram, total }
     }
 }
@@ -68,7 +85,7 @@ impl Curvature {
 #[derive(Debug)]
 pub(super) struct Preconditioner<'c> {
     mean: Cow<'c, [f64]>,
-    factor: Cholesky,
+    factor: Factor,
     bias_scale: f64,
     c: f64,
     n_classes: usize,
@@ -143,15 +160,49 @@ impl<'c> Preconditioner<'c> {
     }
 }
 
-/// The Cholesky factor of `bound + I`. Rounding can cost a nearly singular matrix its definiteness; the factor only
+/// L with `L Lᵀ = bound + I`.
+#[derive(Debug)]
+enum Factor {
+    Dense(Cholesky),
+    /// The diagonal of a diagonal L.
+    Diagonal(Vec<f64>),
+}
+
+impl Factor {
+    fn solve(&self, x: &mut [f64]) {
+        match self {
+            Factor::Dense(factor) => factor.solve(x),
+            Factor::Diagonal(roots) => x.iter_mut().zip(roots).for_each(|(x, root)| *x /= root),
+        }
+    }
+
+    fn solve_transposed(&self, x: &mut [f64]) {
+        match self {
+            Factor::Dense(factor) => factor.solve_transposed(x),
+            Factor::Diagonal(_) => self.solve(x),
+        }
+    }
+
+    fn multiply_transposed(&self, x: &mut [f64]) {
+        match self {
+            Factor::Dense(factor) => factor.multiply_transposed(x),
+            Factor::Diagonal(roots) => x.iter_mut().zip(roots).for_each(|(x, root)| *x *= root),
+        }
+    }
+}
+
+/// The factor of `bound + I`. Rounding can cost a nearly singular matrix its definiteness; the factor only
 /// preconditions, so that a little more on the diagonal then does no harm.
-fn factor(bound: &[f64], d: usize) -> Result<Cholesky, Error> {
+fn factor(bound: &[f64], d: usize) -> Result<Factor, Error> {
+    if bound.len() == d && d > 1 {
+        return Ok(Factor::Diagonal(bound.iter().map(|b| (b + 1.0).sqrt()).collect()));
+    }
     let top = (0..d).map(|i| bound[i * d + i]).fold(0.0, f64::max);
     for extra in [0.0, 1e-9, 1e-7, 1e-5, 1e-3] {
         let mut shifted = bound.to_vec();
         (0..d).for_each(|i| shifted[i * d + i] += 1.0 + extra * top);
         if let Some(factor) = Cholesky::new(shifted, d) {
-            return Ok(factor);
+            return Ok(Factor::Dense(factor));
         }
     }
     Err(Error::Features(

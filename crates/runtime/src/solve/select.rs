@@ -64,6 +64,13 @@ pub fn select_c(
     let mut splits = Vec::new();
     for fold in 0..n_splits as u8 {
         let (held, kept): (Vec<usize>, Vec<usize>) = (0..labels.len()).partition(|&row| folds[row] == fold);
+        // A class of which no row is left to fit on says nothing about C.
+        let mut is_kept = vec![false; n_classes];
+        kept.iter().for_each(|&row| is_kept[labels[row] as usize] = true);
+        let held: Vec<usize> = held
+            .into_iter()
+            .filter(|&row| is_kept[labels[row] as usize])
+            .collect();
         let pick = |rows: &[usize]| {
             (
                 features.select(rows),

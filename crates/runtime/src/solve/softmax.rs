@@ -290,7 +290,8 @@ fn cross_entropy<T: Real>(row: &mut [T], bias: &[f64], label: usize) -> f64 {
     row.iter_mut()
         .for_each(|value| *value = T::from_f64(value.to_f64() / total));
     row[label] = T::from_f64(-others / total);
-    if label_value > f64::MIN_POSITIVE {
+    // Far below the top the quotient would overflow.
+    if label_value > 1e-300 {
         (others / label_value).ln_1p()
     } else {
         total.ln() - wanted
