@@ -387,7 +387,8 @@ fn spread(paths: &[PathBuf], logits: &[f32], n_classes: usize) -> (Vec<PathBuf>,
         )
 }
 
-/// The settings that decide the result, as TOML; two runs with the same text are the same run.
+/// The settings that, with the content of the data, decide the result, as TOML. The same text means the same job: running
+/// it again may replace its results.
 fn settings_of(config: &FitConfig, boundary: &str) -> String {
     let absolute = |path: &Path| {
         let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());

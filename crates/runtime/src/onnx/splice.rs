@@ -32,15 +32,7 @@ impl Model {
     ) -> Result<Model, Error> {
         self.check_boundary(boundary)?;
         self.check_opset()?;
-        let taken: std::collections::HashSet<&str> = self
-            .nodes
-            .iter()
-            .flat_map(|node| node.outputs.iter().map(String::as_str).chain(node.reads()))
-            .chain(self.inputs.iter().map(|input| input.name.as_str()))
-            .chain(self.initializers.keys().map(String::as_str))
-            .collect();
-        // Names of the tail that is cut off are free again only where nothing that stays uses them; simplest is to
-        // avoid all but the old output's own.
+        // Names of the tail that is cut off are free again.
         let needed = self.ancestors(boundary);
         let stays: std::collections::HashSet<&str> = self
             .nodes
@@ -50,22 +42,17 @@ impl Model {
             .flat_map(|(node, _)| node.outputs.iter().map(String::as_str).chain(node.reads()))
             .chain(self.inputs.iter().map(|input| input.name.as_str()))
             .collect();
-        let free = |wanted: &str, against: &std::collections::HashSet<&str>| {
-            (0..)
-                .map(|n| {
-                    if n == 0 {
-                        wanted.to_owned()
-                    } else {
-                        format!("{wanted}_{n}")
-                    }
-                })
-                .find(|name| !against.contains(name.as_str()))
-                .expect("an endless supply of names")
+        let free = |wanted: &str| {
+            let mut name = wanted.to_owned();
+            let mut n = 0;
+            while stays.contains(name.as_str()) {
+                n += 1;
+                name = format!("{wanted}_{n}");
+            }
+            name
         };
-        let logits = free("logits", &stays);
-        let weight = free("head.weight", &taken);
-        let bias = free("head.bias", &taken);
-        let flat = free("head.input", &taken);
+        let (logits, weight, bias) = (free("logits"), free("head.weight"), free("head.bias"));
+        let flat = free("head.input");
 
         let mut tail = Vec::new();
         wire::put_bytes(
