@@ -6,6 +6,7 @@ The objective is C * (sum of cross-entropies) + 1/2 ||W||^2 with the bias free, 
 The references are LogisticRegression(lbfgs, tol=1e-10, max_iter=10000, or fewer with `--sklearn-iterations`) and a Newton method with
 the whole Hessian; the lower of the two is the reference value. Exits with 1 when (ours - reference) / reference is above `--tolerance` anywhere, or when Newton's method itself
 is that far above scikit-learn, which would make the check worthless.
+With two classes scikit-learn fits one vector w with 1/2 ||w||^2; as the head [0; w] it has the same objective, and that is compared.
 Data: the digits, a small ill-conditioned synthetic set, two classes, and with `--npz FILE` features of your own (arrays X and y).
 """
 

@@ -64,7 +64,7 @@ pub(crate) fn nearest<'n>(wanted: &str, names: impl Iterator<Item = &'n str>) ->
             let distance = if lower.ends_with(&wanted) || wanted.ends_with(&lower) {
                 1
             } else {
-                distance(&wanted, &lower)
+                surgery::edit_distance(&wanted, &lower)
             };
             // Further away than a third of it is another name.
             (distance <= 1 + wanted.len() / 3).then_some((distance, name))
@@ -72,21 +72,6 @@ pub(crate) fn nearest<'n>(wanted: &str, names: impl Iterator<Item = &'n str>) ->
         .collect();
     scored.sort_by_key(|&(distance, _)| distance);
     scored.into_iter().take(N_SHOWN).map(|(_, name)| name).collect()
-}
-
-/// Levenshtein's distance, in bytes.
-fn distance(a: &str, b: &str) -> usize {
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.bytes().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, y) in b.bytes().enumerate() {
-            let replaced = diagonal + usize::from(x != y);
-            diagonal = row[j + 1];
-            row[j + 1] = replaced.min(diagonal + 1).min(row[j] + 1);
-        }
-    }
-    row[b.len()]
 }
 
 #[cfg(test)]

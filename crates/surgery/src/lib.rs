@@ -3,12 +3,14 @@
 //! Begin with [`open`] for any supported file.
 #![forbid(unsafe_code)]
 
+mod distance;
 mod error;
 mod format;
 mod marks;
 mod op;
 mod pattern;
 
+pub use distance::edit_distance;
 pub use error::Error;
 pub use format::open::{Format, Opened, open};
 pub use format::safetensors::{SaveReport, open_safetensors, save_safetensors, save_safetensors_as};

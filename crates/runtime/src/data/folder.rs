@@ -66,16 +66,7 @@ impl Dataset {
     /// [`Error::Data`] where classes or pictures are missing, [`Error::NoSplit`] where the split is not said and
     /// [`Error::Usage`] where it is said twice.
     pub fn open(root: &Path, rule: SplitRule) -> Result<Dataset, Error> {
-        if !root.is_dir() {
-            return Err(bad(
-                root,
-                if root.exists() {
-                    "this is not a folder"
-                } else {
-                    "no such folder"
-                },
-            ));
-        }
+        check_is_folder(root)?;
         let train = root.join("train");
         match (train.is_dir(), rule) {
             (true, SplitRule::Folders) => Dataset::from_folders(root, &train),
@@ -95,16 +86,7 @@ impl Dataset {
     /// # Errors
     /// [`Error::Data`] where classes or pictures are missing or a class is not among `classes`.
     pub fn open_for_eval(root: &Path, classes: &[String]) -> Result<Dataset, Error> {
-        if !root.is_dir() {
-            return Err(bad(
-                root,
-                if root.exists() {
-                    "this is not a folder"
-                } else {
-                    "no such folder"
-                },
-            ));
-        }
+        check_is_folder(root)?;
         let folder = if root.join("train").is_dir() {
             val_folder(root)?
         } else {
@@ -191,6 +173,14 @@ fn bad(path: &Path, reason: impl Into<String>) -> Error {
     Error::Data {
         path: path.to_owned(),
         reason: reason.into(),
+    }
+}
+
+fn check_is_folder(path: &Path) -> Result<(), Error> {
+    match path.is_dir() {
+        true => Ok(()),
+        false if path.exists() => Err(bad(path, "this is not a folder")),
+        false => Err(bad(path, "no such folder")),
     }
 }
 

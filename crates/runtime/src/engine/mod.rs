@@ -1,6 +1,6 @@
 //! ONNX Runtime: finding it, installing it, running a model with it.
 //!
-//! Types of the `ort` crate stay inside [`session`]; everything else sees slices of `f32`.
+//! Types of the `ort` crate stay inside `session.rs`; everything else sees slices of `f32`.
 
 mod find;
 mod install;

@@ -167,7 +167,7 @@ pub(crate) fn nearest<'n>(wanted: &str, names: impl Iterator<Item = &'n str>, n:
             let score = if contained {
                 other.len().abs_diff(lower.len()) / 8
             } else {
-                2 + edit_distance(&lower, &other)
+                2 + surgery::edit_distance(&lower, &other)
             };
             (score, name)
         })
@@ -179,19 +179,4 @@ pub(crate) fn nearest<'n>(wanted: &str, names: impl Iterator<Item = &'n str>, n:
         .take(n)
         .map(|(_, name)| name.to_owned())
         .collect()
-}
-
-/// Levenshtein's distance over bytes.
-fn edit_distance(a: &str, b: &str) -> usize {
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.bytes().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, y) in b.bytes().enumerate() {
-            let cost = diagonal + usize::from(x != y);
-            diagonal = row[j + 1];
-            row[j + 1] = cost.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row[b.len()]
 }

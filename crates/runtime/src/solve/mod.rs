@@ -1,6 +1,6 @@
 //! The solver of linear heads: Gram-preconditioned L-BFGS on scikit-learn's objective, and the choice of C.
 //!
-//! The problem is convex, so that there is no learning rate to tune, and [`precondition`] takes the scale and the
+//! The problem is convex, so that there is no learning rate to tune, and `precondition.rs` takes the scale and the
 //! correlation of the features out of it.
 
 mod lbfgs;

@@ -5,8 +5,6 @@
 //! start that number is Boehning's bound (1992), one half; where it turns out to be far off, as on separable data, it
 //! is taken from the probabilities at hand.
 
-use std::borrow::Cow;
-
 use rayon::prelude::*;
 
 use super::linalg::{Cholesky, transposed_matmul};
@@ -84,7 +82,7 @@ impl Curvature {
 /// New unknowns for one curvature and one C: `V = Lᵀ w` per class, and the biases of centred features over their scale.
 #[derive(Debug)]
 pub(super) struct Preconditioner<'c> {
-    mean: Cow<'c, [f64]>,
+    mean: &'c [f64],
     factor: Factor,
     bias_scale: f64,
     c: f64,
@@ -100,7 +98,7 @@ impl<'c> Preconditioner<'c> {
         let d = curvature.mean.len();
         let bound: Vec<f64> = curvature.gram.iter().map(|g| g * c).collect();
         Ok(Preconditioner {
-            mean: Cow::Borrowed(&curvature.mean),
+            mean: &curvature.mean,
             factor: factor(&bound, d)?,
             bias_scale: 1.0 / (c * curvature.total).sqrt(),
             c,
@@ -113,7 +111,7 @@ impl<'c> Preconditioner<'c> {
         let d = self.mean.len();
         let mut x = weight.to_vec();
         for (v, bias) in weight.chunks_exact(d).zip(bias) {
-            let shift: f64 = v.iter().zip(self.mean.iter()).map(|(w, mean)| w * mean).sum();
+            let shift: f64 = v.iter().zip(self.mean).map(|(w, mean)| w * mean).sum();
             x.push((bias + shift) / self.bias_scale);
         }
         x[..self.n_classes * d]
@@ -133,7 +131,7 @@ impl<'c> Preconditioner<'c> {
             .chunks_exact(d)
             .zip(&x[self.n_classes * d..])
             .map(|(w, scaled)| {
-                let shift: f64 = w.iter().zip(self.mean.iter()).map(|(w, mean)| w * mean).sum();
+                let shift: f64 = w.iter().zip(self.mean).map(|(w, mean)| w * mean).sum();
                 scaled * self.bias_scale - shift
             });
         let bias = bias.collect();
@@ -149,7 +147,7 @@ impl<'c> Preconditioner<'c> {
             .zip(weight.chunks_exact(d))
             .zip(by_bias)
         {
-            for ((g, w), mean) in g.iter_mut().zip(w).zip(self.mean.iter()) {
+            for ((g, w), mean) in g.iter_mut().zip(w).zip(self.mean) {
                 *g = self.c * (*g - mean * *residual) + w;
             }
             *residual *= self.c * self.bias_scale;
@@ -208,4 +206,23 @@ fn factor(bound: &[f64], d: usize) -> Result<Factor, Error> {
     Err(Error::Features(
         "their scale is beyond what can be factored".to_owned(),
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_matrix_that_rounding_made_indefinite_is_factored_all_the_same() {
+        // Eigenvalues 2e9 + 11 and -9 with the identity added: what float32 products make of collinear features.
+        let bound = [1e9, 1e9 + 10.0, 1e9 + 10.0, 1e9];
+        let plain: Vec<f64> = bound
+            .iter()
+            .enumerate()
+            .map(|(at, b)| b + f64::from(u8::from(at % 3 == 0)))
+            .collect();
+        assert!(Cholesky::new(plain, 2).is_none());
+        assert!(matches!(factor(&bound, 2), Ok(Factor::Dense(_))));
+        assert!(factor(&[f64::NAN, 0.0, 0.0, 1.0], 2).is_err());
+    }
 }

@@ -1,0 +1,61 @@
+//! Decoding and transforming pictures on one thread, in milliseconds per picture.
+//!
+//! `cargo bench --package graftwork-benches -- FOLDER [RESIZE CROP]`
+
+use std::hint::black_box;
+use std::path::Path;
+use std::time::Instant;
+
+use runtime::data::list_pictures;
+use runtime::image::{Preprocess, decode};
+
+/// Each picture is done this often; the best counts, for the machine is shared.
+const ROUNDS: usize = 5;
+
+#[expect(clippy::print_stdout, reason = "a measurement prints its result")]
+fn main() {
+    // Cargo adds `--bench`.
+    let args: Vec<String> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
+    let side = |at: usize, default| {
+        args.get(at)
+            .map_or(default, |arg| arg.parse().expect("a number of pixels"))
+    };
+    let folder = args.first().expect("a folder of pictures");
+    let preprocess = Preprocess {
+        resize: side(1, 256),
+        crop: side(2, 224),
+        ..Preprocess::imagenet()
+    };
+    let pictures: Vec<Vec<u8>> = list_pictures(Path::new(folder))
+        .expect("a folder that can be read")
+        .iter()
+        .map(|path| std::fs::read(path).expect("a picture that can be read"))
+        .collect();
+    let mut input = vec![0.0; preprocess.numel()];
+    let (mut decode_s, mut transform_s, mut n) = (0.0, 0.0, 0);
+    for bytes in &pictures {
+        let (mut best_decode, mut best_transform) = (f64::MAX, f64::MAX);
+        for _ in 0..ROUNDS {
+            let start = Instant::now();
+            let Ok(pixels) = decode(black_box(bytes)) else {
+                break;
+            };
+            let decoded = Instant::now();
+            preprocess.apply(&pixels, black_box(&mut input));
+            best_decode = best_decode.min((decoded - start).as_secs_f64());
+            best_transform = best_transform.min(decoded.elapsed().as_secs_f64());
+        }
+        if best_decode < f64::MAX {
+            decode_s += best_decode;
+            transform_s += best_transform;
+            n += 1;
+        }
+    }
+    assert!(n > 0, "no picture could be read");
+    let ms = |seconds: f64| seconds * 1e3 / f64::from(n);
+    println!(
+        "{n} pictures: decode {:.3} ms, resize + crop + normalise {:.3} ms each",
+        ms(decode_s),
+        ms(transform_s)
+    );
+}

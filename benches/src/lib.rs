@@ -1,1 +1,0 @@
-//! Shared by the measurements: nothing yet but the place they live in.
