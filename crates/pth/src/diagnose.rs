@@ -101,44 +101,34 @@ fn is_onnx(bytes: &[u8]) -> bool {
     matches!(bytes, [0x08, 1..=20, 0x12, ..])
 }
 
-/// Why a file that begins like a zip has no directory, if it was cut.
-pub(crate) fn truncated_zip(bytes: &[u8]) -> Option<String> {
-    const END_OF_DIRECTORY: &[u8] = b"PK\x05\x06";
-    // The end record is at most a comment of 64 KiB away from the end.
-    let tail = &bytes[bytes.len().saturating_sub(0x1_0000 + 22)..];
-    let has_end = tail
-        .windows(END_OF_DIRECTORY.len())
-        .any(|window| window == END_OF_DIRECTORY);
-    (!has_end).then(|| {
-        format!(
-            "this zip archive is cut off after {} bytes: its directory, which comes last, is missing; get the file again",
-            bytes.len()
-        )
-    })
+/// What a file is that begins like a zip and has no end of it.
+pub(crate) fn truncated_zip(n_bytes: usize) -> String {
+    format!(
+        "this zip archive is cut off after {n_bytes} bytes: its directory, which comes last, is missing; get the file again"
+    )
 }
 
-/// What an archive with these members is, if it is of PyTorch's making and not a plain checkpoint.
-pub(crate) fn other_archive(names: &[&str], root: &str) -> Option<&'static str> {
-    let has = |name: &str| names.iter().any(|member| member.strip_prefix(root) == Some(name));
-    if has("/constants.pkl") {
+/// What an archive is, if it is of PyTorch's making and not a plain checkpoint; `has` tells what names it holds.
+pub(crate) fn other_archive(has: impl Fn(&str) -> bool) -> Option<&'static str> {
+    if has("constants.pkl") {
         return Some("this is a TorchScript archive, which holds code: save the model's state dict instead");
     }
-    if has("/archive_format") || has("/models/model.json") {
+    if has("archive_format") || has("models/model.json") {
         return Some("this is a program exported by torch.export (.pt2), which is not read");
     }
-    if has("/.data/extern_modules") {
+    if has(".data/extern_modules") {
         return Some(
             "this is a torch.package archive, which holds code: save the model's state dict instead",
         );
     }
-    if has("/model.json") {
+    if has("model.json") {
         return Some("this is a TorchScript archive of PyTorch 1.0 to 1.2, which holds code");
     }
     None
 }
 
 /// What a zip archive without `data.pkl` is.
-pub(crate) fn zip_without_pickle(names: &[&str]) -> String {
+pub(crate) fn zip_without_pickle(names: &[String]) -> String {
     let any = |test: &dyn Fn(&str) -> bool| names.iter().any(|name| test(name));
     let inner = names.iter().find(|name| {
         let name = name.to_ascii_lowercase();
@@ -163,7 +153,7 @@ pub(crate) fn zip_without_pickle(names: &[&str]) -> String {
 }
 
 /// A pickle that is none of torch's.
-pub(crate) fn plain_pickle(arena: &Arena) -> String {
+pub(crate) fn plain_pickle(arena: &Arena<'_>) -> String {
     let refers = arena
         .ids()
         .any(|id| matches!(arena.node(id), crate::pickle::Node::Persistent(_)));

@@ -1,6 +1,7 @@
 //! Everything that can go wrong, sorted by who must act.
 
-use std::fmt;
+use std::path::PathBuf;
+use std::{fmt, io};
 
 use crate::{DType, FileError};
 
@@ -63,6 +64,29 @@ pub enum Error {
     #[error("{0}")]
     Layout(TensorFault),
 
+    /// The file is no longer what it was when it was opened; bytes read before may not fit those read now. For the caller.
+    #[error("`{}` was changed while it was being read", path.display())]
+    Changed {
+        /// The file.
+        path: PathBuf,
+    },
+
+    /// The writer that tensors are written to refused. For the machine's owner.
+    #[error("cannot write")]
+    Output {
+        /// What it answered.
+        source: io::Error,
+    },
+
+    /// A value that the format to be written has no place for. For the caller.
+    #[error("`{name}`: {fault}")]
+    Inexpressible {
+        /// The value's dotted name; empty for the root.
+        name: String,
+        /// Why it cannot be written.
+        fault: String,
+    },
+
     /// The budget does not suffice.
     #[error("{what} needs {needed}, the limit is {limit}")]
     Limit {
@@ -113,6 +137,8 @@ pub enum PickleFault {
         len: u64,
         left: usize,
     },
+    FrameCrossed,
+    FrameInFrame,
     Unsupported(&'static str),
     NoStop,
     LeftOver(usize),
@@ -136,6 +162,8 @@ impl fmt::Display for PickleFault {
             PickleFault::OddItems => f.write_str("a key without a value"),
             PickleFault::Protocol(version) => write!(f, "protocol {version}, expected 0 to 5"),
             PickleFault::Frame { len, left } => write!(f, "a frame of {len} bytes, but {left} are left"),
+            PickleFault::FrameCrossed => f.write_str("an operand reaches past the end of its frame"),
+            PickleFault::FrameInFrame => f.write_str("a frame begins before the last one ends"),
             PickleFault::Unsupported(what) => write!(f, "{what} has no meaning in a checkpoint"),
             PickleFault::NoStop => f.write_str("the pickle ends without STOP"),
             PickleFault::LeftOver(n) => write!(f, "{n} values on the stack at STOP, expected 1"),
@@ -183,6 +211,11 @@ pub enum TensorFault {
     Malformed(String),
     Unsupported(String),
     MissingStorage(String),
+    /// A storage of a size that no storage has.
+    StorageClaim {
+        key: String,
+        claim: String,
+    },
     StorageSize {
         key: String,
         expected: u64,
@@ -193,7 +226,20 @@ pub enum TensorFault {
         first: String,
         second: String,
     },
+    /// Two entries that are flattened to one name: `a.b`, and `b` in `a`.
     DuplicateName,
+    /// One dict was given the key twice.
+    DuplicateKey,
+}
+
+impl TensorFault {
+    /// Whether the file contradicts itself so that nothing of it deserves trust: a storage that is not what its reference claims.
+    pub(crate) fn condemns_the_file(&self) -> bool {
+        matches!(
+            self,
+            TensorFault::StorageSize { .. } | TensorFault::StorageClaim { .. }
+        )
+    }
 }
 
 impl fmt::Display for TensorFault {
@@ -224,12 +270,14 @@ impl fmt::Display for TensorFault {
             TensorFault::Malformed(what) => write!(f, "malformed: {what}"),
             TensorFault::Unsupported(what) => write!(f, "not read: {what}"),
             TensorFault::MissingStorage(key) => write!(f, "its storage `{key}` is not in the file"),
+            TensorFault::StorageClaim { key, claim } => write!(f, "storage `{key}` claims {claim}"),
             TensorFault::StorageSize { key, expected, found } => {
                 write!(f, "storage `{key}` has {found} bytes, expected {expected}")
             }
             TensorFault::StorageDType { key, first, second } => {
                 write!(f, "storage `{key}` is {first} elsewhere and {second} here")
             }
+            TensorFault::DuplicateKey => f.write_str("its dict has a second entry of this key"),
             TensorFault::DuplicateName => f.write_str("a second entry of this name"),
         }
     }

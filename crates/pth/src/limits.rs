@@ -1,6 +1,6 @@
 //! Budgets. What a file can make this crate allocate is bounded by the size of the file, or by a constant here.
 //!
-//! The pickle machine needs no constant of its own: each opcode makes at most one node and each node or stack slot costs the file at
+//! The pickle machine needs no constant of its own: each opcode makes at most two nodes and each node or stack slot costs the file at
 //! least one byte, so that its memory is linear in the pickle by construction.
 
 /// Deflate cannot expand more than about 1,032 to 1; a member that claims more is a bomb. [zlib's technical details]
@@ -18,12 +18,12 @@ pub(crate) const FREE_EXPANSION_BYTES: usize = 1 << 30;
 /// Beyond that, a gathered view may be this many times larger than its storage.
 pub(crate) const MAX_EXPANSION: usize = 64;
 
-/// How many values a walk over a pickle of `n_nodes` nodes may visit.
+/// How many values a walk over a pickle of `n_bytes` may visit.
 ///
 /// A value is visited once under each of its names, so that aliases multiply: a dict of dicts can name its leaf 2^50 times in a kilobyte.
-/// Honest files visit a node a few times at most.
-pub(crate) fn max_visits(n_nodes: usize) -> usize {
-    n_nodes.saturating_mul(16).saturating_add(1 << 16)
+/// Honest files visit a value a few times at most, and each value has cost a byte.
+pub(crate) fn max_visits(n_bytes: usize) -> usize {
+    n_bytes.saturating_mul(4).saturating_add(1 << 16)
 }
 
 /// How deep values may be nested, so that names stay bounded too.

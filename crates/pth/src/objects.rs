@@ -6,6 +6,7 @@
 )]
 
 use crate::pickle::{Arena, Node, NodeId};
+use crate::rebuild::StorageClass;
 
 /// A flat list of keys and values as pairs.
 pub(crate) fn pairs(flat: &[NodeId]) -> Vec<(NodeId, NodeId)> {
@@ -16,8 +17,24 @@ pub(crate) fn pairs(flat: &[NodeId]) -> Vec<(NodeId, NodeId)> {
         .collect()
 }
 
+/// Keys and values of a dict as they alternate in the arena, where nothing is to be added to them.
+pub(crate) fn plain_mapping<'a>(arena: &'a Arena<'_>, node: NodeId) -> Option<&'a [NodeId]> {
+    match arena.node(node) {
+        Node::Dict => Some(arena.items(node)),
+        Node::Call { .. } => {
+            let ("collections" | "_collections", "OrderedDict") = arena.callee_name(node)? else {
+                return None;
+            };
+            let is_metadata = |&(key, _): &(NodeId, NodeId)| arena.str_bytes(key) == Some(b"_metadata");
+            let has_attributes = attributes(arena, node).is_some_and(|all| !all.iter().all(is_metadata));
+            (arena.args(node).is_empty() && !has_attributes).then(|| arena.items(node))
+        }
+        _ => None,
+    }
+}
+
 /// The entries of a dict or of one of its relatives, in insertion order; none for anything else.
-pub(crate) fn mapping(arena: &Arena, node: NodeId) -> Option<Vec<(NodeId, NodeId)>> {
+pub(crate) fn mapping(arena: &Arena<'_>, node: NodeId) -> Option<Vec<(NodeId, NodeId)>> {
     match arena.node(node) {
         Node::Dict => Some(pairs(arena.items(node))),
         Node::Call { .. } | Node::CallEx { .. } => {
@@ -46,10 +63,10 @@ pub(crate) fn mapping(arena: &Arena, node: NodeId) -> Option<Vec<(NodeId, NodeId
 }
 
 /// The entries in the argument of `OrderedDict(...)`: a dict, or a list of pairs as Python 2 wrote it.
-fn given_entries(arena: &Arena, arg: NodeId) -> Vec<(NodeId, NodeId)> {
+fn given_entries(arena: &Arena<'_>, arg: NodeId) -> Vec<(NodeId, NodeId)> {
     match arena.node(arg) {
         Node::Dict => pairs(arena.items(arg)),
-        Node::List | Node::Tuple(_) => arena
+        Node::List | Node::Tuple => arena
             .items(arg)
             .iter()
             .filter_map(|&pair| match arena.items(pair) {
@@ -62,9 +79,9 @@ fn given_entries(arena: &Arena, arg: NodeId) -> Vec<(NodeId, NodeId)> {
 }
 
 /// The items of a list, tuple or set, or of an object that was appended to.
-pub(crate) fn sequence(arena: &Arena, node: NodeId) -> Option<&[NodeId]> {
+pub(crate) fn sequence<'a>(arena: &'a Arena<'_>, node: NodeId) -> Option<&'a [NodeId]> {
     match arena.node(node) {
-        Node::List | Node::Tuple(_) | Node::Set | Node::FrozenSet => Some(arena.items(node)),
+        Node::List | Node::Tuple | Node::Set | Node::FrozenSet => Some(arena.items(node)),
         Node::Call { .. } | Node::CallEx { .. } => match arena.callee_name(node)? {
             ("torch", "Size") | ("builtins" | "__builtin__", "set" | "frozenset" | "list" | "tuple") => {
                 Some(arena.args(node).first().map_or(&[], |&items| arena.items(items)))
@@ -77,32 +94,48 @@ pub(crate) fn sequence(arena: &Arena, node: NodeId) -> Option<&[NodeId]> {
 }
 
 /// The attributes that BUILD gave an object: of a dict, or of `(dict, slots)`.
-pub(crate) fn attributes(arena: &Arena, node: NodeId) -> Option<Vec<(NodeId, NodeId)>> {
+pub(crate) fn attributes(arena: &Arena<'_>, node: NodeId) -> Option<Vec<(NodeId, NodeId)>> {
     let mut all = Vec::new();
     for &state in arena.states(node) {
-        match arena.node(state) {
-            Node::Tuple(_) => {
-                for &part in arena.items(state) {
-                    all.extend(mapping(arena, part).unwrap_or_default());
-                }
-            }
-            _ => all.extend(mapping(arena, state).unwrap_or_default()),
-        }
+        all.extend(state_entries(arena, state));
     }
     (!all.is_empty()).then_some(all)
 }
 
+/// The attributes in a state: a dict, or `(dict, slots)`.
+pub(crate) fn state_entries(arena: &Arena<'_>, state: NodeId) -> Vec<(NodeId, NodeId)> {
+    match arena.node(state) {
+        Node::Tuple => {
+            let parts = arena.items(state).iter();
+            parts.flat_map(|&part| mapping(arena, part).unwrap_or_default()).collect()
+        }
+        _ => mapping(arena, state).unwrap_or_default(),
+    }
+}
+
+/// Class and state of a tensor subclass that is made of its attributes.
+pub(crate) fn wrapped_subclass(arena: &Arena<'_>, node: NodeId) -> Option<(NodeId, Option<NodeId>)> {
+    let ("torch._tensor", "_rebuild_from_type_v2") = arena.callee_name(node)? else {
+        return None;
+    };
+    let &[function, class, _, ref state @ ..] = arena.args(node) else {
+        return None;
+    };
+    let is_wrapper = arena.global_name(function)? == ("torch._utils", "_rebuild_wrapper_subclass");
+    is_wrapper.then(|| (class, state.first().copied()))
+}
+
 /// The value of the last entry whose key is the text `key`: a later one replaces an earlier one.
-pub(crate) fn get(arena: &Arena, entries: &[(NodeId, NodeId)], key: &str) -> Option<NodeId> {
+pub(crate) fn get(arena: &Arena<'_>, entries: &[(NodeId, NodeId)], key: &str) -> Option<NodeId> {
     entries
         .iter()
         .rev()
-        .find(|(k, _)| matches!(arena.node(*k), Node::Str(_)) && arena.str(*k).is_some_and(|k| k == key))
+        .find(|(k, _)| arena.str_bytes(*k) == Some(key.as_bytes()))
         .map(|&(_, value)| value)
 }
 
 /// Whether the object is a pickled `nn.Module`, by its shape and not by its class.
-pub(crate) fn is_module(arena: &Arena, node: NodeId) -> bool {
+pub(crate) fn is_module(arena: &Arena<'_>, node: NodeId) -> bool {
     if arena.states(node).is_empty() {
         return false;
     }
@@ -113,16 +146,24 @@ pub(crate) fn is_module(arena: &Arena, node: NodeId) -> bool {
     })
 }
 
-/// A tuple, list or `torch.Size` of sizes.
-pub(crate) fn sizes(arena: &Arena, node: NodeId) -> Option<Vec<usize>> {
-    sequence(arena, node)?
-        .iter()
-        .map(|&size| usize::try_from(arena.int(size)?).ok())
-        .collect()
+/// Reads a tuple, list or `torch.Size` of sizes into `out`.
+pub(crate) fn sizes_into(arena: &Arena<'_>, node: NodeId, out: &mut Vec<usize>) -> Option<()> {
+    out.clear();
+    for &size in sequence(arena, node)? {
+        out.push(usize::try_from(arena.int(size)?).ok()?);
+    }
+    Some(())
+}
+
+/// As [`sizes_into`], in a list of its own.
+pub(crate) fn sizes(arena: &Arena<'_>, node: NodeId) -> Option<Vec<usize>> {
+    let mut sizes = Vec::new();
+    sizes_into(arena, node, &mut sizes)?;
+    Some(sizes)
 }
 
 /// Shape and element type of a plain tensor, for a line of text.
-pub(crate) fn tensor_summary(arena: &Arena, node: NodeId) -> Option<(Vec<usize>, String)> {
+pub(crate) fn tensor_summary(arena: &Arena<'_>, node: NodeId) -> Option<(Vec<usize>, String)> {
     let mut node = node;
     // Parameters around parameters do not occur; two layers are generous.
     for _ in 0..3 {
@@ -139,8 +180,8 @@ pub(crate) fn tensor_summary(arena: &Arena, node: NodeId) -> Option<(Vec<usize>,
                     let Node::Persistent(id) = arena.node(*args.first()?) else {
                         return None;
                     };
-                    let class = arena.global_name(*arena.items(id).get(1)?)?;
-                    crate::rebuild::class_dtype(class)?.to_string()
+                    let (module, class) = arena.global_name(*arena.items(id).get(1)?)?;
+                    StorageClass::new(module, class)?.dtype?.to_string()
                 };
                 return Some((shape, dtype));
             }

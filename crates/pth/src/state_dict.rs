@@ -2,13 +2,24 @@
 
 use indexmap::IndexMap;
 
-use crate::Tensor;
+use crate::{Record, Tensor};
 
 /// Names and tensors in the order of the model.
+///
+/// A few models have entries that are not one strided array; those are [`Record`]s, and keep their place among the tensors.
 #[derive(Debug, Clone, Default)]
 pub struct StateDict {
-    tensors: IndexMap<String, Tensor>,
+    entries: IndexMap<String, Entry>,
     metadata: Vec<ModuleVersion>,
+}
+
+/// What a name stands for.
+#[derive(Debug, Clone)]
+pub enum Entry {
+    /// One strided array.
+    Tensor(Tensor),
+    /// A quantized, sparse, nested or otherwise composed tensor.
+    Record(Box<Record>),
 }
 
 /// One entry of torch's `_metadata`: the version of the class that wrote a module's entries.
@@ -20,57 +31,95 @@ pub struct ModuleVersion {
     pub version: Option<i64>,
 }
 
+impl Entry {
+    /// The tensor, if it is one strided array.
+    pub fn tensor(&self) -> Option<&Tensor> {
+        match self {
+            Entry::Tensor(tensor) => Some(tensor),
+            Entry::Record(_) => None,
+        }
+    }
+
+    /// The record, if it is not.
+    pub fn record(&self) -> Option<&Record> {
+        match self {
+            Entry::Tensor(_) => None,
+            Entry::Record(record) => Some(record),
+        }
+    }
+}
+
 impl StateDict {
     /// No tensors.
     pub fn new() -> StateDict {
         StateDict::default()
     }
 
-    /// Number of tensors.
-    pub fn len(&self) -> usize {
-        self.tensors.len()
+    pub(crate) fn reserve(&mut self, n: usize) {
+        self.entries.reserve(n);
     }
 
-    /// Whether there is no tensor.
+    /// Number of entries.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether there is no entry.
     pub fn is_empty(&self) -> bool {
-        self.tensors.is_empty()
+        self.entries.is_empty()
     }
 
     /// The tensor called `name`.
     pub fn get(&self, name: &str) -> Option<&Tensor> {
-        self.tensors.get(name)
+        self.entries.get(name)?.tensor()
     }
 
-    /// Whether there is a tensor called `name`.
+    /// Whether there is an entry called `name`.
     pub fn contains(&self, name: &str) -> bool {
-        self.tensors.contains_key(name)
+        self.entries.contains_key(name)
     }
 
-    /// Puts `tensor` at the end, or in the place of the one of that name, which is returned.
-    pub fn insert(&mut self, name: impl Into<String>, tensor: Tensor) -> Option<Tensor> {
-        self.tensors.insert(name.into(), tensor)
+    /// Puts `tensor` at the end, or in the place of the entry of that name, which is returned.
+    pub fn insert(&mut self, name: impl Into<String>, tensor: Tensor) -> Option<Entry> {
+        self.insert_entry(name, Entry::Tensor(tensor))
     }
 
-    /// Takes the tensor called `name` out; the others keep their order. Linear in the number of tensors.
-    pub fn remove(&mut self, name: &str) -> Option<Tensor> {
-        self.tensors.shift_remove(name)
+    /// As [`insert`](StateDict::insert), of whatever kind.
+    pub fn insert_entry(&mut self, name: impl Into<String>, entry: Entry) -> Option<Entry> {
+        self.entries.insert(name.into(), entry)
     }
 
-    /// Names and tensors in order.
-    pub fn iter(&self) -> impl DoubleEndedIterator<Item = (&str, &Tensor)> + ExactSizeIterator {
-        self.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor))
+    /// Takes the entry called `name` out; the others keep their order. Linear in the number of entries.
+    pub fn remove(&mut self, name: &str) -> Option<Entry> {
+        self.entries.shift_remove(name)
+    }
+
+    /// Names and tensors in order; without the records.
+    pub fn iter(&self) -> impl DoubleEndedIterator<Item = (&str, &Tensor)> {
+        self.entries().filter_map(|(name, entry)| Some((name, entry.tensor()?)))
     }
 
     /// Names and tensors in order, to change the tensors.
-    pub fn iter_mut(&mut self) -> impl ExactSizeIterator<Item = (&str, &mut Tensor)> {
-        self.tensors
-            .iter_mut()
-            .map(|(name, tensor)| (name.as_str(), tensor))
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = (&str, &mut Tensor)> {
+        self.entries.iter_mut().filter_map(|(name, entry)| match entry {
+            Entry::Tensor(tensor) => Some((name.as_str(), tensor)),
+            Entry::Record(_) => None,
+        })
     }
 
-    /// Names in order.
+    /// Names and what they stand for, in order.
+    pub fn entries(&self) -> impl DoubleEndedIterator<Item = (&str, &Entry)> + ExactSizeIterator {
+        self.entries.iter().map(|(name, entry)| (name.as_str(), entry))
+    }
+
+    /// Names and records in order; without the tensors.
+    pub fn records(&self) -> impl DoubleEndedIterator<Item = (&str, &Record)> {
+        self.entries().filter_map(|(name, entry)| Some((name, entry.record()?)))
+    }
+
+    /// Names in order, of tensors and records.
     pub fn names(&self) -> impl DoubleEndedIterator<Item = &str> + ExactSizeIterator {
-        self.tensors.keys().map(String::as_str)
+        self.entries.keys().map(String::as_str)
     }
 
     /// torch's `_metadata`, in its order; empty where the file has none.
@@ -78,28 +127,36 @@ impl StateDict {
         &self.metadata
     }
 
-    /// The same tensors with other `_metadata`.
+    /// The same entries with other `_metadata`.
     pub fn with_metadata(mut self, metadata: Vec<ModuleVersion>) -> StateDict {
         self.metadata = metadata;
         self
     }
 }
 
-impl FromIterator<(String, Tensor)> for StateDict {
-    /// As [`StateDict::insert`] one after the other: of equal names the last tensor stays, at the place of the first.
-    fn from_iter<I: IntoIterator<Item = (String, Tensor)>>(tensors: I) -> StateDict {
+impl FromIterator<(String, Entry)> for StateDict {
+    /// As [`StateDict::insert_entry`] one after the other: of equal names the last stays, at the place of the first.
+    fn from_iter<I: IntoIterator<Item = (String, Entry)>>(entries: I) -> StateDict {
         StateDict {
-            tensors: tensors.into_iter().collect(),
+            entries: entries.into_iter().collect(),
             metadata: Vec::new(),
         }
     }
 }
 
+impl FromIterator<(String, Tensor)> for StateDict {
+    /// As [`StateDict::insert`] one after the other.
+    fn from_iter<I: IntoIterator<Item = (String, Tensor)>>(tensors: I) -> StateDict {
+        let entry = |(name, tensor)| (name, Entry::Tensor(tensor));
+        tensors.into_iter().map(entry).collect()
+    }
+}
+
 impl IntoIterator for StateDict {
-    type Item = (String, Tensor);
-    type IntoIter = indexmap::map::IntoIter<String, Tensor>;
+    type Item = (String, Entry);
+    type IntoIter = indexmap::map::IntoIter<String, Entry>;
 
     fn into_iter(self) -> Self::IntoIter {
-        self.tensors.into_iter()
+        self.entries.into_iter()
     }
 }

@@ -2,6 +2,8 @@
 
 use std::borrow::Cow;
 use std::io;
+use std::ops::Range;
+use std::sync::Arc;
 
 use crate::error::TensorFault;
 use crate::storage::ByteOrder;
@@ -12,13 +14,37 @@ use crate::{DType, Error, Storage, layout, limits};
 /// Every element is proven to lie inside the storage when the tensor is made.
 #[derive(Debug, Clone)]
 pub struct Tensor {
-    dtype: DType,
-    shape: Vec<usize>,
-    stride: Vec<usize>,
-    storage_offset: usize,
     storage: Storage,
+    dims: Dims,
+    storage_offset: usize,
+    dtype: DType,
     requires_grad: bool,
+    is_parameter: bool,
     pending: Pending,
+}
+
+/// Shape and stride, shared by the many tensors of a model that have the same.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Dims(Arc<[usize]>);
+
+impl Dims {
+    /// As many strides as sizes: a caller that cannot promise it checks before.
+    pub(crate) fn new(shape: &[usize], stride: &[usize]) -> Dims {
+        debug_assert_eq!(shape.len(), stride.len());
+        Dims(shape.iter().chain(stride).copied().collect())
+    }
+
+    pub(crate) fn is(&self, shape: &[usize], stride: &[usize]) -> bool {
+        self.shape() == shape && self.stride() == stride
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.0[..self.0.len() / 2]
+    }
+
+    fn stride(&self) -> &[usize] {
+        &self.0[self.0.len() / 2..]
+    }
 }
 
 /// torch's lazy bits: operations that the stored bytes still await.
@@ -38,49 +64,49 @@ impl Tensor {
     pub fn from_storage(
         storage: Storage,
         dtype: DType,
-        shape: Vec<usize>,
-        stride: Vec<usize>,
+        shape: &[usize],
+        stride: &[usize],
         storage_offset: usize,
     ) -> Result<Tensor, Error> {
-        Tensor::view(storage, dtype, shape, stride, storage_offset).map_err(Error::Layout)
+        if shape.len() != stride.len() {
+            return Err(Error::Layout(TensorFault::RankMismatch {
+                shape: shape.len(),
+                stride: stride.len(),
+            }));
+        }
+        Tensor::view(storage, dtype, Dims::new(shape, stride), storage_offset).map_err(Error::Layout)
     }
 
     pub(crate) fn view(
         storage: Storage,
         dtype: DType,
-        shape: Vec<usize>,
-        stride: Vec<usize>,
+        dims: Dims,
         storage_offset: usize,
     ) -> Result<Tensor, TensorFault> {
-        if shape.len() != stride.len() {
-            return Err(TensorFault::RankMismatch {
-                shape: shape.len(),
-                stride: stride.len(),
-            });
-        }
+        let (shape, stride) = (dims.shape(), dims.stride());
         if shape.len() > limits::MAX_RANK {
             return Err(TensorFault::TooManyDimensions(shape.len()));
         }
-        let overflow = || TensorFault::Overflow { shape: shape.clone() };
-        let numel = layout::numel(&shape).ok_or_else(overflow)?;
+        let overflow = || TensorFault::Overflow { shape: shape.to_vec() };
+        let numel = layout::numel(shape).ok_or_else(overflow)?;
         numel.checked_mul(dtype.size()).ok_or_else(overflow)?;
-        let needed = layout::extent(&shape, &stride, storage_offset)
+        let needed = layout::extent(shape, stride, storage_offset)
             .and_then(|extent| extent.checked_mul(dtype.size()))
             .ok_or_else(overflow)?;
         if needed > storage.nbytes() {
             return Err(TensorFault::Outside {
                 needed,
                 storage: storage.nbytes(),
-                key: storage.key().to_owned(),
+                key: storage.key().into_owned(),
             });
         }
         Ok(Tensor {
-            dtype,
-            shape,
-            stride,
-            storage_offset,
             storage,
+            dims,
+            storage_offset,
+            dtype,
             requires_grad: false,
+            is_parameter: false,
             pending: Pending::default(),
         })
     }
@@ -89,20 +115,20 @@ impl Tensor {
     ///
     /// # Errors
     /// The storage has not exactly the bytes that `dtype` and `shape` need.
-    pub fn contiguous(storage: Storage, dtype: DType, shape: Vec<usize>) -> Result<Tensor, Error> {
-        let expected = layout::numel(&shape).and_then(|numel| numel.checked_mul(dtype.size()));
+    pub fn contiguous(storage: Storage, dtype: DType, shape: &[usize]) -> Result<Tensor, Error> {
+        let expected = layout::numel(shape).and_then(|numel| numel.checked_mul(dtype.size()));
         match expected {
             Some(expected) if expected == storage.nbytes() => {
-                let stride = layout::contiguous_stride(&shape);
-                Tensor::from_storage(storage, dtype, shape, stride, 0)
+                let stride = layout::contiguous_stride(shape);
+                Tensor::from_storage(storage, dtype, shape, &stride, 0)
             }
             Some(expected) => Err(Error::Layout(TensorFault::ByteCount {
                 dtype,
-                shape,
+                shape: shape.to_vec(),
                 expected,
                 found: storage.nbytes(),
             })),
-            None => Err(Error::Layout(TensorFault::Overflow { shape })),
+            None => Err(Error::Layout(TensorFault::Overflow { shape: shape.to_vec() })),
         }
     }
 
@@ -111,7 +137,7 @@ impl Tensor {
     /// # Errors
     /// `bytes` are not as many as `dtype` and `shape` need.
     pub fn from_bytes(dtype: DType, shape: &[usize], bytes: Vec<u8>) -> Result<Tensor, Error> {
-        Tensor::contiguous(Storage::owned(bytes), dtype, shape.to_vec())
+        Tensor::contiguous(Storage::owned(bytes), dtype, shape)
     }
 
     /// The element type.
@@ -121,12 +147,12 @@ impl Tensor {
 
     /// Sizes, outermost first.
     pub fn shape(&self) -> &[usize] {
-        &self.shape
+        self.dims.shape()
     }
 
     /// Steps in elements, outermost first.
     pub fn stride(&self) -> &[usize] {
-        &self.stride
+        self.dims.stride()
     }
 
     /// The first element's place in the storage, in elements.
@@ -144,10 +170,26 @@ impl Tensor {
         self.requires_grad
     }
 
+    /// Whether it is a `torch.nn.Parameter` and not a buffer or another plain tensor.
+    pub fn is_parameter(&self) -> bool {
+        self.is_parameter
+    }
+
     /// The same tensor, frozen or not.
     pub fn with_requires_grad(mut self, requires_grad: bool) -> Tensor {
         self.requires_grad = requires_grad;
         self
+    }
+
+    /// The same tensor as a `torch.nn.Parameter`, frozen or not.
+    pub fn into_parameter(mut self, requires_grad: bool) -> Tensor {
+        self.requires_grad = requires_grad;
+        self.is_parameter = true;
+        self
+    }
+
+    pub(crate) fn pending(&self) -> Pending {
+        self.pending
     }
 
     pub(crate) fn with_pending(mut self, pending: Pending) -> Tensor {
@@ -157,7 +199,7 @@ impl Tensor {
 
     /// Number of elements.
     pub fn numel(&self) -> usize {
-        self.shape.iter().product()
+        self.shape().iter().product()
     }
 
     /// Size of its elements in bytes, which may be more than the storage's (`expand`).
@@ -167,72 +209,91 @@ impl Tensor {
 
     /// Whether the elements lie row-major without gaps.
     pub fn is_contiguous(&self) -> bool {
-        layout::is_contiguous(&self.shape, &self.stride)
+        layout::is_contiguous(self.shape(), self.stride())
     }
 
-    /// The elements as they would lie in a contiguous little-endian tensor; borrowed where they lie so already.
+    /// The elements as they would lie in a contiguous little-endian tensor; borrowed where they lie so already in memory.
     ///
     /// # Errors
+    /// The file cannot be read, was changed, or does not have the bytes that its own CRC tells of.
     /// A view that repeats its storage beyond all proportion is not gathered: use [`write_to`](Tensor::write_to).
     pub fn to_bytes(&self) -> Result<Cow<'_, [u8]>, Error> {
-        if let Some(bytes) = self.plain_bytes() {
-            return Ok(Cow::Borrowed(bytes));
+        if let Some(range) = self.plain_range() {
+            return self.storage.read(range);
         }
         let limit =
             limits::FREE_EXPANSION_BYTES.max(self.storage.nbytes().saturating_mul(limits::MAX_EXPANSION));
         if self.nbytes() > limit {
             return Err(Error::Limit {
-                what: format!("gathering a view of shape {:?}", self.shape),
+                what: format!("gathering a view of shape {:?}", self.shape()),
                 needed: u64::try_from(self.nbytes()).unwrap_or(u64::MAX),
                 limit: u64::try_from(limit).unwrap_or(u64::MAX),
             });
         }
         let mut bytes = Vec::with_capacity(self.nbytes());
-        self.write_to(&mut bytes).expect("a Vec takes every write");
+        self.write_to(&mut bytes)?;
         Ok(Cow::Owned(bytes))
     }
 
     /// Writes the elements, contiguous and little-endian, through a buffer of bounded size.
     ///
+    /// A view with gaps in a file that is not mapped is read from its first to its last element at once.
+    ///
     /// # Errors
-    /// Those of `out`.
-    pub fn write_to(&self, out: &mut impl io::Write) -> io::Result<()> {
-        if let Some(bytes) = self.plain_bytes() {
-            return out.write_all(bytes);
+    /// Those of [`to_bytes`](Tensor::to_bytes), perhaps after bytes were written, and [`Error::Output`] for those of `out`.
+    pub fn write_to(&self, out: &mut impl io::Write) -> Result<(), Error> {
+        let mut put = |bytes: &[u8]| {
+            out.write_all(bytes)
+                .map_err(|source| Error::Output { source })
+        };
+        if let Some(range) = self.plain_range() {
+            return self.storage.stream(range, &mut put);
         }
+        // A multiple of every element's size.
         const CHUNK_BYTES: usize = 1 << 18;
-        let size = self.dtype.size();
-        let source = self.storage.as_bytes();
         let mut buffer: Vec<u8> = Vec::with_capacity(CHUNK_BYTES.min(self.nbytes()));
-        layout::for_each_run(&self.shape, &self.stride, self.storage_offset, |start, len| {
-            let mut run = &source[start * size..(start + len) * size];
+        let mut add = |mut run: &[u8]| {
             while !run.is_empty() {
                 let (now, later) = run.split_at(run.len().min(CHUNK_BYTES - buffer.len()));
                 buffer.extend_from_slice(now);
                 run = later;
                 if buffer.len() == CHUNK_BYTES {
                     self.finish(&mut buffer);
-                    out.write_all(&buffer)?;
+                    put(&buffer)?;
                     buffer.clear();
                 }
             }
-            Ok::<(), io::Error>(())
-        })?;
+            Ok::<(), Error>(())
+        };
+        let size = self.dtype.size();
+        let touched = self.touched();
+        if self.is_contiguous() {
+            self.storage.stream(touched, &mut add)?;
+        } else {
+            let source = self.storage.read(touched)?;
+            layout::for_each_run(self.shape(), self.stride(), 0, |start, len| {
+                add(&source[start * size..(start + len) * size])
+            })?;
+        }
         self.finish(&mut buffer);
-        out.write_all(&buffer)
+        put(&buffer)
     }
 
-    /// The bytes in the storage, if they are what `to_bytes` promises.
-    fn plain_bytes(&self) -> Option<&[u8]> {
+    /// The bytes of the storage from the view's first element to its last.
+    fn touched(&self) -> Range<usize> {
+        let size = self.dtype.size();
+        let end = layout::extent(self.shape(), self.stride(), self.storage_offset)
+            .expect("a tensor is made with an extent that fits");
+        if end == 0 {
+            return 0..0;
+        }
+        self.storage_offset * size..end * size
+    }
+
+    /// Where in the storage the bytes lie that `to_bytes` promises, if they do as they are.
+    fn plain_range(&self) -> Option<Range<usize>> {
         let in_order = self.storage.byte_order() == ByteOrder::Little || self.dtype.component_size() == 1;
-        if !in_order || self.pending != Pending::default() || !self.is_contiguous() {
-            return None;
-        }
-        if self.numel() == 0 {
-            return Some(&[]);
-        }
-        let start = self.storage_offset * self.dtype.size();
-        Some(&self.storage.as_bytes()[start..start + self.nbytes()])
+        (in_order && self.pending == Pending::default() && self.is_contiguous()).then(|| self.touched())
     }
 
     /// Brings gathered elements into little-endian order and carries out what they still await.
@@ -265,7 +326,10 @@ impl Tensor {
     /// As [`to_bytes`](Tensor::to_bytes).
     pub fn deep_copy(&self) -> Result<Tensor, Error> {
         let bytes = self.to_bytes()?.into_owned();
-        Ok(Tensor::from_bytes(self.dtype, &self.shape, bytes)?.with_requires_grad(self.requires_grad))
+        let mut copy = Tensor::from_bytes(self.dtype, self.shape(), bytes)?;
+        copy.requires_grad = self.requires_grad;
+        copy.is_parameter = self.is_parameter;
+        Ok(copy)
     }
 
     /// The slice `tensor[index]`: a view without the first dimension.
@@ -282,8 +346,10 @@ impl Tensor {
     /// There is no such dimension, or it is shorter.
     pub fn select_in(&self, dim: usize, index: usize) -> Result<Tensor, Error> {
         let mut slice = self.slice_in(dim, index, 1, 1)?;
-        slice.shape.remove(dim);
-        slice.stride.remove(dim);
+        let (mut shape, mut stride) = (slice.shape().to_vec(), slice.stride().to_vec());
+        shape.remove(dim);
+        stride.remove(dim);
+        slice.dims = Dims::new(&shape, &stride);
         Ok(slice)
     }
 
@@ -292,12 +358,12 @@ impl Tensor {
     /// # Errors
     /// There is no such dimension, or it is shorter.
     pub fn slice_in(&self, dim: usize, start: usize, len: usize, step: usize) -> Result<Tensor, Error> {
-        let (&size, &stride) = match (self.shape.get(dim), self.stride.get(dim)) {
+        let (&size, &stride) = match (self.shape().get(dim), self.stride().get(dim)) {
             (Some(size), Some(stride)) => (size, stride),
             _ => {
                 return Err(Error::Layout(TensorFault::TooFewDimensions {
                     dim,
-                    rank: self.shape.len(),
+                    rank: self.shape().len(),
                 }));
             }
         };
@@ -311,9 +377,13 @@ impl Tensor {
                 size,
             }));
         }
+        let (mut sizes, mut strides) = (self.shape().to_vec(), self.stride().to_vec());
+        sizes[dim] = len;
+        strides[dim] = stride.saturating_mul(step);
         let mut slice = self.clone();
-        slice.shape[dim] = len;
-        slice.stride[dim] = stride.saturating_mul(step);
+        slice.dims = Dims::new(&sizes, &strides);
+        // A slice of a parameter is no parameter.
+        slice.is_parameter = false;
         // An empty tensor proves nothing about its strides.
         if slice.numel() > 0 {
             slice.storage_offset += start * stride;
@@ -343,7 +413,7 @@ mod tests {
     #[test]
     fn views_gather_and_contiguous_tensors_borrow() {
         let storage = Storage::owned(floats(&[0., 1., 2., 3., 4., 5.]));
-        let t = Tensor::from_storage(storage.clone(), DType::Float32, vec![3, 2], vec![1, 3], 0).unwrap();
+        let t = Tensor::from_storage(storage.clone(), DType::Float32, &[3, 2], &[1, 3], 0).unwrap();
         assert_eq!(*t.to_bytes().unwrap(), floats(&[0., 3., 1., 4., 2., 5.]));
         let row = t.select(1).unwrap();
         assert_eq!(
@@ -351,7 +421,7 @@ mod tests {
             (&[2][..], &[3][..], 1)
         );
         assert_eq!(*row.to_bytes().unwrap(), floats(&[1., 4.]));
-        let flat = Tensor::from_storage(storage.clone(), DType::Float32, vec![4], vec![1], 2).unwrap();
+        let flat = Tensor::from_storage(storage.clone(), DType::Float32, &[4], &[1], 2).unwrap();
         assert!(matches!(flat.to_bytes().unwrap(), Cow::Borrowed(_)));
         assert!(flat.storage().ptr_eq(t.storage()) && !flat.deep_copy().unwrap().storage().ptr_eq(&storage));
     }
@@ -359,7 +429,7 @@ mod tests {
     #[test]
     fn a_view_outside_its_storage_is_refused() {
         let storage = Storage::owned(vec![0; 60]);
-        let error = Tensor::from_storage(storage, DType::Float32, vec![4, 4], vec![4, 1], 0).unwrap_err();
+        let error = Tensor::from_storage(storage, DType::Float32, &[4, 4], &[4, 1], 0).unwrap_err();
         assert_eq!(error.to_string(), "needs 64 bytes of storage ``, which has 60");
         let error = Tensor::from_bytes(DType::Int16, &[3], vec![0; 5]).unwrap_err();
         assert_eq!(error.to_string(), "int16 of shape [3] is 6 bytes, found 5");
@@ -373,8 +443,8 @@ mod tests {
     #[test]
     fn byte_order_and_the_lazy_bits_are_applied() {
         let big: Vec<u8> = [1.5_f32, -2.0].iter().flat_map(|v| v.to_be_bytes()).collect();
-        let storage = Storage::owned(big).labelled(ByteOrder::Big, "0");
-        let complex = Tensor::view(storage, DType::Complex64, vec![1], vec![1], 0).unwrap();
+        let storage = Storage::owned(big).with_byte_order(ByteOrder::Big);
+        let complex = Tensor::view(storage, DType::Complex64, Dims::new(&[1], &[1]), 0).unwrap();
         assert_eq!(*complex.to_bytes().unwrap(), floats(&[1.5, -2.0]));
         let conj = complex.with_pending(Pending {
             conj: true,
@@ -387,7 +457,7 @@ mod tests {
                 .flat_map(|v| v.to_le_bytes())
                 .collect(),
         );
-        let ints = Tensor::view(ints, DType::Int32, vec![3], vec![1], 0).unwrap();
+        let ints = Tensor::view(ints, DType::Int32, Dims::new(&[3], &[1]), 0).unwrap();
         let neg = ints.with_pending(Pending {
             conj: false,
             neg: true,
@@ -402,7 +472,7 @@ mod tests {
     #[test]
     fn a_zero_stride_bomb_is_listed_but_not_gathered() {
         let storage = Storage::owned(vec![0; 4]);
-        let bomb = Tensor::from_storage(storage, DType::Float32, vec![1 << 40], vec![0], 0).unwrap();
+        let bomb = Tensor::from_storage(storage, DType::Float32, &[1 << 40], &[0], 0).unwrap();
         assert_eq!(bomb.nbytes(), 1 << 42);
         assert!(matches!(bomb.to_bytes(), Err(Error::Limit { .. })));
     }

@@ -39,6 +39,15 @@ pub enum Error {
         dtype: DType,
     },
 
+    /// safetensors has no such kind of tensor.
+    #[error("tensor `{name}` is {kind}, which safetensors cannot express")]
+    Composed {
+        /// The tensor.
+        name: String,
+        /// What it is: `quantized`, `sparse_coo`.
+        kind: &'static str,
+    },
+
     /// A name that safetensors keeps for itself.
     #[error("a tensor cannot be called `{0}` in safetensors")]
     ReservedName(String),

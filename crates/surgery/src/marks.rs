@@ -33,9 +33,18 @@ pub(crate) fn parse(text: &str) -> Vec<Pattern> {
 /// Freezes what matches and marks the rest trainable, as far as it can be trained.
 pub(crate) fn apply(tensors: &mut StateDict, frozen: &[Pattern]) {
     for (name, tensor) in tensors.iter_mut() {
-        let trains =
-            can_train(tensor) && !is_buffer_name(name) && !frozen.iter().any(|pattern| pattern.matches(name));
-        *tensor = tensor.clone().with_requires_grad(trains);
+        let is_parameter = can_train(tensor) && !is_buffer_name(name);
+        let trains = is_parameter && !frozen.iter().any(|pattern| pattern.matches(name));
+        *tensor = mark(tensor, trains, is_parameter);
+    }
+}
+
+/// The tensor with its mark, which only a parameter carries into a `.pth`.
+pub(crate) fn mark(tensor: &Tensor, trains: bool, is_parameter: bool) -> Tensor {
+    if is_parameter {
+        tensor.clone().into_parameter(trains)
+    } else {
+        tensor.clone().with_requires_grad(trains)
     }
 }
 

@@ -185,7 +185,10 @@ fn write_npy(path: &Path, tensor: &Tensor, existing: Existing) -> Result<u64> {
     out.write_all(b"\x93NUMPY\x01\x00").map_err(&write)?;
     out.write_all(&length.to_le_bytes()).map_err(&write)?;
     out.write_all(header.as_bytes()).map_err(&write)?;
-    tensor.write_to(&mut out).map_err(&write)?;
+    tensor.write_to(&mut out).map_err(|error| match error {
+        pth::Error::Output { source } => anyhow::Error::from(write(source)),
+        error => error.into(),
+    })?;
     out.flush().map_err(&write)?;
     drop(out);
     file.commit()?;

@@ -1,296 +1,280 @@
 //! The zip container: `<root>/data.pkl` and `<root>/data/<key>`.
-//!
-//! The `zip` crate reads the central directory; local headers are compared with it here, since torch computes where data begins from them.
 #![deny(
     clippy::indexing_slicing,
     clippy::arithmetic_side_effects,
     clippy::as_conversions
 )]
 
-use std::collections::HashMap;
-use std::io::{Cursor, Read};
-use std::ops::Range;
+use std::borrow::Cow;
+use std::collections::{HashMap, HashSet};
+use std::io::Read;
+use std::sync::Arc;
 
-use ::zip::{CompressionMethod, ZipArchive};
+use flate2::read::DeflateDecoder;
 
-use super::{Contents, Format, Record};
+use super::directory::{self, Directory, Member, Method, bytes_of};
+use super::{Container, Format, Keys, OpenOptions};
 use crate::error::PickleFault;
-use crate::storage::ByteOrder;
-use crate::{Error, FileMap, Storage, diagnose, limits, pickle};
+use crate::finding::{Finding, Severity, Sink};
+use crate::storage::{ByteOrder, Key, SourceReader, Table, number};
+use crate::{Error, Source, diagnose, limits, pickle};
 
-/// Size of a local header without name and extra field.
-const LOCAL_HEADER_BYTES: usize = 30;
-
-struct Member {
-    name: String,
-    index: usize,
-    header_start: u64,
-    /// Of the compressed bytes.
-    data: Result<Range<usize>, String>,
-    method: CompressionMethod,
-    size: u64,
-    crc: u32,
-}
-
-pub(super) fn open(map: FileMap) -> Result<Contents, Error> {
-    let members = members(map.as_bytes())?;
-    let root = match members.first().and_then(|first| first.name.split_once('/')) {
-        Some((root, _)) => root.to_owned(),
-        None => {
-            return Err(Error::not_a_checkpoint(diagnose::zip_without_pickle(&names(
-                &members,
-            ))));
-        }
-    };
-    let inside = |member: &Member| {
-        member
-            .name
-            .strip_prefix(&root)
-            .is_some_and(|rest| rest.starts_with('/'))
-    };
-    let find = |name: &str| {
-        let full = format!("{root}/{name}");
-        members.iter().find(|member| member.name == full)
-    };
-    if let Some(found) = diagnose::other_archive(&names(&members), &root) {
+/// Opens the archive. What is wrong with the container goes to `sink`, which decides whether to go on.
+pub(super) fn open<'s>(
+    source: &'s Source,
+    options: &OpenOptions,
+    sink: Sink<'_>,
+) -> Result<Container<'s>, Error> {
+    let archive = Archive::read(source, options.allow_prefix, sink)?;
+    if let Some(found) = archive.is_something_else() {
         return Err(Error::not_a_checkpoint(found));
     }
-    let Some(data_pkl) = find("data.pkl") else {
-        return Err(Error::not_a_checkpoint(diagnose::zip_without_pickle(&names(
-            &members,
-        ))));
+    let Some(data_pkl) = archive.find("data.pkl") else {
+        return Err(Error::not_a_checkpoint(archive.without_pickle()));
     };
-
-    let byte_order = match find("byteorder") {
-        None => ByteOrder::Little,
-        Some(member) => match small(&map, member)?.as_slice() {
-            b"little" => ByteOrder::Little,
-            b"big" => ByteOrder::Big,
-            other => {
-                let found = String::from_utf8_lossy(other).into_owned();
-                return Err(Error::container(
-                    &member.name,
-                    format!("expected `little` or `big`, found `{found}`"),
-                ));
-            }
-        },
+    let byte_order = match options.byte_order {
+        Some(byte_order) => byte_order,
+        None => archive.byte_order(source)?,
     };
-
-    let source = pickle_bytes(&map, data_pkl)?;
-    let n_bytes = source.nbytes();
-    let (arena, taken) = pickle::read::read(source, &data_pkl.name)?;
+    let text = archive.contents(source, data_pkl)?;
+    let record = archive.directory.text(data_pkl);
+    let (table, keys) = archive.storages(source, byte_order);
+    // The directory has served; the arena to come needs the memory.
+    drop(archive);
+    let n_bytes = text.len();
+    let (arena, taken) = pickle::read::read(text, &record, options.policy())?;
     if taken != n_bytes {
         return Err(Error::Format {
-            record: data_pkl.name.clone(),
+            record,
             offset: taken,
             kind: PickleFault::Trailing(n_bytes.saturating_sub(taken)),
         });
     }
-
-    let prefix = format!("{root}/data/");
-    let mut records = HashMap::with_capacity(members.len());
-    for member in members.iter().filter(|member| inside(member)) {
-        let Some(key) = member.name.strip_prefix(&prefix) else {
-            continue;
-        };
-        let record = match (&member.data, member.method) {
-            (Err(why), _) => Record::Unreadable(why.clone()),
-            (Ok(range), CompressionMethod::Stored) => Record::Stored(range.clone()),
-            (Ok(range), CompressionMethod::Deflated) => match check_ratio(range, member.size) {
-                Ok(()) => Record::Deflated {
-                    index: member.index,
-                    size: member.size,
-                },
-                Err(why) => Record::Unreadable(why),
-            },
-            (Ok(_), other) => Record::Unreadable(format!(
-                "it is compressed by a method torch does not read ({other})"
-            )),
-        };
-        records.insert(key.to_owned(), record);
-    }
-    Ok(Contents {
+    Ok(Container {
         format: Format::Zip,
         arena,
-        records,
-        byte_order,
-        map,
+        table: Arc::new(table),
+        keys,
+        unreadable: HashMap::new(),
+        sources: Vec::new(),
+        trailing: None,
     })
 }
 
-fn names(members: &[Member]) -> Vec<&str> {
-    members.iter().map(|member| member.name.as_str()).collect()
+/// The directory, and what the names in it mean.
+pub(crate) struct Archive<'s> {
+    pub(crate) directory: Directory<'s>,
+    /// What stands before the first slash of the first name.
+    pub(crate) root: Option<String>,
+    /// The members that are no storages, by index; few, where storages are many.
+    few: Vec<usize>,
 }
 
-/// The central directory, each entry checked against its local header; in the directory's order, which gives the root.
-fn members(bytes: &[u8]) -> Result<Vec<Member>, Error> {
-    let unreadable = |error: ::zip::result::ZipError| match diagnose::truncated_zip(bytes) {
-        Some(found) => Error::not_a_checkpoint(found),
-        None => Error::container("central directory", error.to_string()),
-    };
-    let archive = ZipArchive::new(Cursor::new(bytes)).map_err(unreadable)?;
-    if archive.has_duplicate_names() {
-        return Err(Error::container("central directory", "two records have one name"));
-    }
-    if archive.offset() != 0 {
-        let fault = format!("{} bytes in front of the archive", archive.offset());
-        return Err(Error::container("central directory", fault));
-    }
-    let mut members = Vec::with_capacity(archive.len());
-    for index in 0..archive.len() {
-        let entry = archive
-            .by_index_data(index)
-            .map_err(|error| Error::container("central directory", error.to_string()))?;
-        let name = String::from_utf8_lossy(entry.name_raw()).into_owned();
-        let data = if entry.encrypted() {
-            Err("it is encrypted".to_owned())
-        } else {
-            local_data(
-                bytes,
-                entry.header_start(),
-                entry.name_raw(),
-                entry.compressed_size(),
-            )
+impl<'s> Archive<'s> {
+    pub(crate) fn read(
+        source: &'s Source,
+        allow_prefix: bool,
+        sink: Sink<'_>,
+    ) -> Result<Archive<'s>, Error> {
+        let directory = directory::read(source, allow_prefix, sink)?;
+        let first = directory.members.first().map(|member| directory.text(member));
+        let root = first
+            .as_deref()
+            .and_then(|name| name.split_once('/'))
+            .map(|(root, _)| root.to_owned());
+        let mut archive = Archive {
+            directory,
+            root,
+            few: Vec::new(),
         };
-        members.push(Member {
-            name,
-            index,
-            header_start: entry.header_start(),
-            data,
-            method: entry.compression(),
-            size: entry.size(),
-            crc: entry.crc32(),
-        });
+        let members = archive.directory.members.iter().enumerate();
+        let few = members.filter(|(_, member)| archive.storage_key(archive.directory.name(member)).is_none());
+        archive.few = few.map(|(index, _)| index).collect();
+        // Of archives that are something else, the names mean something else.
+        if archive.is_something_else().is_none() && archive.find("data.pkl").is_some() {
+            archive.check_names(sink)?;
+        }
+        Ok(archive)
     }
-    check_overlaps(&members)?;
-    Ok(members)
-}
 
-/// Where the data of an entry lies, from its local header.
-fn local_data(bytes: &[u8], header_start: u64, name: &[u8], size: u64) -> Result<Range<usize>, String> {
-    let outside = || "it lies outside the file".to_owned();
-    let start = usize::try_from(header_start).map_err(|_| outside())?;
-    let fixed = start.checked_add(LOCAL_HEADER_BYTES).ok_or_else(outside)?;
-    let header: &[u8; LOCAL_HEADER_BYTES] = bytes
-        .get(start..fixed)
-        .and_then(|header| header.try_into().ok())
-        .ok_or_else(outside)?;
-    let [b'P', b'K', 3, 4, .., name_0, name_1, extra_0, extra_1] = *header else {
-        return Err(format!("no local header at byte {start}"));
-    };
-    let name_len = usize::from(u16::from_le_bytes([name_0, name_1]));
-    let extra_len = usize::from(u16::from_le_bytes([extra_0, extra_1]));
-    let name_end = fixed.checked_add(name_len).ok_or_else(outside)?;
-    if bytes.get(fixed..name_end) != Some(name) {
-        return Err("its local header has another name".to_owned());
+    /// The name within the root; none outside of it.
+    pub(crate) fn inner<'n>(&self, name: &'n [u8]) -> Option<&'n [u8]> {
+        let root = self.root.as_ref()?;
+        name.strip_prefix(root.as_bytes())?.strip_prefix(b"/")
     }
-    let data_start = name_end.checked_add(extra_len).ok_or_else(outside)?;
-    let size = usize::try_from(size).map_err(|_| outside())?;
-    let data_end = data_start
-        .checked_add(size)
-        .filter(|&end| end <= bytes.len())
-        .ok_or_else(outside)?;
-    Ok(data_start..data_end)
-}
 
-/// No two entries may share bytes: what one checks, the other would change.
-fn check_overlaps(members: &[Member]) -> Result<(), Error> {
-    let mut spans: Vec<(u64, u64, &str)> = members
-        .iter()
-        .filter_map(|member| {
-            let end = u64::try_from(member.data.as_ref().ok()?.end).ok()?;
-            Some((member.header_start, end, member.name.as_str()))
+    /// The key of a storage.
+    pub(crate) fn storage_key<'n>(&self, name: &'n [u8]) -> Option<&'n [u8]> {
+        self.inner(name)?.strip_prefix(b"data/")
+    }
+
+    /// The member that torch would take for `<root>/name`: it does not tell capitals from small letters.
+    pub(crate) fn find(&self, name: &str) -> Option<&Member> {
+        let mut few = self.few.iter().filter_map(|&index| self.directory.members.get(index));
+        few.find(|member| {
+            self.inner(self.directory.name(member))
+                .is_some_and(|inner| inner.eq_ignore_ascii_case(name.as_bytes()))
         })
-        .collect();
-    spans.sort_unstable();
-    for (first, second) in spans.iter().zip(spans.iter().skip(1)) {
-        if second.0 < first.1 {
-            return Err(Error::container(
-                second.2,
-                format!("overlaps record `{}`", first.2),
-            ));
+    }
+
+    /// Names that torch would confuse, and names outside the root.
+    fn check_names(&self, sink: Sink<'_>) -> Result<(), Error> {
+        let n_members = self.directory.members.len();
+        // Storages are numbered, and there are many: they are ticked off.
+        let mut numbered = vec![false; n_members.saturating_add(1)];
+        let mut others: HashSet<Vec<u8>> = HashSet::new();
+        let root = self.root.as_deref().unwrap_or_default().to_ascii_lowercase();
+        for member in &self.directory.members {
+            let name = self.directory.name(member);
+            let tell = |id, severity, detail: &str| Finding::new(id, severity, self.directory.text(member), detail);
+            let inner = self.inner(name);
+            let storage = inner.and_then(|inner| inner.strip_prefix(b"data/"));
+            let mut is_known = |key: &[u8]| {
+                let slot = number(key).and_then(|key| numbered.get_mut(usize::try_from(key).ok()?));
+                slot.map(|slot| std::mem::replace(slot, true))
+            };
+            let is_twice = match storage.and_then(&mut is_known) {
+                // A number is no odd name.
+                Some(false) => continue,
+                Some(true) => true,
+                None => {
+                    let folded = name.to_ascii_lowercase();
+                    let folded: Vec<u8> = folded.iter().map(|&b| if b == b'\\' { b'/' } else { b }).collect();
+                    let key = folded
+                        .strip_prefix(root.as_bytes())
+                        .and_then(|rest| rest.strip_prefix(b"/data/"));
+                    match key.and_then(&mut is_known) {
+                        Some(is_twice) => is_twice,
+                        None => !others.insert(folded),
+                    }
+                }
+            };
+            if is_twice {
+                sink(tell("zip.duplicate", Severity::Critical, "a second record of this name"))?;
+            }
+            if inner.is_none() {
+                let detail = format!("it lies outside the archive's root `{root}/`");
+                sink(tell("zip.root", Severity::High, &detail))?;
+            }
+            let is_odd = name.iter().any(|&byte| byte < b' ' || byte == 0x7f || byte == b'\\')
+                || name.starts_with(b"/")
+                || name.split(|&byte| byte == b'/').any(|part| part == b"..")
+                || name.get(1) == Some(&b':');
+            // Marks that turn the direction of writing round, and so hide what a name is.
+            let is_turned = storage.is_none()
+                && String::from_utf8_lossy(name)
+                    .chars()
+                    .any(|c| matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}'));
+            if is_odd || is_turned {
+                sink(tell("zip.name", Severity::Flag, "a name that would be unsafe to extract"))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn byte_order(&self, source: &Source) -> Result<ByteOrder, Error> {
+        let Some(member) = self.find("byteorder") else {
+            return Ok(ByteOrder::Little);
+        };
+        match self.small(source, member)?.as_slice() {
+            b"little" => Ok(ByteOrder::Little),
+            b"big" => Ok(ByteOrder::Big),
+            other => {
+                let found = String::from_utf8_lossy(other);
+                let fault = format!("expected `little` or `big`, found `{found}`");
+                Err(Error::container(self.directory.text(member), fault))
+            }
         }
     }
-    Ok(())
-}
 
-/// Deflate's own bound, so that a claimed size cannot make us allocate out of proportion.
-fn check_ratio(compressed: &Range<usize>, size: u64) -> Result<(), String> {
-    let n_compressed = u64::try_from(compressed.len()).unwrap_or(u64::MAX);
-    if size > n_compressed.saturating_mul(limits::MAX_INFLATE_RATIO) {
-        return Err(format!("{n_compressed} compressed bytes cannot expand to {size}"));
-    }
-    Ok(())
-}
-
-/// The whole of a deflated entry, checked against its declared size and its CRC.
-pub(super) fn inflate(map: &FileMap, index: usize, size: u64) -> Result<Vec<u8>, String> {
-    let mut archive = ZipArchive::new(Cursor::new(map.as_bytes())).map_err(|error| error.to_string())?;
-    let entry = archive.by_index(index).map_err(|error| error.to_string())?;
-    let expected = usize::try_from(size).map_err(|_| "it is larger than can be addressed".to_owned())?;
-    let mut bytes = Vec::with_capacity(expected);
-    // One byte more than declared shows an entry that goes on.
-    entry
-        .take(size.saturating_add(1))
-        .read_to_end(&mut bytes)
-        .map_err(|error| format!("it cannot be inflated: {error}"))?;
-    if bytes.len() != expected {
-        return Err(format!(
-            "it inflates to {} bytes, declared are {size}",
-            bytes.len()
-        ));
-    }
-    Ok(bytes)
-}
-
-/// An entry that is interpreted as a whole, its CRC checked where it has one.
-fn pickle_bytes(map: &FileMap, member: &Member) -> Result<Storage, Error> {
-    let fault = |fault: String| Error::container(&member.name, fault);
-    let range = member.data.clone().map_err(fault)?;
-    let limit = u64::try_from(limits::MAX_PICKLE_BYTES).unwrap_or(u64::MAX);
-    if member.size > limit {
-        return Err(Error::Limit {
-            what: format!("reading `{}`", member.name),
-            needed: member.size,
-            limit,
-        });
-    }
-    let storage = match member.method {
-        CompressionMethod::Stored => Storage::mapped(map, range, &member.name),
-        CompressionMethod::Deflated => {
-            check_ratio(&range, member.size).map_err(fault)?;
-            Some(Storage::owned(
-                inflate(map, member.index, member.size).map_err(fault)?,
-            ))
+    /// Every record below `data/`.
+    fn storages(&self, source: &Source, byte_order: ByteOrder) -> (Table, Keys) {
+        let members = &self.directory.members;
+        let mut table = Table::new(source.clone(), byte_order);
+        let mut keys = Keys::new(members.len());
+        table.reserve(members.len());
+        for member in members {
+            let Some(key) = self.storage_key(self.directory.name(member)) else {
+                continue;
+            };
+            let text = String::from_utf8_lossy(key);
+            // Zero is what torch writes when told not to compute it.
+            let crc = (member.crc != 0).then_some(member.crc);
+            let (name, data) = (Key::new(&text), member.data.clone());
+            let index = match member.method {
+                Method::Deflated => table.push_deflated(name, data, member.size, crc),
+                _ => table.push(name, data, crc),
+            };
+            keys.insert(key, index);
         }
-        other => {
-            return Err(fault(format!(
-                "compressed by a method torch does not read ({other})"
-            )));
-        }
-    };
-    let storage = storage.ok_or_else(|| fault("it lies outside the file".to_owned()))?;
-    // Zero is what torch writes when told not to compute it.
-    if member.crc != 0 {
-        let found = crc32fast::hash(storage.as_bytes());
-        if found != member.crc {
-            return Err(fault(format!(
-                "its CRC is {found:08x}, expected {:08x}",
-                member.crc
-            )));
-        }
+        (table, keys)
     }
-    Ok(storage)
-}
 
-/// An entry of a few bytes.
-fn small(map: &FileMap, member: &Member) -> Result<Vec<u8>, Error> {
-    const MAX_BYTES: u64 = 64;
-    if member.size > MAX_BYTES {
-        return Err(Error::container(
-            &member.name,
-            format!("{} bytes, expected at most {MAX_BYTES}", member.size),
-        ));
+    /// A member that is interpreted as a whole, its CRC checked where it has one.
+    pub(crate) fn contents<'t>(&self, source: &'t Source, member: &Member) -> Result<Cow<'t, [u8]>, Error> {
+        let name = || self.directory.text(member);
+        let limit = limits::MAX_PICKLE_BYTES;
+        if member.size > limit {
+            return Err(Error::Limit {
+                what: format!("reading `{}`", name()),
+                needed: u64::try_from(member.size).unwrap_or(u64::MAX),
+                limit: u64::try_from(limit).unwrap_or(u64::MAX),
+            });
+        }
+        let bytes = match member.method {
+            Method::Deflated => Cow::Owned(self.inflate(source, member)?),
+            _ => bytes_of(source, member.data.clone())?,
+        };
+        if member.crc != 0 {
+            let found = crc32fast::hash(&bytes);
+            if found != member.crc {
+                let fault = format!("its CRC is {found:08x}, expected {:08x}", member.crc);
+                return Err(Error::container(name(), fault));
+            }
+        }
+        Ok(bytes)
     }
-    Ok(pickle_bytes(map, member)?.as_bytes().to_vec())
+
+    fn inflate(&self, source: &Source, member: &Member) -> Result<Vec<u8>, Error> {
+        let fault = |fault| Error::container(self.directory.text(member), fault);
+        let reader = SourceReader::new(source, member.data.clone());
+        let declared = u64::try_from(member.size).unwrap_or(u64::MAX);
+        let mut bytes = Vec::new();
+        // One byte more than declared shows a member that goes on.
+        DeflateDecoder::new(reader)
+            .take(declared.saturating_add(1))
+            .read_to_end(&mut bytes)
+            .map_err(|error| fault(format!("it cannot be inflated: {error}")))?;
+        if bytes.len() != member.size {
+            let found = if bytes.len() > member.size {
+                "more".to_owned()
+            } else {
+                bytes.len().to_string()
+            };
+            return Err(fault(format!("it inflates to {found} bytes, declared are {declared}")));
+        }
+        Ok(bytes)
+    }
+
+    /// A member of a few bytes.
+    pub(crate) fn small(&self, source: &Source, member: &Member) -> Result<Vec<u8>, Error> {
+        const MAX_BYTES: usize = 64;
+        if member.size > MAX_BYTES {
+            let fault = format!("{} bytes, expected at most {MAX_BYTES}", member.size);
+            return Err(Error::container(self.directory.text(member), fault));
+        }
+        Ok(self.contents(source, member)?.into_owned())
+    }
+
+    /// What the archive is, if it is of PyTorch's making and not a plain checkpoint.
+    pub(crate) fn is_something_else(&self) -> Option<&'static str> {
+        diagnose::other_archive(|name| self.find(name).is_some())
+    }
+
+    /// What an archive without `data.pkl` is.
+    pub(crate) fn without_pickle(&self) -> String {
+        let members = &self.directory.members;
+        let names: Vec<String> = members.iter().map(|member| self.directory.text(member)).collect();
+        diagnose::zip_without_pickle(&names)
+    }
 }

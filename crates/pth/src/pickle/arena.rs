@@ -1,4 +1,7 @@
 //! What a pickle says, as nodes that refer to each other by id.
+//!
+//! A plain value is not stored at all: its id is where its opcode stands in the pickle, and it is decoded when it is looked at.
+//! So a checkpoint's names, sizes and keys cost no memory beyond the pickle's own.
 #![deny(
     clippy::indexing_slicing,
     clippy::arithmetic_side_effects,
@@ -8,11 +11,30 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 
-use crate::Storage;
+use super::op;
 
-/// A node's place in its arena.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+/// A node's place: in the pickle for a plain value, else in the arena.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct NodeId(u32);
+
+/// Set in the ids of nodes that the arena stores.
+const STORED: u32 = 1 << 31;
+
+impl NodeId {
+    /// The plain value whose opcode stands at `offset` of the pickle.
+    pub(crate) fn plain(offset: usize) -> NodeId {
+        NodeId(u32::try_from(offset).expect("a pickle is at most 1 GiB"))
+    }
+
+    /// Whether the node can hold others.
+    pub(crate) fn is_stored(self) -> bool {
+        self.0 & STORED != 0
+    }
+
+    fn slot(self) -> usize {
+        usize::try_from(self.0 & !STORED).expect("at least 32-bit addresses")
+    }
+}
 
 /// A run of the arena's child list or of its text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,7 +43,22 @@ pub(crate) struct Span {
     pub(crate) len: u32,
 }
 
-/// One value of the pickle. At most 16 bytes: there is one for almost every opcode.
+impl Span {
+    pub(crate) fn new(start: usize, len: usize) -> Span {
+        let small = |n: usize| u32::try_from(n).expect("a pickle, its children and its unescaped texts are below 4 Gi");
+        Span {
+            start: small(start),
+            len: small(len),
+        }
+    }
+
+    fn range(self) -> std::ops::Range<usize> {
+        let wide = |n: u32| usize::try_from(n).expect("at least 32-bit addresses");
+        wide(self.start)..wide(self.start).saturating_add(wide(self.len))
+    }
+}
+
+/// One value of the pickle.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Node {
     None,
@@ -33,17 +70,14 @@ pub(crate) enum Node {
     /// UTF-8, perhaps with lone surrogates.
     Str(Span),
     Bytes(Span),
-    Tuple(Span),
-    /// Items in [`Arena::items`], which may still grow while the pickle is read; so for the next three.
+    Tuple,
+    /// Items in [`Arena::items`]; so for the next four.
     List,
     /// Keys and values alternate.
     Dict,
     Set,
     FrozenSet,
-    Global {
-        module: TextId,
-        name: TextId,
-    },
+    Global,
     Persistent(NodeId),
     /// `callee(*args)`: REDUCE, NEWOBJ, OBJ, INST. Items and state that were given later are in the arena.
     Call {
@@ -57,13 +91,29 @@ pub(crate) enum Node {
     },
 }
 
-/// An index into the arena's table of texts of globals.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct TextId(pub(crate) u32);
+/// A node that is kept, in 12 bytes: there are seven of them for each tensor.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Stored {
+    Bool(bool),
+    Int([u8; 8]),
+    BigInt(Span),
+    Float([u8; 8]),
+    Str(Span),
+    Tuple(Span),
+    List,
+    Dict,
+    Set,
+    FrozenSet,
+    Global(u32),
+    Persistent(NodeId),
+    Call { callee: NodeId, args: NodeId },
+    CallEx { callee: NodeId, args: NodeId },
+}
 
-/// All nodes of one pickle, and the bytes that their texts lie in.
-pub(crate) struct Arena {
-    nodes: Vec<Node>,
+/// What the machine builds; together with the pickle's text it is an [`Arena`].
+#[derive(Default)]
+pub(super) struct Nodes {
+    nodes: Vec<Stored>,
     children: Vec<NodeId>,
     /// Items of lists and sets; keys and values of dicts and of objects that had items set.
     items: HashMap<NodeId, Vec<NodeId>, Quick>,
@@ -71,11 +121,10 @@ pub(crate) struct Arena {
     appended: HashMap<NodeId, Vec<NodeId>, Quick>,
     /// What BUILD gave, in order.
     states: HashMap<NodeId, Vec<NodeId>, Quick>,
-    source: Storage,
-    /// Texts that do not occur in the source as they are: unescaped ones. Addressed after the source's end.
+    /// Texts that do not occur in the pickle as they are: unescaped ones. Addressed after the pickle's end.
     scratch: Vec<u8>,
-    texts: Vec<Span>,
-    root: Option<NodeId>,
+    /// Module and name.
+    globals: Vec<(Span, Span)>,
 }
 
 /// Ids are small and dense, made here and not by the file: multiplication spreads them well enough.
@@ -104,134 +153,143 @@ impl std::hash::Hasher for QuickHasher {
     }
 
     fn write_u32(&mut self, value: u32) {
+        self.write_u64(u64::from(value));
+    }
+
+    fn write_u64(&mut self, value: u64) {
         // 2^64 / golden ratio, as in Fibonacci hashing.
-        self.0 = (self.0 ^ u64::from(value))
+        self.0 = (self.0 ^ value)
             .wrapping_mul(0x9e37_79b9_7f4a_7c15)
             .rotate_left(29);
     }
 }
 
-impl Arena {
-    pub(crate) fn new(source: Storage) -> Arena {
-        Arena {
-            nodes: Vec::new(),
-            children: Vec::new(),
-            items: HashMap::default(),
-            appended: HashMap::default(),
-            states: HashMap::default(),
-            source,
-            scratch: Vec::new(),
-            texts: Vec::new(),
-            root: None,
-        }
-    }
-
-    pub(crate) fn source(&self) -> &[u8] {
-        self.source.as_bytes()
-    }
-
-    pub(crate) fn root(&self) -> NodeId {
-        self.root.expect("an arena is handed out with its root set")
-    }
-
-    pub(crate) fn set_root(&mut self, root: NodeId) {
-        self.root = Some(root);
-    }
-
-    pub(crate) fn len(&self) -> usize {
-        self.nodes.len()
-    }
-
-    pub(crate) fn ids(&self) -> impl Iterator<Item = NodeId> + use<> {
-        (0..u32::try_from(self.nodes.len()).unwrap_or(u32::MAX)).map(NodeId)
-    }
-
-    pub(crate) fn index(id: NodeId) -> usize {
-        usize::try_from(id.0).expect("at least 32-bit addresses")
-    }
-
-    /// Each opcode adds two nodes at most and the source is at most 1 GiB, so ids fit.
-    pub(crate) fn add(&mut self, node: Node) -> NodeId {
-        let id =
-            NodeId(u32::try_from(self.nodes.len()).expect("at most two nodes per byte of at most 1 GiB"));
+impl Nodes {
+    /// Each opcode adds two nodes at most and the pickle is at most 1 GiB, so ids fit.
+    pub(super) fn add(&mut self, node: Stored) -> NodeId {
+        let slot = u32::try_from(self.nodes.len()).expect("at most two nodes per byte of at most 1 GiB");
         self.nodes.push(node);
-        id
+        NodeId(slot | STORED)
     }
 
-    pub(crate) fn node(&self, id: NodeId) -> Node {
-        *self
-            .nodes
-            .get(Arena::index(id))
-            .expect("ids are made by this arena only")
-    }
-
-    /// Stores `items` as a tuple's; they cannot change.
-    pub(crate) fn tuple(&mut self, items: &[NodeId]) -> NodeId {
-        let start = u32::try_from(self.children.len()).expect("each child cost the pickle a byte");
-        let len = u32::try_from(items.len()).expect("each child cost the pickle a byte");
-        self.children.extend_from_slice(items);
-        self.add(Node::Tuple(Span { start, len }))
-    }
-
-    pub(crate) fn add_text(&mut self, text: &[u8]) -> Span {
-        let start = self.source().len().saturating_add(self.scratch.len());
-        self.scratch.extend_from_slice(text);
-        Span {
-            start: u32::try_from(start)
-                .expect("unescaped texts are at most twice the source, which is at most 1 GiB"),
-            len: u32::try_from(text.len())
-                .expect("unescaped texts are at most twice the source, which is at most 1 GiB"),
-        }
-    }
-
-    pub(crate) fn global(&mut self, module: Span, name: Span) -> NodeId {
-        let at = |n: usize| TextId(u32::try_from(n).expect("fewer globals than bytes of the pickle"));
-        let (module_at, name_at) = (at(self.texts.len()), at(self.texts.len().saturating_add(1)));
-        self.texts.extend([module, name]);
-        self.add(Node::Global {
-            module: module_at,
-            name: name_at,
+    pub(super) fn stored(&self, id: NodeId) -> Option<Stored> {
+        id.is_stored().then(|| {
+            *self
+                .nodes
+                .get(id.slot())
+                .expect("ids are made by this arena only")
         })
     }
 
-    pub(crate) fn push_items(&mut self, target: NodeId, items: &[NodeId]) {
+    /// Stores `items` as a tuple's; they cannot change.
+    pub(super) fn tuple(&mut self, items: &[NodeId]) -> NodeId {
+        let span = Span::new(self.children.len(), items.len());
+        self.children.extend_from_slice(items);
+        self.add(Stored::Tuple(span))
+    }
+
+    /// Keeps `text`, which the pickle of `text_len` bytes does not hold as it is.
+    pub(super) fn add_text(&mut self, text_len: usize, text: &[u8]) -> Span {
+        let span = Span::new(text_len.saturating_add(self.scratch.len()), text.len());
+        self.scratch.extend_from_slice(text);
+        span
+    }
+
+    pub(super) fn global(&mut self, module: Span, name: Span) -> NodeId {
+        let at = u32::try_from(self.globals.len()).expect("fewer globals than bytes of the pickle");
+        self.globals.push((module, name));
+        self.add(Stored::Global(at))
+    }
+
+    pub(super) fn global_spans(&self, at: u32) -> Option<(Span, Span)> {
+        self.globals.get(usize::try_from(at).ok()?).copied()
+    }
+
+    pub(super) fn push_items(&mut self, target: NodeId, items: &[NodeId]) {
         self.items.entry(target).or_default().extend_from_slice(items);
     }
 
-    pub(crate) fn push_appended(&mut self, target: NodeId, items: &[NodeId]) {
+    pub(super) fn push_appended(&mut self, target: NodeId, items: &[NodeId]) {
         self.appended.entry(target).or_default().extend_from_slice(items);
     }
 
-    pub(crate) fn push_state(&mut self, target: NodeId, state: NodeId) {
+    pub(super) fn push_state(&mut self, target: NodeId, state: NodeId) {
         self.states.entry(target).or_default().push(state);
+    }
+
+    pub(super) fn n_items(&self, id: NodeId) -> usize {
+        self.items.get(&id).map_or(0, Vec::len)
+    }
+
+    pub(super) fn text<'a>(&'a self, text: &'a [u8], span: Span) -> &'a [u8] {
+        let range = span.range();
+        match range.start.checked_sub(text.len()) {
+            None => text.get(range),
+            Some(start) => self.scratch.get(start..start.saturating_add(range.len())),
+        }
+        .unwrap_or_default()
+    }
+}
+
+/// All nodes of one pickle, and its text.
+pub(crate) struct Arena<'t> {
+    text: Cow<'t, [u8]>,
+    nodes: Nodes,
+    root: NodeId,
+    /// How much of the text the pickle takes.
+    n_bytes: usize,
+}
+
+impl<'t> Arena<'t> {
+    pub(super) fn new(text: Cow<'t, [u8]>, nodes: Nodes, root: NodeId, n_bytes: usize) -> Arena<'t> {
+        Arena {
+            text,
+            nodes,
+            root,
+            n_bytes,
+        }
+    }
+
+    pub(crate) fn root(&self) -> NodeId {
+        self.root
+    }
+
+    /// Size of the pickle in bytes.
+    pub(crate) fn n_bytes(&self) -> usize {
+        self.n_bytes
+    }
+
+    /// Every node that can hold others.
+    pub(crate) fn ids(&self) -> impl Iterator<Item = NodeId> + use<> {
+        let n = u32::try_from(self.nodes.nodes.len()).expect("ids fit, as `add` has seen");
+        (0..n).map(|slot| NodeId(slot | STORED))
+    }
+
+    pub(crate) fn node(&self, id: NodeId) -> Node {
+        decode(&self.text, &self.nodes, id)
     }
 
     /// The children of a tuple; the items of anything else, flat: keys and values alternate where there are keys.
     pub(crate) fn items(&self, id: NodeId) -> &[NodeId] {
-        match self.node(id) {
-            Node::Tuple(span) => self.children.get(range(span)).unwrap_or_default(),
-            _ => self.items.get(&id).map_or(&[], Vec::as_slice),
+        match self.nodes.stored(id) {
+            Some(Stored::Tuple(span)) => self.nodes.children.get(span.range()).unwrap_or_default(),
+            Some(_) => self.nodes.items.get(&id).map_or(&[], Vec::as_slice),
+            None => &[],
         }
     }
 
     /// What was appended or added to an object.
     pub(crate) fn appended(&self, id: NodeId) -> &[NodeId] {
-        self.appended.get(&id).map_or(&[], Vec::as_slice)
+        self.nodes.appended.get(&id).map_or(&[], Vec::as_slice)
     }
 
     /// What BUILD gave to `id`.
     pub(crate) fn states(&self, id: NodeId) -> &[NodeId] {
-        self.states.get(&id).map_or(&[], Vec::as_slice)
+        self.nodes.states.get(&id).map_or(&[], Vec::as_slice)
     }
 
     pub(crate) fn bytes(&self, span: Span) -> &[u8] {
-        let range = range(span);
-        let source = self.source();
-        match range.start.checked_sub(source.len()) {
-            None => source.get(range),
-            Some(start) => self.scratch.get(start..start.saturating_add(range.len())),
-        }
-        .unwrap_or_default()
+        self.nodes.text(&self.text, span)
     }
 
     pub(crate) fn text(&self, span: Span) -> Cow<'_, str> {
@@ -240,8 +298,13 @@ impl Arena {
 
     /// The text of a string, or of a Python 2 one, which pickles as bytes.
     pub(crate) fn str(&self, id: NodeId) -> Option<Cow<'_, str>> {
+        self.str_bytes(id).map(String::from_utf8_lossy)
+    }
+
+    /// As [`str`](Arena::str), as it is in the file.
+    pub(crate) fn str_bytes(&self, id: NodeId) -> Option<&[u8]> {
         match self.node(id) {
-            Node::Str(span) | Node::Bytes(span) => Some(self.text(span)),
+            Node::Str(span) | Node::Bytes(span) => Some(self.bytes(span)),
             _ => None,
         }
     }
@@ -254,40 +317,125 @@ impl Arena {
         }
     }
 
-    /// `(module, name)` of a global.
+    /// `(module, name)` of a global, or of the class that a legacy file tells the source text of.
     pub(crate) fn global_name(&self, id: NodeId) -> Option<(&str, &str)> {
-        match self.node(id) {
-            Node::Global { module, name } => {
-                let text = |at: TextId| {
-                    let span = self.texts.get(usize::try_from(at.0).ok()?)?;
-                    std::str::from_utf8(self.bytes(*span)).ok()
-                };
+        match self.nodes.stored(id)? {
+            Stored::Global(at) => {
+                let (module, name) = self.nodes.global_spans(at)?;
+                let text = |span| std::str::from_utf8(self.bytes(span)).ok();
                 Some((text(module)?, text(name)?))
             }
+            // ('module', class, source file, source text)
+            Stored::Persistent(pid) => match self.items(pid) {
+                &[tag, class, _, _] if self.str_bytes(tag) == Some(b"module") && class.is_stored() => {
+                    match self.nodes.stored(class)? {
+                        Stored::Global(_) => self.global_name(class),
+                        _ => None,
+                    }
+                }
+                _ => None,
+            },
             _ => None,
         }
     }
 
     /// `(module, name)` of what a call calls.
     pub(crate) fn callee_name(&self, id: NodeId) -> Option<(&str, &str)> {
-        match self.node(id) {
-            Node::Call { callee, .. } | Node::CallEx { callee, .. } => self.global_name(callee),
+        self.global_name(self.callee(id)?)
+    }
+
+    /// What a call calls.
+    pub(crate) fn callee(&self, id: NodeId) -> Option<NodeId> {
+        match self.nodes.stored(id)? {
+            Stored::Call { callee, .. } | Stored::CallEx { callee, .. } => Some(callee),
             _ => None,
         }
     }
 
     /// The positional arguments of a call.
     pub(crate) fn args(&self, id: NodeId) -> &[NodeId] {
-        match self.node(id) {
-            Node::Call { args, .. } => self.items(args),
-            Node::CallEx { args, .. } => self.items(args).first().map_or(&[], |&args| self.items(args)),
+        match self.nodes.stored(id) {
+            Some(Stored::Call { args, .. }) => self.items(args),
+            Some(Stored::CallEx { args, .. }) => {
+                self.items(args).first().map_or(&[], |&args| self.items(args))
+            }
             _ => &[],
         }
     }
 }
 
-fn range(span: Span) -> std::ops::Range<usize> {
-    let start = usize::try_from(span.start).expect("at least 32-bit addresses");
-    let len = usize::try_from(span.len).expect("at least 32-bit addresses");
-    start..start.saturating_add(len)
+/// The value of a node.
+pub(super) fn decode(text: &[u8], nodes: &Nodes, id: NodeId) -> Node {
+    let Some(stored) = nodes.stored(id) else {
+        // What the machine has read decodes again; in a file that was changed meanwhile it may not, which `Source` notices.
+        return plain(text, id.slot()).unwrap_or(Node::None);
+    };
+    match stored {
+        Stored::Bool(value) => Node::Bool(value),
+        Stored::Int(value) => Node::Int(i64::from_le_bytes(value)),
+        Stored::Float(value) => Node::Float(f64::from_le_bytes(value)),
+        Stored::BigInt(span) => Node::BigInt(span),
+        Stored::Str(span) => Node::Str(span),
+        Stored::Tuple(_) => Node::Tuple,
+        Stored::List => Node::List,
+        Stored::Dict => Node::Dict,
+        Stored::Set => Node::Set,
+        Stored::FrozenSet => Node::FrozenSet,
+        Stored::Global(_) => Node::Global,
+        Stored::Persistent(id) => Node::Persistent(id),
+        Stored::Call { callee, args } => Node::Call { callee, args },
+        Stored::CallEx { callee, args } => Node::CallEx { callee, args },
+    }
+}
+
+/// The plain value whose opcode stands at `offset` of a pickle.
+fn plain(text: &[u8], offset: usize) -> Option<Node> {
+    let (&opcode, operand) = text.get(offset..)?.split_first()?;
+    let sized = |n_bytes: usize| {
+        let len = operand.get(..n_bytes)?;
+        let mut wide = [0; 8];
+        wide.get_mut(..n_bytes)?.copy_from_slice(len);
+        let len = usize::try_from(u64::from_le_bytes(wide)).ok()?;
+        Some(Span::new(offset.checked_add(1)?.checked_add(n_bytes)?, len))
+    };
+    let long = |span: Span| {
+        let bytes = text.get(span.range())?;
+        Some(small_long(bytes).map_or(Node::BigInt(span), Node::Int))
+    };
+    Some(match opcode {
+        op::NONE => Node::None,
+        op::NEWTRUE => Node::Bool(true),
+        op::NEWFALSE => Node::Bool(false),
+        op::EMPTY_TUPLE => Node::Tuple,
+        op::BININT => Node::Int(i64::from(i32::from_le_bytes(*operand.first_chunk()?))),
+        op::BININT1 => Node::Int(i64::from(*operand.first()?)),
+        op::BININT2 => Node::Int(i64::from(u16::from_le_bytes(*operand.first_chunk()?))),
+        op::LONG1 => long(sized(1)?)?,
+        op::LONG4 => long(sized(4)?)?,
+        op::BINFLOAT => Node::Float(f64::from_be_bytes(*operand.first_chunk()?)),
+        op::SHORT_BINUNICODE | op::SHORT_BINSTRING => Node::Str(sized(1)?),
+        op::BINUNICODE | op::BINSTRING => Node::Str(sized(4)?),
+        op::BINUNICODE8 => Node::Str(sized(8)?),
+        op::SHORT_BINBYTES => Node::Bytes(sized(1)?),
+        op::BINBYTES => Node::Bytes(sized(4)?),
+        op::BINBYTES8 | op::BYTEARRAY8 => Node::Bytes(sized(8)?),
+        _ => return None,
+    })
+}
+
+/// A little-endian two's complement number, if it fits.
+pub(super) fn small_long(bytes: &[u8]) -> Option<i64> {
+    let Some(&last) = bytes.last() else {
+        return Some(0);
+    };
+    let sign = if last < 0x80 { 0 } else { 0xff };
+    let mut wide = [sign; 8];
+    let (low, high) = bytes.split_at(bytes.len().min(8));
+    for (to, from) in wide.iter_mut().zip(low) {
+        *to = *from;
+    }
+    let value = i64::from_le_bytes(wide);
+    // Bytes beyond the eighth may only repeat the sign.
+    let fits = high.iter().all(|&byte| byte == sign) && (high.is_empty() || (value < 0) == (sign == 0xff));
+    fits.then_some(value)
 }

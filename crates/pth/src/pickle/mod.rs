@@ -8,5 +8,8 @@ pub(crate) mod op;
 pub(crate) mod read;
 pub(crate) mod render;
 pub(crate) mod safety;
+mod text;
+pub(crate) mod write;
+
 
 pub(crate) use arena::{Arena, Node, NodeId};

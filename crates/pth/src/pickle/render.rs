@@ -21,7 +21,7 @@ enum Piece {
 }
 
 /// `node` as Python would print it, cut with `...` where it gets long.
-pub(crate) fn render(arena: &Arena, node: NodeId) -> String {
+pub(crate) fn render(arena: &Arena<'_>, node: NodeId) -> String {
     let mut out = String::new();
     let mut todo = vec![Piece::Value(node, 0)];
     while let Some(piece) = todo.pop() {
@@ -45,7 +45,7 @@ pub(crate) fn render(arena: &Arena, node: NodeId) -> String {
     out
 }
 
-fn value(arena: &Arena, node: NodeId, depth: usize, out: &mut String, todo: &mut Vec<Piece>) {
+fn value(arena: &Arena<'_>, node: NodeId, depth: usize, out: &mut String, todo: &mut Vec<Piece>) {
     match arena.node(node) {
         Node::None => out.push_str("None"),
         Node::Bool(true) => out.push_str("True"),
@@ -57,13 +57,13 @@ fn value(arena: &Arena, node: NodeId, depth: usize, out: &mut String, todo: &mut
         Node::Bytes(span) => {
             write!(out, "<{} bytes>", span.len).expect("a String takes every write");
         }
-        Node::Global { .. } => {
+        Node::Global => {
             let (module, name) = arena.global_name(node).unwrap_or_default();
             write!(out, "{module}.{name}").expect("a String takes every write");
         }
         Node::Persistent(_) => out.push_str("<storage>"),
         _ if depth >= MAX_DEPTH => out.push_str("..."),
-        Node::Tuple(_) => sequence("(", arena.items(node), ")", depth, todo),
+        Node::Tuple => sequence("(", arena.items(node), ")", depth, todo),
         Node::List => sequence("[", arena.items(node), "]", depth, todo),
         Node::Set | Node::FrozenSet => sequence("{", arena.items(node), "}", depth, todo),
         Node::Dict => pairs("{", &objects::pairs(arena.items(node)), "}", ": ", depth, todo),
@@ -71,7 +71,7 @@ fn value(arena: &Arena, node: NodeId, depth: usize, out: &mut String, todo: &mut
     }
 }
 
-fn object(arena: &Arena, node: NodeId, depth: usize, out: &mut String, todo: &mut Vec<Piece>) {
+fn object(arena: &Arena<'_>, node: NodeId, depth: usize, out: &mut String, todo: &mut Vec<Piece>) {
     if let Some((shape, dtype)) = objects::tensor_summary(arena, node) {
         write!(out, "<tensor {dtype}{shape:?}>").expect("a String takes every write");
         return;
@@ -158,7 +158,7 @@ fn big_int(bytes: &[u8], out: &mut String) {
 }
 
 /// As Python's `repr`: the shortest digits that give the value back.
-fn float_repr(value: f64) -> String {
+pub(crate) fn float_repr(value: f64) -> String {
     if value.is_nan() {
         return "nan".to_owned();
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
 
-use pth::{Checkpoint, FileMap, Other, Problem, StateDict};
+use pth::{Checkpoint, ModuleSource, OpenOptions, Other, Problem, Source, StateDict};
 
 use super::safetensors;
 use crate::Error;
@@ -45,6 +45,8 @@ pub struct Opened {
     pub other_tensors: StateDict,
     /// What could not be read.
     pub problems: Vec<Problem>,
+    /// Python source texts that a legacy file of a whole model carries.
+    pub sources: Vec<ModuleSource>,
 }
 
 /// Opens `path`, whatever it is called: a PyTorch checkpoint of any container, or safetensors.
@@ -52,9 +54,17 @@ pub struct Opened {
 /// # Errors
 /// The file cannot be read, or is neither.
 pub fn open(path: &Path) -> Result<Opened, Error> {
-    let map = FileMap::open(path)?;
-    if is_safetensors(map.as_bytes()) {
-        let (state_dict, metadata) = safetensors::read(&map, path)?;
+    open_with(path, &OpenOptions::default())
+}
+
+/// As [`open`], in another way than the default.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_with(path: &Path, options: &OpenOptions) -> Result<Opened, Error> {
+    let source = Source::open(path, options.backing)?;
+    if is_safetensors(&source) {
+        let (state_dict, metadata) = safetensors::read(&source, path)?;
         return Ok(Opened {
             format: Format::Safetensors,
             state_dict,
@@ -63,9 +73,10 @@ pub fn open(path: &Path) -> Result<Opened, Error> {
             others: Vec::new(),
             other_tensors: StateDict::new(),
             problems: Vec::new(),
+            sources: Vec::new(),
         });
     }
-    let checkpoint = Checkpoint::read(map).map_err(|source| match source {
+    let checkpoint = Checkpoint::from_source(source, options).map_err(|source| match source {
         pth::Error::File(error) => Error::File(error),
         source => Error::Checkpoint {
             path: path.to_owned(),
@@ -79,12 +90,17 @@ pub fn open(path: &Path) -> Result<Opened, Error> {
         others: checkpoint.others().to_vec(),
         other_tensors: checkpoint.other_tensors().clone(),
         problems: checkpoint.problems().to_vec(),
+        sources: checkpoint.sources().to_vec(),
         state_dict: checkpoint.into_state_dict(),
     })
 }
 
 /// A length that the format allows, then the `{` that it demands.
-fn is_safetensors(bytes: &[u8]) -> bool {
-    let length = bytes.first_chunk().map(|length| u64::from_le_bytes(*length));
-    length.is_some_and(|length| (2..=100_000_000).contains(&length)) && bytes.get(8) == Some(&b'{')
+fn is_safetensors(source: &Source) -> bool {
+    let mut head = [0; 9];
+    if source.read_at(0, &mut head).is_err() {
+        return false;
+    }
+    let [length @ .., brace] = head;
+    (2..=100_000_000).contains(&u64::from_le_bytes(length)) && brace == b'{'
 }

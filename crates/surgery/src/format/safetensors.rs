@@ -8,7 +8,7 @@ use std::io::{BufWriter, Write};
 use std::path::Path;
 
 use ::safetensors::tensor::{Metadata, TensorInfo};
-use pth::{AtomicFile, DType, Existing, FileError, FileMap, StateDict, Storage, Tensor};
+use pth::{AtomicFile, Backing, DType, Existing, FileError, Source, StateDict, Storage, Tensor};
 
 use super::header::{
     Header, MAX_HEADER_BYTES, METADATA_KEY, from_safetensors, shape_in_safetensors, shape_in_torch,
@@ -36,30 +36,36 @@ pub struct SaveReport {
 /// # Errors
 /// The file cannot be read, or breaks a rule of the format.
 pub fn open_safetensors(path: &Path) -> Result<(StateDict, BTreeMap<String, String>), Error> {
-    read(&FileMap::open(path)?, path)
+    read(&Source::open(path, Backing::Map)?, path)
 }
 
 /// As [`open_safetensors`], of a file that is mapped already.
-pub(super) fn read(map: &FileMap, path: &Path) -> Result<(StateDict, BTreeMap<String, String>), Error> {
-    let bytes = map.as_bytes();
+pub(super) fn read(source: &Source, path: &Path) -> Result<(StateDict, BTreeMap<String, String>), Error> {
+    let n_bytes = source.len();
     let fault = |fault: String| Error::safetensors(path, fault);
-    let length = bytes
-        .first_chunk::<LENGTH_BYTES>()
-        .ok_or_else(|| fault(format!("{} bytes, expected at least 8", bytes.len())))?;
-    let header_len = usize::try_from(u64::from_le_bytes(*length)).unwrap_or(usize::MAX);
+    let read = FileError::at("read", path);
+    let mut length = [0; LENGTH_BYTES];
+    if n_bytes < LENGTH_BYTES {
+        return Err(fault(format!("{n_bytes} bytes, expected at least 8")));
+    }
+    source.read_at(0, &mut length).map_err(&read)?;
+    let header_len = usize::try_from(u64::from_le_bytes(length)).unwrap_or(usize::MAX);
     if header_len > MAX_HEADER_BYTES {
         return Err(fault(format!(
             "a header of {header_len} bytes, allowed are {MAX_HEADER_BYTES}"
         )));
     }
     let data_start = LENGTH_BYTES + header_len;
-    let header = bytes.get(LENGTH_BYTES..data_start).ok_or_else(|| {
-        fault(format!(
+    if data_start > n_bytes {
+        return Err(fault(format!(
             "a header of {header_len} bytes, but the file ends after {}",
-            bytes.len() - LENGTH_BYTES
-        ))
-    })?;
-    let header: Header = serde_json::from_slice(header).map_err(|error| fault(format!("header: {error}")))?;
+            n_bytes - LENGTH_BYTES
+        )));
+    }
+    // In memory of its own, so that what was checked cannot change.
+    let mut header = vec![0; header_len];
+    source.read_at(LENGTH_BYTES, &mut header).map_err(&read)?;
+    let header: Header = serde_json::from_slice(&header).map_err(|error| fault(format!("header: {error}")))?;
 
     // The crate's rules: sizes fit shapes, no holes, no overlap.
     let mut by_offset = header.tensors.clone();
@@ -67,10 +73,10 @@ pub(super) fn read(map: &FileMap, path: &Path) -> Result<(StateDict, BTreeMap<St
     let data_len = Metadata::new(None, by_offset)
         .map_err(|error| fault(error.to_string()))?
         .data_len();
-    if data_start.checked_add(data_len) != Some(bytes.len()) {
+    if data_start.checked_add(data_len) != Some(n_bytes) {
         return Err(fault(format!(
             "{data_len} bytes of tensors, found {}",
-            bytes.len() - data_start
+            n_bytes - data_start
         )));
     }
 
@@ -85,9 +91,9 @@ pub(super) fn read(map: &FileMap, path: &Path) -> Result<(StateDict, BTreeMap<St
         let shape = shape_in_torch(dtype, info.shape)
             .ok_or_else(|| fault(format!("tensor `{name}` has an odd number of 4-bit values")))?;
         let (start, end) = info.data_offsets;
-        let storage = Storage::mapped(map, data_start + start..data_start + end, &name)
+        let storage = Storage::window(source, data_start + start..data_start + end, &name)
             .expect("the offsets are inside the data, and the data is what the file has");
-        let tensor = Tensor::contiguous(storage, dtype, shape).map_err(|source| Error::Tensor {
+        let tensor = Tensor::contiguous(storage, dtype, &shape).map_err(|source| Error::Tensor {
             name: name.clone(),
             source,
         })?;
@@ -145,20 +151,24 @@ pub fn save_safetensors_as(
     out.write_all(&bytes_of(header.len()).to_le_bytes())
         .map_err(&write)?;
     out.write_all(&header).map_err(&write)?;
-    for tensor in layout.data {
-        let to = written_dtype(tensor, dtype);
-        if to == tensor.dtype() {
-            tensor.write_to(&mut out).map_err(&write)?;
+    for (name, tensor) in layout.data {
+        let (from, to) = (tensor.dtype(), written_dtype(tensor, dtype));
+        let result = if to == from {
+            tensor.write_to(&mut out)
         } else {
-            let from = tensor.dtype();
-            tensor
-                .write_to(&mut Cast {
-                    from,
-                    to,
-                    out: &mut out,
-                })
-                .map_err(&write)?;
-        }
+            tensor.write_to(&mut Cast {
+                from,
+                to,
+                out: &mut out,
+            })
+        };
+        result.map_err(|error| match error {
+            pth::Error::Output { source } => Error::File(write(source)),
+            source => Error::Tensor {
+                name: name.to_owned(),
+                source,
+            },
+        })?;
     }
     out.flush().map_err(&write)?;
     drop(out);
@@ -173,7 +183,7 @@ struct Layout<'t> {
     /// In the state dict's order.
     header: Header,
     /// In the file's order.
-    data: Vec<&'t Tensor>,
+    data: Vec<(&'t str, &'t Tensor)>,
     data_len: usize,
 }
 
@@ -188,6 +198,12 @@ fn plan<'t>(
     metadata: &BTreeMap<String, String>,
     cast: Option<DType>,
 ) -> Result<Layout<'t>, Error> {
+    if let Some((name, record)) = tensors.records().next() {
+        return Err(Error::Composed {
+            name: name.to_owned(),
+            kind: record.kind.as_str(),
+        });
+    }
     let mut infos = Vec::with_capacity(tensors.len());
     for (name, tensor) in tensors.iter() {
         if name == METADATA_KEY {
@@ -209,13 +225,13 @@ fn plan<'t>(
         infos.push((name.to_owned(), info));
     }
 
-    let all: Vec<&Tensor> = tensors.iter().map(|(_, tensor)| tensor).collect();
+    let all: Vec<(&str, &Tensor)> = tensors.iter().collect();
     let mut order: Vec<usize> = (0..all.len()).collect();
     // Stable, so that within one alignment the state dict's order stays.
-    order.sort_by_key(|&i| std::cmp::Reverse(written_dtype(all[i], cast).size()));
+    order.sort_by_key(|&i| std::cmp::Reverse(written_dtype(all[i].1, cast).size()));
     let mut data_len = 0;
     for &i in &order {
-        let end = data_len + all[i].numel() * written_dtype(all[i], cast).size();
+        let end = data_len + all[i].1.numel() * written_dtype(all[i].1, cast).size();
         infos[i].1.data_offsets = (data_len, end);
         data_len = end;
     }
@@ -239,7 +255,7 @@ fn plan<'t>(
 
 /// Groups of names over one storage, in the order of their first.
 fn shared(tensors: &StateDict) -> Vec<Vec<String>> {
-    let mut group_of: HashMap<usize, usize> = HashMap::new();
+    let mut group_of: HashMap<(usize, u32), usize> = HashMap::new();
     let mut groups: Vec<Vec<String>> = Vec::new();
     for (name, tensor) in tensors.iter().filter(|(_, tensor)| tensor.storage().nbytes() > 0) {
         let group = *group_of.entry(tensor.storage().id()).or_insert_with(|| {

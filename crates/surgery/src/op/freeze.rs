@@ -18,7 +18,8 @@ pub fn freeze(tensors: &mut StateDict, pattern: &Pattern) -> Result<usize, Error
     }
     for (name, tensor) in tensors.iter_mut() {
         if pattern.matches(name) {
-            *tensor = tensor.clone().with_requires_grad(false);
+            let is_parameter = marks::can_train(tensor) && !marks::is_buffer_name(name);
+            *tensor = marks::mark(tensor, false, is_parameter);
         }
     }
     Ok(n)
@@ -32,7 +33,7 @@ pub fn unfreeze(tensors: &mut StateDict, pattern: &Pattern) -> Result<usize, Err
     let n = count(tensors, pattern)?;
     for (name, tensor) in tensors.iter_mut() {
         if pattern.matches(name) && marks::can_train(tensor) && !marks::is_buffer_name(name) {
-            *tensor = tensor.clone().with_requires_grad(true);
+            *tensor = marks::mark(tensor, true, true);
         }
     }
     Ok(n)

@@ -1,0 +1,235 @@
+//! Where a file's bytes come from: a memory map, positional reads, or memory. The one place of this crate with `unsafe`.
+
+use std::fmt;
+use std::fs::{File, Metadata};
+use std::io;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use memmap2::{Mmap, MmapOptions};
+
+use crate::FileError;
+
+/// How a file is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Backing {
+    /// Through a memory map: nothing is copied. Truncating the file in place while it is mapped kills the process, on every system.
+    #[default]
+    Map,
+    /// By positional reads (`pread`): for network file systems, and for files that others may change.
+    Read,
+}
+
+/// A file's bytes, of which none is read until it is asked for. A clone shares them.
+///
+/// Replacing the file by renaming over it is always safe; the old bytes stay readable.
+#[derive(Clone)]
+pub struct Source(Arc<Inner>);
+
+struct Inner {
+    bytes: Bytes,
+    len: usize,
+    file: Option<Watched>,
+}
+
+enum Bytes {
+    Map(Mmap),
+    File,
+    Owned(Vec<u8>),
+}
+
+/// The file behind, and what it was when it was opened.
+struct Watched {
+    file: File,
+    path: PathBuf,
+    modified: Option<SystemTime>,
+}
+
+impl Source {
+    /// Opens the regular file at `path`.
+    ///
+    /// # Errors
+    /// The file is missing, cannot be read, or is not a regular file.
+    pub fn open(path: &Path, backing: Backing) -> Result<Source, FileError> {
+        let file = File::open(path).map_err(FileError::at("open", path))?;
+        let about = file.metadata().map_err(FileError::at("open", path))?;
+        if about.is_dir() {
+            return Err(FileError::at("open", path)(io::ErrorKind::IsADirectory.into()));
+        }
+        if !about.is_file() {
+            let not_a_file = io::Error::new(io::ErrorKind::InvalidInput, "not a regular file");
+            return Err(FileError::at("open", path)(not_a_file));
+        }
+        let len = usize::try_from(about.len())
+            .map_err(|_| FileError::at("open", path)(io::ErrorKind::FileTooLarge.into()))?;
+        let bytes = match backing {
+            // An empty file cannot be mapped.
+            Backing::Map if len > 0 => {
+                // SAFETY: the map is read-only and private to this value, and its bytes are only ever read as plain bytes,
+                // for which every value is valid. The condition that no one changes the file underneath is the caller's,
+                // stated above; a change is noticed by `check_unchanged`. This crate itself never writes to an existing
+                // file (`AtomicFile` renames over it).
+                Bytes::Map(unsafe { MmapOptions::new().map(&file) }.map_err(FileError::at("map", path))?)
+            }
+            _ => Bytes::File,
+        };
+        let file = Watched {
+            file,
+            path: path.to_owned(),
+            modified: about.modified().ok(),
+        };
+        Ok(Source(Arc::new(Inner {
+            bytes,
+            len,
+            file: Some(file),
+        })))
+    }
+
+    /// Bytes that are in memory already.
+    pub fn from_bytes(bytes: Vec<u8>) -> Source {
+        Source(Arc::new(Inner {
+            len: bytes.len(),
+            bytes: Bytes::Owned(bytes),
+            file: None,
+        }))
+    }
+
+    /// Size in bytes, as it was when the file was opened.
+    pub fn len(&self) -> usize {
+        self.0.len
+    }
+
+    /// Whether there is not a single byte.
+    pub fn is_empty(&self) -> bool {
+        self.0.len == 0
+    }
+
+    /// The file's path; none for bytes in memory.
+    pub fn path(&self) -> Option<&Path> {
+        self.0.file.as_ref().map(|watched| watched.path.as_path())
+    }
+
+    /// All bytes, if they can be had without reading: mapped or owned.
+    pub fn as_slice(&self) -> Option<&[u8]> {
+        match &self.0.bytes {
+            Bytes::Map(map) => Some(map),
+            Bytes::Owned(bytes) => Some(bytes),
+            Bytes::File => None,
+        }
+    }
+
+    /// Fills `out` with the bytes from `offset` on.
+    ///
+    /// # Errors
+    /// The file ends before (`UnexpectedEof`), or cannot be read.
+    pub fn read_at(&self, offset: usize, out: &mut [u8]) -> io::Result<()> {
+        let end = offset.checked_add(out.len()).filter(|&end| end <= self.0.len);
+        let Some(end) = end else {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        };
+        match (self.as_slice(), &self.0.file) {
+            (Some(bytes), _) => match bytes.get(offset..end) {
+                Some(bytes) => out.copy_from_slice(bytes),
+                None => return Err(io::ErrorKind::UnexpectedEof.into()),
+            },
+            (None, Some(watched)) => read_exact_at(&watched.file, out, offset)?,
+            (None, None) => return Err(io::ErrorKind::UnexpectedEof.into()),
+        }
+        Ok(())
+    }
+
+    /// The bytes of `range` in memory of their own.
+    ///
+    /// # Errors
+    /// As [`read_at`](Source::read_at).
+    pub(crate) fn read(&self, range: Range<usize>) -> io::Result<Vec<u8>> {
+        if range.end > self.0.len || range.start > range.end {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        let mut bytes = vec![0; range.len()];
+        self.read_at(range.start, &mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// Names the file, if it is one, behind an I/O error.
+    pub(crate) fn error(&self, source: io::Error) -> FileError {
+        FileError {
+            action: "read",
+            path: self.path().map(Path::to_owned).unwrap_or_default(),
+            source,
+        }
+    }
+
+    /// Whether the file is what it was when it was opened, by its size and its time of modification.
+    ///
+    /// Its time of change is left out: renaming another file over it changes that, and is harmless.
+    pub fn is_unchanged(&self) -> bool {
+        let is_same = |watched: &Watched| {
+            let same = |about: Metadata| {
+                usize::try_from(about.len()) == Ok(self.0.len) && about.modified().ok() == watched.modified
+            };
+            watched.file.metadata().is_ok_and(same)
+        };
+        self.0.file.as_ref().is_none_or(is_same)
+    }
+}
+
+#[cfg(unix)]
+fn read_exact_at(file: &File, out: &mut [u8], offset: usize) -> io::Result<()> {
+    let offset = u64::try_from(offset).map_err(|_| io::ErrorKind::InvalidInput)?;
+    std::os::unix::fs::FileExt::read_exact_at(file, out, offset)
+}
+
+#[cfg(windows)]
+fn read_exact_at(file: &File, out: &mut [u8], offset: usize) -> io::Result<()> {
+    let mut offset = u64::try_from(offset).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let mut rest = out;
+    while !rest.is_empty() {
+        match std::os::windows::fs::FileExt::seek_read(file, rest, offset)? {
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            n => {
+                rest = rest.split_at_mut(n).1;
+                offset = offset.saturating_add(u64::try_from(n).map_err(|_| io::ErrorKind::InvalidInput)?);
+            }
+        }
+    }
+    Ok(())
+}
+
+impl fmt::Debug for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Source({} bytes)", self.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    #[test]
+    fn backings_agree_and_a_change_is_noticed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a");
+        File::create(&path).unwrap().write_all(b"0123456789").unwrap();
+        let sources = [
+            Source::open(&path, Backing::Map).unwrap(),
+            Source::open(&path, Backing::Read).unwrap(),
+            Source::from_bytes(b"0123456789".to_vec()),
+        ];
+        for source in &sources {
+            assert_eq!(source.read(3..6).unwrap(), b"345");
+            assert_eq!(
+                source.read(8..11).unwrap_err().kind(),
+                io::ErrorKind::UnexpectedEof
+            );
+            assert!(source.is_unchanged());
+        }
+        let mut file = File::options().append(true).open(&path).unwrap();
+        file.write_all(b"more").unwrap();
+        assert_eq!(sources.map(|source| source.is_unchanged()), [false, false, true]);
+    }
+}
