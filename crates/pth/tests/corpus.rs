@@ -56,8 +56,10 @@ impl Budget for Bounded {
         let value = work();
         let spent = MEMORY.peak_usage().saturating_sub(before);
         if spent > self.n_bytes {
-            self.excess
-                .push(format!("{what} takes {spent} bytes of memory, due are {}", self.n_bytes));
+            self.excess.push(format!(
+                "{what} takes {spent} bytes of memory, due are {}",
+                self.n_bytes
+            ));
         }
         value
     }
@@ -76,7 +78,8 @@ fn run(case: &Case, path: &Path) -> Report {
 
     let mut lines = Vec::new();
     let mut is_rejected = false;
-    let ways = std::iter::once((None, &case.expect)).chain(case.also.iter().map(|(with, e)| (Some(*with), e)));
+    let ways =
+        std::iter::once((None, &case.expect)).chain(case.also.iter().map(|(with, e)| (Some(*with), e)));
     for (with, expect) in ways {
         let options = outcome::options(with);
         let mut open = |source| outcome::open(source, &options, &mut budget);
@@ -89,13 +92,20 @@ fn run(case: &Case, path: &Path) -> Report {
             }
         }
         if let Err(why) = mapped.meets(expect) {
-            failures.push(format!("{with:?} expected {expect:?}: {why}\n    {}", mapped.line()));
+            failures.push(format!(
+                "{with:?} expected {expect:?}: {why}\n    {}",
+                mapped.line()
+            ));
         }
         if with.is_none() {
             is_rejected = mapped.is_rejected();
         }
         lines.push(match with {
-            None => format!("{} | {}", outcome::one_line(&format!("{expect:?}")), mapped.line()),
+            None => format!(
+                "{} | {}",
+                outcome::one_line(&format!("{expect:?}")),
+                mapped.line()
+            ),
             Some(with) => format!("{with:?}: {}", mapped.line()),
         });
     }
@@ -106,11 +116,17 @@ fn run(case: &Case, path: &Path) -> Report {
     let owned = budget.spend("scanning from memory", || pth::scan(&source));
     let texts = [&mapped, &owned].map(outcome::scan_text);
     if texts[0] != texts[1] {
-        failures.push(format!("scan mapped: {}\n    from memory: {}", texts[0], texts[1]));
+        failures.push(format!(
+            "scan mapped: {}\n    from memory: {}",
+            texts[0], texts[1]
+        ));
     }
     let missing = outcome::missing(&mapped, case.scan);
     if !missing.is_empty() {
-        failures.push(format!("the scan lacks {missing:?}, it has [{}]", outcome::ids(&mapped)));
+        failures.push(format!(
+            "the scan lacks {missing:?}, it has [{}]",
+            outcome::ids(&mapped)
+        ));
     }
     if is_rejected && outcome::is_clean(&mapped) {
         failures.push("the scan calls clean what the reader refuses".to_owned());
@@ -162,7 +178,12 @@ fn every_file_gets_what_it_is_owed() {
         File::create(&path).unwrap().write_all(&case.bytes).unwrap();
         let id = case.id.clone();
         let report = run_guarded(case, path);
-        failures.extend(report.failures.into_iter().map(|failure| format!("{id}: {failure}")));
+        failures.extend(
+            report
+                .failures
+                .into_iter()
+                .map(|failure| format!("{id}: {failure}")),
+        );
         manifest.push_str(&report.line);
         manifest.push('\n');
     }
@@ -233,11 +254,18 @@ fn every_class_has_its_files_and_none_is_there_twice() {
         .flat_map(|(family, n)| (1..=n).map(move |i| format!("{family}{i}")))
         .collect();
     let found: BTreeSet<String> = classes.keys().map(|class| (*class).to_owned()).collect();
-    assert_eq!(found, expected, "classes without a file, or files without a class");
+    assert_eq!(
+        found, expected,
+        "classes without a file, or files without a class"
+    );
     // What the table is silent about is no more than a small part.
     let n_silent = cases
         .iter()
         .filter(|case| matches!(case.expect, Expect::Survives))
         .count();
-    assert!(n_silent * 5 < cases.len(), "{n_silent} of {} expect nothing", cases.len());
+    assert!(
+        n_silent * 5 < cases.len(),
+        "{n_silent} of {} expect nothing",
+        cases.len()
+    );
 }

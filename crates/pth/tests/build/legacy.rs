@@ -46,7 +46,13 @@ impl Stacked {
     }
 
     pub(crate) fn bytes(&self) -> Vec<u8> {
-        let parts = [&self.magic, &self.protocol, &self.system, &self.object, &self.keys];
+        let parts = [
+            &self.magic,
+            &self.protocol,
+            &self.system,
+            &self.object,
+            &self.keys,
+        ];
         let mut out: Vec<u8> = parts.into_iter().flatten().copied().collect();
         for (count, data) in &self.storages {
             out.extend(count.to_le_bytes());

@@ -95,8 +95,7 @@ impl Entry {
         entry.is_aligned = true;
         if !bytes.is_empty() {
             entry.both(|header| header.flags |= 8);
-            entry.descriptor =
-                Descriptor::Bits32(entry.local.crc, entry.local.compressed, entry.local.size);
+            entry.descriptor = Descriptor::Bits32(entry.local.crc, entry.local.compressed, entry.local.size);
             (entry.local.crc, entry.local.compressed, entry.local.size) = (0, 0, 0);
         }
         entry

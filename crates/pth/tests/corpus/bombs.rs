@@ -30,7 +30,9 @@ fn nested(kind: &str, n: usize) -> Pickle {
             .op(&b"ccollections\nOrderedDict\n".repeat(n))
             .op(b")")
             .op(&b"R\x85".repeat(n)),
-        "obj" => p.op(&b"(ccollections\nOrderedDict\n".repeat(n)).op(&b"o".repeat(n)),
+        "obj" => p
+            .op(&b"(ccollections\nOrderedDict\n".repeat(n))
+            .op(&b"o".repeat(n)),
         "build" => p
             .op(&b"ccollections\nOrderedDict\n)R}U\x01a".repeat(n))
             .op(b"N")
@@ -43,7 +45,15 @@ fn nested(kind: &str, n: usize) -> Pickle {
 
 fn deep(cases: &mut Vec<Case>) {
     for kind in [
-        "list", "dict", "tuple", "marks", "list-op", "frozenset", "call", "obj", "build",
+        "list",
+        "dict",
+        "tuple",
+        "marks",
+        "list-op",
+        "frozenset",
+        "call",
+        "obj",
+        "build",
     ] {
         for (how, n) in [("little", 1_200), ("far", 20_000)] {
             cases.push(
@@ -129,27 +139,48 @@ fn doubling(cases: &mut Vec<Case>) {
         ("tuple", honest(), b"0hNhN\x86"),
         ("dict", honest(), b"0}(U\x01ahNU\x01bhNu"),
         ("dup", honest(), b"2\x86"),
-        ("call", honest(), b"0ccollections\nOrderedDict\n](hNhNe\x85R"),
-        ("list-of-texts", Pickle::bare().str(&"x".repeat(1000)), b"0](hNhNe"),
+        (
+            "list-of-texts",
+            Pickle::bare().str(&"x".repeat(1000)),
+            b"0](hNhNe",
+        ),
     ] {
         let mut value = first;
         for slot in 0..40_u8 {
-            let step: Vec<u8> = wrap.iter().map(|&byte| if byte == b'N' { slot } else { byte }).collect();
+            let step: Vec<u8> = wrap
+                .iter()
+                .map(|&byte| if byte == b'N' { slot } else { byte })
+                .collect();
             // "dup" needs no memo; the others put what is on top into the next slot.
             value = value.op(&[b'q', slot]).op(&step);
         }
-        // Texts repeat without bound too, though no tensor is among them.
-        let expect = REFUSED;
         cases.push(
             case(
                 format!("P10-doubling-{id}"),
                 &["P10", "R9"],
                 zip(&beside(&value)),
-                expect,
+                REFUSED,
             )
             .scan(&["pickle.nesting"]),
         );
     }
+    // Arguments of calls are values that nobody need visit.
+    let mut calls = honest();
+    for slot in 0..40 {
+        calls = calls.op(&[b'q', slot, b'0']);
+        calls = calls
+            .global("some.where", "Thing")
+            .op(&[b'h', slot, b'h', slot, 0x86, b'R']);
+    }
+    cases.push(
+        case(
+            "P10-doubling-call",
+            &["P10", "R9"],
+            zip(&beside(&calls)),
+            Expect::Survives,
+        )
+        .scan(&["global.unknown"]),
+    );
     cases.push(
         case(
             "P10-doubling-list-legacy",
@@ -199,14 +230,12 @@ fn long_names(cases: &mut Vec<Case>) {
         value = value.op(b"}(K\x01Nh\x01");
     }
     value = value.op(b"N").op(&b"u".repeat(n));
-    cases.push(
-        case(
-            "P10-names-of-a-megabyte",
-            &["P10", "R9"],
-            zip(&beside(&value)),
-            Expect::Survives,
-        ),
-    );
+    cases.push(case(
+        "P10-names-of-a-megabyte",
+        &["P10", "R9"],
+        zip(&beside(&value)),
+        Expect::Survives,
+    ));
     let mut many = Pickle::bare().str(&"k".repeat(60_000)).op(b"q\x010}h\x01}(");
     for i in 0..2_000_u16 {
         many = many.op(b"M").op(&i.to_le_bytes()).op(b"N");
@@ -232,7 +261,14 @@ fn cyclic(cases: &mut Vec<Case>) {
             format!("P10-cyclic-{id}"),
             &["P10", "R9"],
             zip(&if id == "tuple-in-list" {
-                Pickle::new().op(b"}(").str("w").then(&honest()).str("t").then(&value).op(b"0u").stop()
+                Pickle::new()
+                    .op(b"}(")
+                    .str("w")
+                    .then(&honest())
+                    .str("t")
+                    .then(&value)
+                    .op(b"0u")
+                    .stop()
             } else {
                 beside(&value)
             }),
@@ -252,7 +288,9 @@ fn cyclic(cases: &mut Vec<Case>) {
         ),
         (
             "state",
-            p.clone().global("torch", "FloatTensor").op(b")\x81q\x01h\x01h\x01h\x01h\x01(h\x01h\x01h\x01h\x01tb0000h\x01"),
+            p.clone()
+                .global("torch", "FloatTensor")
+                .op(b")\x81q\x01h\x01h\x01h\x01h\x01(h\x01h\x01h\x01h\x01tb0000h\x01"),
         ),
         (
             "variable",
@@ -270,7 +308,9 @@ fn cyclic(cases: &mut Vec<Case>) {
     }
     // The same through the names of an archive: 3,000 entries cost what 3,000 entries cost.
     let many = (0..3_000).map(|i| Entry::stored(&format!("m/extra/{i}"), b""));
-    let entries = super::base::entries(&super::base::plain()).into_iter().chain(many);
+    let entries = super::base::entries(&super::base::plain())
+        .into_iter()
+        .chain(many);
     cases.push(case(
         "P10-many-entries",
         &["R26"],

@@ -1,6 +1,7 @@
 //! Tensors of kinds that are read otherwise or not at all, and bytes in the other order: T6, T7.
 
 use super::base::{beside, entries, plain, second, w, zip};
+use super::calls::hooks;
 use super::{Case, Expect, both, case};
 use crate::build::{Archive, Entry, Pickle};
 
@@ -10,10 +11,6 @@ pub(super) fn cases() -> Vec<Case> {
     invalid(&mut cases);
     byte_order(&mut cases);
     cases
-}
-
-fn hooks(p: Pickle) -> Pickle {
-    p.op(b"\x89").global("collections", "OrderedDict").op(b")R")
 }
 
 fn indices(rows: i32, columns: i32) -> Pickle {
@@ -82,7 +79,8 @@ fn kinds(cases: &mut Vec<Case>) {
             .str("meta")
             .int(4)
             .op(b"tQ");
-        p.clone().rebuilt(&storage, &p.clone().int(0).ints(&[4]).ints(&[1]))
+        p.clone()
+            .rebuilt(&storage, &p.clone().int(0).ints(&[4]).ints(&[1]))
     };
     let wrapper = hooks(
         p.clone()
@@ -108,13 +106,24 @@ fn kinds(cases: &mut Vec<Case>) {
         ("wrapper", wrapper),
         (
             "uninitialised",
-            p.clone().global("torch.nn.parameter", "UninitializedParameter").op(b"\x89\x85R"),
+            p.clone()
+                .global("torch.nn.parameter", "UninitializedParameter")
+                .op(b"\x89\x85R"),
         ),
-        ("complex32", p.clone().untyped("complex32", "1", 16, 0, &[4], &[1])),
+        (
+            "complex32",
+            p.clone().untyped("complex32", "1", 16, 0, &[4], &[1]),
+        ),
         ("bits8", p.clone().untyped("bits8", "1", 16, 0, &[16], &[1])),
-        ("float4", p.clone().untyped("float4_e2m1fn_x2", "1", 16, 0, &[16], &[1])),
+        (
+            "float4",
+            p.clone().untyped("float4_e2m1fn_x2", "1", 16, 0, &[16], &[1]),
+        ),
         ("quantized", quantized("QInt8Storage", 16, 1, &per_tensor())),
-        ("quantized-unsigned", quantized("QUInt8Storage", 16, 1, &per_tensor())),
+        (
+            "quantized-unsigned",
+            quantized("QUInt8Storage", 16, 1, &per_tensor()),
+        ),
         ("quantized-32", quantized("QInt32Storage", 4, 1, &per_tensor())),
     ] {
         let [zip, legacy] = both(
@@ -135,7 +144,10 @@ fn kinds(cases: &mut Vec<Case>) {
         let parts = if layout == "torch.sparse_coo" {
             indices(2, 1).op(b"").tensor("0", 4, 0, &[1], &[1]).ints(&[4, 4])
         } else {
-            indices(2, 1).then(&indices(2, 1)).tensor("0", 4, 0, &[1], &[1]).ints(&[4, 4])
+            indices(2, 1)
+                .then(&indices(2, 1))
+                .tensor("0", 4, 0, &[1], &[1])
+                .ints(&[4, 4])
         };
         cases.push(
             case(
@@ -155,8 +167,14 @@ fn invalid(cases: &mut Vec<Case>) {
     let none = p.clone().op(b"N");
     for (id, value) in [
         ("sparse-without-parts", sparse("torch.sparse_coo", &p.clone())),
-        ("sparse-of-none", sparse("torch.sparse_coo", &p.clone().op(b"NNN"))),
-        ("sparse-unknown-layout", sparse("torch.sparse_xyz", &p.clone().op(b"NNN"))),
+        (
+            "sparse-of-none",
+            sparse("torch.sparse_coo", &p.clone().op(b"NNN")),
+        ),
+        (
+            "sparse-unknown-layout",
+            sparse("torch.sparse_xyz", &p.clone().op(b"NNN")),
+        ),
         // PR #184750: indices that point outside of the dense shape.
         (
             "sparse-outside",
@@ -180,10 +198,22 @@ fn invalid(cases: &mut Vec<Case>) {
             ),
         ),
         // Issue #184652: the stride is not bounded by the storage.
-        ("quantized-outside", quantized("QInt8Storage", 16, 1 << 20, &per_tensor())),
-        ("quantized-negative-stride", quantized("QInt8Storage", 16, -1, &per_tensor())),
-        ("quantized-without-scheme", quantized("QInt8Storage", 16, 1, &none)),
-        ("quantized-over-floats", quantized("FloatStorage", 4, 1 << 20, &per_tensor())),
+        (
+            "quantized-outside",
+            quantized("QInt8Storage", 16, 1 << 20, &per_tensor()),
+        ),
+        (
+            "quantized-negative-stride",
+            quantized("QInt8Storage", 16, -1, &per_tensor()),
+        ),
+        (
+            "quantized-without-scheme",
+            quantized("QInt8Storage", 16, 1, &none),
+        ),
+        (
+            "quantized-over-floats",
+            quantized("FloatStorage", 4, 1 << 20, &per_tensor()),
+        ),
         (
             "meta-negative",
             p.clone()
@@ -196,14 +226,24 @@ fn invalid(cases: &mut Vec<Case>) {
         ),
         (
             "nested-of-none",
-            p.clone().global("torch._utils", "_rebuild_nested_tensor").op(b"(NNNNtR"),
+            p.clone()
+                .global("torch._utils", "_rebuild_nested_tensor")
+                .op(b"(NNNNtR"),
         ),
         (
             "wrapper-of-nothing",
-            p.clone().global("torch._utils", "_rebuild_wrapper_subclass").op(b")R"),
+            p.clone()
+                .global("torch._utils", "_rebuild_wrapper_subclass")
+                .op(b")R"),
         ),
-        ("bits8-outside", p.clone().untyped("bits8", "1", 16, 0, &[17], &[1])),
-        ("packed-outside", p.clone().typed("QUInt4x2Storage", "1", 16, 0, &[1 << 20], &[1])),
+        (
+            "bits8-outside",
+            p.clone().untyped("bits8", "1", 16, 0, &[17], &[1]),
+        ),
+        (
+            "packed-outside",
+            p.clone().typed("QUInt4x2Storage", "1", 16, 0, &[1 << 20], &[1]),
+        ),
     ] {
         cases.push(case(
             format!("T6-invalid-{id}"),
@@ -221,10 +261,19 @@ fn byte_order(cases: &mut Vec<Case>) {
         entries.push(Entry::stored("m/byteorder", order));
         Archive::of(entries).bytes()
     };
-    let big: Vec<u8> = [1.0_f32, 2.0, 3.0, 4.0].iter().flat_map(|v| v.to_be_bytes()).collect();
+    let big: Vec<u8> = [1.0_f32, 2.0, 3.0, 4.0]
+        .iter()
+        .flat_map(|v| v.to_be_bytes())
+        .collect();
     // `w` must come out as everywhere else.
     cases.push(
-        case("T7-big", &["T7", "R16"], ordered(b"big", big), Expect::Loads(&["w"])).scan(&["byte-order"]),
+        case(
+            "T7-big",
+            &["T7", "R16"],
+            ordered(b"big", big),
+            Expect::Loads(&["w"]),
+        )
+        .scan(&["byte-order"]),
     );
     cases.push(case(
         "T7-little",
@@ -251,5 +300,10 @@ fn byte_order(cases: &mut Vec<Case>) {
     let file = super::base::stacked(&plain()).with(|file| {
         file.system = Pickle::new().op(b"}").str("little_endian").op(b"\x89s").stop();
     });
-    cases.push(case("T7-system-legacy", &["T7"], file.bytes(), Expect::Loads(&["w"])));
+    cases.push(case(
+        "T7-system-legacy",
+        &["T7"],
+        file.bytes(),
+        Expect::Loads(&["w"]),
+    ));
 }

@@ -79,19 +79,11 @@ pub(super) fn call(form: &str, module: &str, name: &str) -> Pickle {
     let p = Pickle::bare();
     match form {
         "reduce" => p.global(module, name).str("x").op(b"\x85R"),
-        "inst" => p
-            .op(b"(")
-            .str("x")
-            .op(format!("i{module}\n{name}\n").as_bytes()),
+        "inst" => p.op(b"(").str("x").op(format!("i{module}\n{name}\n").as_bytes()),
         "obj" => p.op(b"(").global(module, name).str("x").op(b"o"),
         "newobj" => p.global(module, name).str("x").op(b"\x85\x81"),
         "newobj-ex" => p.global(module, name).str("x").op(b"\x85}\x92"),
-        "build" => p
-            .global(module, name)
-            .op(b")\x81}")
-            .str("a")
-            .int(1)
-            .op(b"sb"),
+        "build" => p.global(module, name).op(b")\x81}").str("a").int(1).op(b"sb"),
         "stack-global" => p.str(module).str(name).op(b"\x93").str("x").op(b"\x85R"),
         // Both names and the global itself come out of the memo.
         "memoised" => p
@@ -206,10 +198,7 @@ fn unknown(cases: &mut Vec<Case>) {
             "as-key",
             Pickle::bare().op(b"}").global("some.where", "Thing").op(b"Ns"),
         ),
-        (
-            "dtype",
-            Pickle::bare().global("torch", "float31"),
-        ),
+        ("dtype", Pickle::bare().global("torch", "float31")),
     ] {
         cases.extend(both(
             &format!("R1-mentioned-{id}"),

@@ -46,7 +46,11 @@ fn mismatches(cases: &mut Vec<Case>) {
             for side in ["local", "central"] {
                 let bytes = changed(|zip| {
                     let entry = &mut zip.entries[index];
-                    lie(if side == "local" { &mut entry.local } else { &mut entry.central });
+                    lie(if side == "local" {
+                        &mut entry.local
+                    } else {
+                        &mut entry.central
+                    });
                 });
                 // A CRC is no part of what torch resolves an entry by; a wrong one shows where the data is read.
                 let expect = match (id, side, place) {
@@ -78,8 +82,12 @@ fn mismatches(cases: &mut Vec<Case>) {
     }
     // Two entries whose local names are exchanged: CVE-2025-1944.
     let swapped = changed(|zip| {
-        zip.entries.push(Entry::stored("m/data.pk2", &super::hiding::payload()));
-        let (first, last) = (zip.entries[0].local.name.clone(), zip.entries[3].local.name.clone());
+        zip.entries
+            .push(Entry::stored("m/data.pk2", &super::hiding::payload()));
+        let (first, last) = (
+            zip.entries[0].local.name.clone(),
+            zip.entries[3].local.name.clone(),
+        );
         zip.entries[0].local.name = last;
         zip.entries[3].local.name = first;
     });
@@ -111,27 +119,34 @@ fn mismatches(cases: &mut Vec<Case>) {
             zip.entries[2] = Entry::streamed("m/data/0", &w()).with(|entry| entry.descriptor = descriptor);
         });
         // Nobody reads it: neither torch nor, then, must we. What is read must be right.
-        cases.push(case(format!("C6-descriptor-{id}"), &["C6"], bytes, Expect::Survives));
+        cases.push(case(
+            format!("C6-descriptor-{id}"),
+            &["C6"],
+            bytes,
+            Expect::Survives,
+        ));
     }
     // Half deferred: the flag is set and a size is there all the same, a wrong one.
-    cases.push(
-        case(
-            "C6-deferred-with-a-size",
-            &["C6", "R18"],
-            changed(|zip| {
-                zip.entries[2] = Entry::streamed("m/data/0", &w()).with(|entry| {
-                    entry.local.size = 12;
-                    entry.local.compressed = 12;
-                });
-            }),
-            Expect::Survives,
-        ),
-    );
+    cases.push(case(
+        "C6-deferred-with-a-size",
+        &["C6", "R18"],
+        changed(|zip| {
+            zip.entries[2] = Entry::streamed("m/data/0", &w()).with(|entry| {
+                entry.local.size = 12;
+                entry.local.compressed = 12;
+            });
+        }),
+        Expect::Survives,
+    ));
 }
 
 fn flags(cases: &mut Vec<Case>) {
     for (place, index) in PLACES {
-        for (id, flag) in [("encrypted", 0x0001), ("strongly-encrypted", 0x0041), ("only-strongly", 0x0040)] {
+        for (id, flag) in [
+            ("encrypted", 0x0001),
+            ("strongly-encrypted", 0x0041),
+            ("only-strongly", 0x0040),
+        ] {
             cases.push(
                 case(
                     format!("C7-{id}-{place}"),
@@ -183,8 +198,14 @@ fn dialects(cases: &mut Vec<Case>) {
         Entry::streamed("m/data/0", &w()),
         Entry::streamed("m/version", b"3\n"),
     ];
-    let torch = Archive::of(streamed.clone()).with(|zip| zip.end64 = Some(crate::build::zip::End64::default()));
-    cases.push(case("C6-dialect-torch", &["C6"], torch.bytes(), Expect::Loads(&["w"])));
+    let torch =
+        Archive::of(streamed.clone()).with(|zip| zip.end64 = Some(crate::build::zip::End64::default()));
+    cases.push(case(
+        "C6-dialect-torch",
+        &["C6"],
+        torch.bytes(),
+        Expect::Loads(&["w"]),
+    ));
     // modelaudit #1655: zip64 sizes in part, and a descriptor of 64 bits.
     let wide = torch.clone().with(|zip| {
         for entry in &mut zip.entries {
@@ -193,7 +214,12 @@ fn dialects(cases: &mut Vec<Case>) {
             entry.descriptor = Descriptor::Bits64(entry.central.crc, size, size);
         }
     });
-    cases.push(case("C6-dialect-wide-descriptors", &["C6"], wide.bytes(), Expect::Loads(&["w"])));
+    cases.push(case(
+        "C6-dialect-wide-descriptors",
+        &["C6"],
+        wide.bytes(),
+        Expect::Loads(&["w"]),
+    ));
     let no_crc = torch.clone().with(|zip| {
         for entry in &mut zip.entries {
             let size = entry.central.size;
@@ -202,10 +228,21 @@ fn dialects(cases: &mut Vec<Case>) {
         }
     });
     cases.push(
-        case("R23-dialect-torch", &["C8", "R23"], no_crc.bytes(), Expect::Loads(&["w"])).scan(&["zip.no-crc"]),
+        case(
+            "R23-dialect-torch",
+            &["C8", "R23"],
+            no_crc.bytes(),
+            Expect::Loads(&["w"]),
+        )
+        .scan(&["zip.no-crc"]),
     );
     let lexicographic = torch.with(|zip| zip.entries[1..].reverse());
-    cases.push(case("C6-dialect-other-order", &["C6"], lexicographic.bytes(), Expect::Loads(&["w"])));
+    cases.push(case(
+        "C6-dialect-other-order",
+        &["C6"],
+        lexicographic.bytes(),
+        Expect::Loads(&["w"]),
+    ));
     let sizes = |size: u64| extra(1, &[size.to_le_bytes(), size.to_le_bytes()].concat());
     // Honest zip64 sizes of a small entry, in the directory and in both places.
     let central = |entry: &mut Entry, size: u64| {
@@ -225,7 +262,12 @@ fn dialects(cases: &mut Vec<Case>) {
         }),
         Expect::Loads(&["w"]),
     ));
-    for (id, size) in [("one-more", 17), ("far", 1 << 40), ("i64-max", i64::MAX as u64), ("max", u64::MAX)] {
+    for (id, size) in [
+        ("one-more", 17),
+        ("far", 1 << 40),
+        ("i64-max", i64::MAX as u64),
+        ("max", u64::MAX),
+    ] {
         cases.push(
             case(
                 format!("R19-zip64-size-{id}"),

@@ -10,11 +10,7 @@ fn unsafe_system() -> Expect {
 
 /// `os.system('x')` as a pickle of its own.
 pub(super) fn payload() -> Vec<u8> {
-    Pickle::new()
-        .global("os", "system")
-        .str("x")
-        .op(b"\x85R")
-        .stop()
+    Pickle::new().global("os", "system").str("x").op(b"\x85R").stop()
 }
 
 pub(super) fn cases() -> Vec<Case> {
@@ -70,8 +66,21 @@ fn stack_global(cases: &mut Vec<Case>) {
         ("module-is-none", memo.clone().op(b"N").str("system").op(b"\x93")),
         ("bytes", memo.clone().bytes(b"os").bytes(b"system").op(b"\x93")),
         ("list", memo.clone().op(b"]").str("system").op(b"\x93")),
-        ("global", memo.clone().global("collections", "OrderedDict").str("x").op(b"\x93")),
-        ("call", memo.clone().global("collections", "OrderedDict").op(b")R").str("x").op(b"\x93")),
+        (
+            "global",
+            memo.clone()
+                .global("collections", "OrderedDict")
+                .str("x")
+                .op(b"\x93"),
+        ),
+        (
+            "call",
+            memo.clone()
+                .global("collections", "OrderedDict")
+                .op(b")R")
+                .str("x")
+                .op(b"\x93"),
+        ),
     ] {
         cases.extend(both(
             &format!("P4-{id}"),
@@ -89,16 +98,32 @@ fn stack_global(cases: &mut Vec<Case>) {
         ),
         (
             "memoised-before",
-            memo.clone().str("system").op(b"q\x090").str("os").op(b"h\x09\x93"),
+            memo.clone()
+                .str("system")
+                .op(b"q\x090")
+                .str("os")
+                .op(b"h\x09\x93"),
         ),
         (
             "memo-overwritten",
-            memo.clone().str("math").op(b"q\x090").str("os").op(b"q\x090h\x09").str("system").op(b"\x93"),
+            memo.clone()
+                .str("math")
+                .op(b"q\x090")
+                .str("os")
+                .op(b"q\x090h\x09")
+                .str("system")
+                .op(b"\x93"),
         ),
         ("python-2-strings", memo.clone().op(b"U\x02osU\x06system\x93")),
         ("text-strings", memo.clone().op(b"S'os'\nVsystem\n\x93")),
-        ("escaped-strings", memo.clone().op(b"S'\\x6fs'\nV\\u0073ystem\n\x93")),
-        ("from-a-dup", memo.clone().str("os").op(b"20").str("system").op(b"\x93")),
+        (
+            "escaped-strings",
+            memo.clone().op(b"S'\\x6fs'\nV\\u0073ystem\n\x93"),
+        ),
+        (
+            "from-a-dup",
+            memo.clone().str("os").op(b"20").str("system").op(b"\x93"),
+        ),
         ("short-unicode", memo.clone().op(b"\x8c\x02os\x8c\x06system\x93")),
     ] {
         cases.extend(both(
@@ -111,16 +136,24 @@ fn stack_global(cases: &mut Vec<Case>) {
     }
 }
 
+/// A call of `module.name`.
+type Call = fn(&str, &str) -> Pickle;
+
 /// P5: the result is thrown away, so that nothing of it remains in the value. [GHSA-mxhj-88fx-4pcv]
 fn popped(cases: &mut Vec<Case>) {
-    let forms: [(&str, &dyn Fn(&str, &str) -> Pickle); 5] = [
-        ("pop", &|m, n| super::globals::call("reduce", m, n).op(b"0")),
-        ("pop-mark", &|m, n| {
-            Pickle::bare().op(b"(").then(&super::globals::call("reduce", m, n)).op(b"1")
+    let forms: [(&str, Call); 5] = [
+        ("pop", |m, n| super::globals::call("reduce", m, n).op(b"0")),
+        ("pop-mark", |m, n| {
+            Pickle::bare()
+                .op(b"(")
+                .then(&super::globals::call("reduce", m, n))
+                .op(b"1")
         }),
-        ("obj-pop", &|m, n| super::globals::call("obj", m, n).op(b"0")),
-        ("inst-pop", &|m, n| super::globals::call("inst", m, n).op(b"0")),
-        ("memo-only", &|m, n| super::globals::call("reduce", m, n).op(b"q\x070")),
+        ("obj-pop", |m, n| super::globals::call("obj", m, n).op(b"0")),
+        ("inst-pop", |m, n| super::globals::call("inst", m, n).op(b"0")),
+        ("memo-only", |m, n| {
+            super::globals::call("reduce", m, n).op(b"q\x070")
+        }),
     ];
     for (id, hidden) in forms {
         let with = |m, n| beside(&hidden(m, n).int(1));
@@ -157,22 +190,34 @@ fn nested(cases: &mut Vec<Case>) {
         ("encoded", encoded.clone(), Expect::Opaque),
         (
             "python-2",
-            p.clone().op(b"U").op(&[u8::try_from(inner.len()).unwrap()]).op(&inner),
+            p.clone()
+                .op(b"U")
+                .op(&[u8::try_from(inner.len()).unwrap()])
+                .op(&inner),
             Expect::Opaque,
         ),
         (
             "bytearray",
-            p.clone().op(b"\x96").op(&u64::try_from(inner.len()).unwrap().to_le_bytes()).op(&inner),
+            p.clone()
+                .op(b"\x96")
+                .op(&u64::try_from(inner.len()).unwrap().to_le_bytes())
+                .op(&inner),
             Expect::Opaque,
         ),
         (
             "load-from-bytes",
-            p.clone().global("torch.storage", "_load_from_bytes").bytes(&inner).op(b"\x85R"),
+            p.clone()
+                .global("torch.storage", "_load_from_bytes")
+                .bytes(&inner)
+                .op(b"\x85R"),
             Expect::OpaqueOrUnsafe,
         ),
         (
             "cloudpickle",
-            p.clone().global("cloudpickle.cloudpickle", "loads").then(&encoded).op(b"\x85R"),
+            p.clone()
+                .global("cloudpickle.cloudpickle", "loads")
+                .then(&encoded)
+                .op(b"\x85R"),
             Expect::OpaqueOrUnsafe,
         ),
         (
@@ -256,7 +301,8 @@ fn names(cases: &mut Vec<Case>) {
         ),
         (
             "asyncio-submodule",
-            p.clone().global("asyncio.unix_events", "_UnixSubprocessTransport._start"),
+            p.clone()
+                .global("asyncio.unix_events", "_UnixSubprocessTransport._start"),
             Expect::OpaqueOrUnsafe,
             &["global.unknown|global.unsafe"],
         ),
@@ -292,7 +338,8 @@ fn names(cases: &mut Vec<Case>) {
         ),
         (
             "dunder-walk",
-            p.clone().global("collections", "OrderedDict.__reduce_ex__.__globals__"),
+            p.clone()
+                .global("collections", "OrderedDict.__reduce_ex__.__globals__"),
             Expect::OpaqueOrUnsafe,
             &["global.unknown|global.unsafe"],
         ),

@@ -12,7 +12,15 @@ fn twice(how: &str) -> Vec<u8> {
     let p = Pickle::new();
     match how {
         "setitems" => p.op(b"}(").then(&w).then(&a).then(&b).op(b"u").stop(),
-        "setitem" => p.op(b"}").then(&w).op(b"s").then(&a).op(b"s").then(&b).op(b"s").stop(),
+        "setitem" => p
+            .op(b"}")
+            .then(&w)
+            .op(b"s")
+            .then(&a)
+            .op(b"s")
+            .then(&b)
+            .op(b"s")
+            .stop(),
         "two-batches" => p.op(b"}(").then(&w).then(&a).op(b"u(").then(&b).op(b"u").stop(),
         "dict" => p.op(b"(").then(&w).then(&a).then(&b).op(b"d").stop(),
         "ordered" => p
@@ -184,7 +192,12 @@ fn names(cases: &mut Vec<Case>) {
             .then(&second())
             .op(b"u")
             .stop();
-        cases.push(case(format!("P12-key-{id}"), &["P12"], zip(&data_pkl), Expect::Survives));
+        cases.push(case(
+            format!("P12-key-{id}"),
+            &["P12"],
+            zip(&data_pkl),
+            Expect::Survives,
+        ));
     }
     // Two keys that a careless decoder makes one.
     let data_pkl = Pickle::new()

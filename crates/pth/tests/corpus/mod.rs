@@ -23,6 +23,7 @@ mod stacked;
 mod strangers;
 mod stream;
 mod views;
+mod wrappers;
 
 /// One file of the corpus.
 #[derive(Clone)]
@@ -139,6 +140,7 @@ pub(crate) fn all() -> Vec<Case> {
         stream::cases(),
         bombs::cases(),
         calls::cases(),
+        wrappers::cases(),
         records::cases(),
         views::cases(),
         exotic::cases(),

@@ -83,7 +83,10 @@ pub(crate) fn open(source: Source, options: &OpenOptions, budget: &mut impl Budg
         outcome.others.push((other.name.clone(), other.value.clone()));
     }
     for record in checkpoint.records() {
-        let mut text = format!("{:?} {} {:?} {:?}", record.kind, record.dtype, record.shape, record.facts);
+        let mut text = format!(
+            "{:?} {} {:?} {:?}",
+            record.kind, record.dtype, record.shape, record.facts
+        );
         for (part, tensor) in &record.parts {
             let read = read(part, tensor, budget);
             text.push_str(&format!(", {part}: {} {:?}", read.facts, read.bytes));
@@ -220,7 +223,8 @@ impl Outcome {
                 if !name.is_empty() && self.tensor(name).is_some() {
                     return Err(format!("`{name}` is a tensor"));
                 }
-                let is_it = |(of, text): &(String, String)| (name.is_empty() || of == name) && has(text, fragment);
+                let is_it =
+                    |(of, text): &(String, String)| (name.is_empty() || of == name) && has(text, fragment);
                 match self.problems.iter().any(is_it) {
                     true => Ok(()),
                     false => Err("no problem says so".to_owned()),
@@ -336,7 +340,11 @@ pub(crate) fn missing(scan: &Scan, wanted: &[&str]) -> Vec<String> {
 
 /// Whether the scan calls the file clean: all of it was seen and nothing was found.
 pub(crate) fn is_clean(scan: &Scan) -> bool {
-    scan.is_complete && !scan.findings.iter().any(|finding| finding.severity > Severity::Note)
+    scan.is_complete
+        && !scan
+            .findings
+            .iter()
+            .any(|finding| finding.severity > Severity::Note)
 }
 
 /// The ids of the findings, each once.

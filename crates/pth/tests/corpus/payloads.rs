@@ -46,8 +46,13 @@ fn crcs(cases: &mut Vec<Case>) {
             .scan(&["zip.crc"]),
         );
         cases.push(
-            case(format!("C8-crc-{id}-version"), &["C8", "R22"], wrong(1, crc), Expect::Survives)
-                .scan(&["zip.crc"]),
+            case(
+                format!("C8-crc-{id}-version"),
+                &["C8", "R22"],
+                wrong(1, crc),
+                Expect::Survives,
+            )
+            .scan(&["zip.crc"]),
         );
     }
     // The data is what has changed, and its CRC tells.
@@ -99,8 +104,13 @@ fn crcs(cases: &mut Vec<Case>) {
     );
     for (id, index) in [("data-pkl", 0), ("storage", 2)] {
         cases.push(
-            case(format!("R23-no-crc-{id}"), &["C8", "R23"], wrong(index, |_| 0), Expect::Loads(&["w"]))
-                .scan(&["zip.no-crc"]),
+            case(
+                format!("R23-no-crc-{id}"),
+                &["C8", "R23"],
+                wrong(index, |_| 0),
+                Expect::Loads(&["w"]),
+            )
+            .scan(&["zip.no-crc"]),
         );
     }
     let mut none = entries(&plain());
@@ -109,8 +119,13 @@ fn crcs(cases: &mut Vec<Case>) {
     }
     none.push(Entry::stored("m/.format_version", b"1"));
     cases.push(
-        case("R23-no-crc-anywhere", &["C8", "R23"], Archive::of(none).bytes(), Expect::Loads(&["w"]))
-            .scan(&["zip.no-crc"]),
+        case(
+            "R23-no-crc-anywhere",
+            &["C8", "R23"],
+            Archive::of(none).bytes(),
+            Expect::Loads(&["w"]),
+        )
+        .scan(&["zip.no-crc"]),
     );
 }
 
@@ -153,7 +168,7 @@ fn deflated(cases: &mut Vec<Case>) {
     ];
     for (id, change) in changes {
         let mut data_pkl = entries(&plain());
-        data_pkl[0] = Entry::deflated("m/data.pkl", &plain()).with(|entry| change(entry));
+        data_pkl[0] = Entry::deflated("m/data.pkl", &plain()).with(change);
         cases.push(
             case(
                 format!("R21-{id}-data-pkl"),
@@ -161,12 +176,14 @@ fn deflated(cases: &mut Vec<Case>) {
                 Archive::of(data_pkl).bytes(),
                 Expect::Rejects(""),
             )
-            .scan(&["zip.crc|zip.broken|zip.mismatch|pickle.broken|pickle.trailing|pickle.opcode|zip.outside"]),
+            .scan(&[
+                "zip.crc|zip.broken|zip.mismatch|pickle.broken|pickle.trailing|pickle.opcode|zip.outside",
+            ]),
         );
         let values = [w(), w(), w()].concat();
         let pickle = beside(&Pickle::bare().tensor("1", 12, 0, &[12], &[1]));
         let mut storage = entries(&pickle);
-        storage[3] = Entry::deflated("m/data/1", &values).with(|entry| change(entry));
+        storage[3] = Entry::deflated("m/data/1", &values).with(change);
         cases.push(
             case(
                 format!("R21-{id}-storage"),
@@ -184,7 +201,12 @@ fn deflated(cases: &mut Vec<Case>) {
         let len = u32::try_from(entry.data.len()).unwrap();
         entry.both(|header| header.compressed = len);
     });
-    cases.push(case("R21-bytes-behind-the-stream", &["C8", "R21", "C9"], Archive::of(hiding).bytes(), Expect::Survives));
+    cases.push(case(
+        "R21-bytes-behind-the-stream",
+        &["C8", "R21", "C9"],
+        Archive::of(hiding).bytes(),
+        Expect::Survives,
+    ));
 }
 
 /// Zeros compress a thousandfold; what is declared is not to be believed before it is seen.
@@ -203,11 +225,16 @@ fn bombs(cases: &mut Vec<Case>) {
             });
         })
     };
-    for (id, size) in [("truth", 1 << 20), ("small", 16), ("gigabyte", 1 << 30), ("max", u32::MAX - 1)] {
+    for (id, size) in [
+        ("truth", 1 << 20),
+        ("small", 16),
+        ("gigabyte", 1 << 30),
+        ("max", u32::MAX - 1),
+    ] {
         let mut data_pkl = entries(&plain());
         data_pkl[0] = claims("m/data.pkl", size);
         // A megabyte inflated from a kilobyte would be within the bounds of deflate, and of the budget of this test only just.
-        if size > 1 << 20 || size < 1 << 10 {
+        if !(1 << 10..=1 << 20).contains(&size) {
             cases.push(
                 case(
                     format!("R21-bomb-{id}-data-pkl"),
@@ -235,6 +262,15 @@ fn bombs(cases: &mut Vec<Case>) {
     // A hundred bombs behind each other are a hundred times as bad, for whoever opens them all.
     let mut many = entries(&plain());
     many.extend((0..100).map(|i| claims(&format!("m/data/{}", i + 10), 1 << 20)));
-    cases.push(case("R21-bomb-many", &["C8", "R21", "R26"], Archive::of(many).bytes(), Expect::Loads(&["w"])));
-    assert_ne!(t(), w(), "the two tensors differ, or a mistaken one would go unseen");
+    cases.push(case(
+        "R21-bomb-many",
+        &["C8", "R21", "R26"],
+        Archive::of(many).bytes(),
+        Expect::Loads(&["w"]),
+    ));
+    assert_ne!(
+        t(),
+        w(),
+        "the two tensors differ, or a mistaken one would go unseen"
+    );
 }

@@ -195,7 +195,10 @@ fn missing(cases: &mut Vec<Case>) {
     // Keys of two characters, which no container of this corpus has.
     for (id, value) in [
         ("typed", Pickle::bare().tensor("17", 4, 0, &[4], &[1])),
-        ("untyped", Pickle::bare().untyped("uint16", "17", 8, 0, &[4], &[1])),
+        (
+            "untyped",
+            Pickle::bare().untyped("uint16", "17", 8, 0, &[4], &[1]),
+        ),
         ("bare", Pickle::bare().storage("FloatStorage", "17", 4)),
     ] {
         cases.extend(both(
@@ -223,26 +226,30 @@ fn missing(cases: &mut Vec<Case>) {
         &Expect::Loads(&["w", "t"]),
         &[],
     ));
-    cases.push(
-        case(
-            "T5-key-not-listed-legacy",
-            &["T5"],
-            stacked(&beside(&second()))
-                .with(|file| {
-                    file.keys = Pickle::new().op(b"](").str("0").op(b"e").stop();
-                    file.storages.pop();
-                })
-                .bytes(),
-            Expect::Problem("t", "1"),
-        ),
-    );
+    cases.push(case(
+        "T5-key-not-listed-legacy",
+        &["T5"],
+        stacked(&beside(&second()))
+            .with(|file| {
+                file.keys = Pickle::new().op(b"](").str("0").op(b"e").stop();
+                file.storages.pop();
+            })
+            .bytes(),
+        Expect::Problem("t", "1"),
+    ));
 }
 
 /// One storage, two stories.
 fn shared(cases: &mut Vec<Case>) {
     for (id, value) in [
-        ("other-dtype-of-the-same-size", Pickle::bare().typed("IntStorage", "0", 4, 0, &[4], &[1])),
-        ("other-dtype", Pickle::bare().typed("ByteStorage", "0", 16, 0, &[16], &[1])),
+        (
+            "other-dtype-of-the-same-size",
+            Pickle::bare().typed("IntStorage", "0", 4, 0, &[4], &[1]),
+        ),
+        (
+            "other-dtype",
+            Pickle::bare().typed("ByteStorage", "0", 16, 0, &[16], &[1]),
+        ),
         ("untyped", Pickle::bare().untyped("int32", "0", 16, 0, &[4], &[1])),
     ] {
         cases.extend(both(

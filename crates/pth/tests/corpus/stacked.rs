@@ -32,7 +32,11 @@ fn parts(cases: &mut Vec<Case>) {
     let broken: &[(&str, Vec<u8>, &[&str])] = &[
         ("unknown-opcode", b"\x80\x02\xff.".to_vec(), &["pickle.opcode"]),
         ("underflow", b"\x80\x02.".to_vec(), &["pickle.broken"]),
-        ("long-length", b"\x80\x02X\xff\xff\xff\x7f.".to_vec(), &["pickle.broken"]),
+        (
+            "long-length",
+            b"\x80\x02X\xff\xff\xff\x7f.".to_vec(),
+            &["pickle.broken"],
+        ),
         ("dangling-memo", b"\x80\x02h\x07.".to_vec(), &["pickle.broken"]),
     ];
     for &(part, change) in PARTS {
@@ -79,11 +83,25 @@ fn magic(cases: &mut Vec<Case>) {
     for (id, magic) in [
         ("text", b"L119547037146038801333356L\n.".to_vec()),
         ("text-int", b"I119547037146038801333356\n.".to_vec()),
-        ("padded", [&b"\x80\x02\x8a\x10"[..], &number.to_le_bytes(), b"."].concat()),
-        ("long4", [&b"\x80\x02\x8b\x0a\0\0\0"[..], &MAGIC[4..14], b"."].concat()),
-        ("protocol-4", [&b"\x80\x04\x95\x0d\0\0\0\0\0\0\0"[..], &MAGIC[2..]].concat()),
+        (
+            "padded",
+            [&b"\x80\x02\x8a\x10"[..], &number.to_le_bytes(), b"."].concat(),
+        ),
+        (
+            "long4",
+            [&b"\x80\x02\x8b\x0a\0\0\0"[..], &MAGIC[4..14], b"."].concat(),
+        ),
+        (
+            "protocol-4",
+            [&b"\x80\x04\x95\x0d\0\0\0\0\0\0\0"[..], &MAGIC[2..]].concat(),
+        ),
     ] {
-        cases.push(case(format!("P2-magic-{id}"), &["P2", "P9"], with(magic), Expect::Loads(&["w"])));
+        cases.push(case(
+            format!("P2-magic-{id}"),
+            &["P2", "P9"],
+            with(magic),
+            Expect::Loads(&["w"]),
+        ));
     }
     for (id, magic) in [
         ("other-number", Pickle::new().long(number + 1).stop()),
@@ -104,7 +122,12 @@ fn magic(cases: &mut Vec<Case>) {
             Pickle::new().global("some.where", "magic").op(b")R").stop(),
         ),
     ] {
-        cases.push(case(format!("P2-magic-{id}"), &["P2", "R28"], with(magic), Expect::Rejects("")));
+        cases.push(case(
+            format!("P2-magic-{id}"),
+            &["P2", "R28"],
+            with(magic),
+            Expect::Rejects(""),
+        ));
     }
     // What is called has run by the time the number is compared.
     let evaluated = Pickle::new()
@@ -139,7 +162,14 @@ fn structure(cases: &mut Vec<Case>) {
         ("newer", Pickle::new().int(1002).stop()),
         ("text", Pickle::new().str("1001").stop()),
         ("none", Pickle::new().op(b"N").stop()),
-        ("called", Pickle::new().global("builtins", "int").str("1001").op(b"\x85R").stop()),
+        (
+            "called",
+            Pickle::new()
+                .global("builtins", "int")
+                .str("1001")
+                .op(b"\x85R")
+                .stop(),
+        ),
     ] {
         cases.push(case(
             format!("P2-protocol-{id}"),
@@ -163,7 +193,11 @@ fn structure(cases: &mut Vec<Case>) {
             stacked(&plain()).with(|file| file.system = system).bytes(),
             Expect::Survives,
         );
-        cases.push(if id == "unknown-class" { case.scan(&["global.unknown"]) } else { case });
+        cases.push(if id == "unknown-class" {
+            case.scan(&["global.unknown"])
+        } else {
+            case
+        });
     }
     let whole = stacked(&plain()).bytes();
     for (id, len) in [
@@ -179,7 +213,12 @@ fn structure(cases: &mut Vec<Case>) {
             Expect::Rejects(""),
         ));
     }
-    for (id, cut) in [("in-the-data", 1), ("before-the-data", 16), ("in-the-count", 20), ("before-the-count", 24)] {
+    for (id, cut) in [
+        ("in-the-data", 1),
+        ("before-the-data", 16),
+        ("in-the-count", 20),
+        ("before-the-count", 24),
+    ] {
         cases.push(case(
             format!("R5-cut-{id}"),
             &["P3", "T5", "R5"],
@@ -192,7 +231,9 @@ fn structure(cases: &mut Vec<Case>) {
 fn keys(cases: &mut Vec<Case>) {
     let with = |keys: Vec<u8>| stacked(&beside(&second())).with(|file| file.keys = keys).bytes();
     let list = |keys: &[&str]| {
-        let list = keys.iter().fold(Pickle::new().op(b"]("), |list, key| list.str(key));
+        let list = keys
+            .iter()
+            .fold(Pickle::new().op(b"]("), |list, key| list.str(key));
         list.op(b"e").stop()
     };
     for (id, keys) in [
@@ -201,8 +242,14 @@ fn keys(cases: &mut Vec<Case>) {
         ("text", Pickle::new().str("01").stop()),
         ("of-nones", Pickle::new().op(b"](NNe").stop()),
         ("of-lists", Pickle::new().op(b"](]]e").stop()),
-        ("of-floats", Pickle::new().op(b"](G\0\0\0\0\0\0\0\0G\0\0\0\0\0\0\0\0e").stop()),
-        ("called", Pickle::new().global("builtins", "list").op(b")R").stop()),
+        (
+            "of-floats",
+            Pickle::new().op(b"](G\0\0\0\0\0\0\0\0G\0\0\0\0\0\0\0\0e").stop(),
+        ),
+        (
+            "called",
+            Pickle::new().global("builtins", "list").op(b")R").stop(),
+        ),
         ("twice", list(&["0", "0"])),
         ("unreferenced", list(&["0", "9"])),
         ("unreferenced-first", list(&["9", "0", "1"])),
@@ -227,7 +274,12 @@ fn keys(cases: &mut Vec<Case>) {
         file.keys = list(&["1", "0"]);
         file.storages.reverse();
     });
-    cases.push(case("T5-keys-in-other-order", &["T5"], swapped.bytes(), Expect::Loads(&["w", "t"])));
+    cases.push(case(
+        "T5-keys-in-other-order",
+        &["T5"],
+        swapped.bytes(),
+        Expect::Loads(&["w", "t"]),
+    ));
     let ints = stacked(&plain()).with(|file| file.keys = Pickle::new().op(b"](K\0e").stop());
     cases.push(case("T5-keys-int", &["T5"], ints.bytes(), Expect::Survives));
 }
@@ -247,11 +299,19 @@ fn ids(cases: &mut Vec<Case>) {
         let geometry = Pickle::bare().int(0).ints(&[2]).ints(&[1]);
         stacked(&beside(&Pickle::bare().rebuilt(&storage, &geometry))).bytes()
     };
-    let view = |offset: i128, size: i128| {
-        Pickle::bare().op(b"(").str("v").long(offset).long(size).op(b"t")
-    };
-    cases.push(case("T2-legacy-no-view", &["T2"], viewed(&Pickle::bare().op(b"N")), Expect::Loads(&["w", "t"])));
-    cases.push(case("T2-legacy-view", &["T2"], viewed(&view(2, 2)), Expect::Loads(&["w", "t"])));
+    let view = |offset: i128, size: i128| Pickle::bare().op(b"(").str("v").long(offset).long(size).op(b"t");
+    cases.push(case(
+        "T2-legacy-no-view",
+        &["T2"],
+        viewed(&Pickle::bare().op(b"N")),
+        Expect::Loads(&["w", "t"]),
+    ));
+    cases.push(case(
+        "T2-legacy-view",
+        &["T2"],
+        viewed(&view(2, 2)),
+        Expect::Loads(&["w", "t"]),
+    ));
     for (id, offset, size) in [
         ("outside", 3, 2),
         ("past", 4, 2),

@@ -16,7 +16,11 @@ const STRANGERS: &[(&str, &[u8], &str)] = &[
     ),
     ("html", b"<!DOCTYPE html><html><body>404</body></html>", "HTML"),
     ("html-after-space", b"\n\n  <html>login</html>", "HTML"),
-    ("xml", b"<?xml version=\"1.0\"?><Error><Code>AccessDenied</Code></Error>", "XML"),
+    (
+        "xml",
+        b"<?xml version=\"1.0\"?><Error><Code>AccessDenied</Code></Error>",
+        "XML",
+    ),
     ("json", b"{\"error\": \"not found\"}", "JSON"),
     ("7z", b"7z\xbc\xaf\x27\x1c\0\x04", "7z"),
     ("xz", b"\xfd7zXZ\0\0\x04", "xz"),
@@ -34,7 +38,11 @@ const STRANGERS: &[(&str, &[u8], &str)] = &[
     ),
     ("onnx", b"\x08\x08\x12\x07pytorch\x1a\x052.0.0", "ONNX"),
     ("preview", b"PYTORCH1\0\0\0\0", "1.0"),
-    ("empty-zip", b"PK\x05\x06\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0", "empty"),
+    (
+        "empty-zip",
+        b"PK\x05\x06\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0",
+        "empty",
+    ),
     ("png", b"\x89PNG\r\n\x1a\n", "PNG"),
     ("jpeg", b"\xff\xd8\xff\xe0\0\x10JFIF", "JPEG"),
     ("pdf", b"%PDF-1.7\n", "PDF"),
@@ -94,14 +102,24 @@ pub(super) fn cases() -> Vec<Case> {
 fn wrapped(cases: &mut Vec<Case>) {
     let inner = zip(&plain());
     let stranger = |id: &str, bytes: Vec<u8>, word: &'static str| {
-        case(format!("C2-{id}"), &["C2", "R28"], bytes, Expect::NotACheckpoint(word)).scan(&["not-a-checkpoint"])
+        case(
+            format!("C2-{id}"),
+            &["C2", "R28"],
+            bytes,
+            Expect::NotACheckpoint(word),
+        )
+        .scan(&["not-a-checkpoint"])
     };
     cases.push(stranger("gzip", gzip(&inner), "gzip"));
     cases.push(stranger("gzip-legacy", gzip(&legacy(&plain())), "gzip"));
     cases.push(stranger("tar", tar("model.pth", &inner), "tar"));
     cases.push(stranger("tar-checkpoint", tar("sys_info", &plain()), "0.1.10"));
     // torch.hub unwraps a zip of one member; what is inside, nobody has looked at.
-    for (id, name) in [("pth", "model.pth"), ("bin", "pytorch_model.bin"), ("folder", "folder/model.pt")] {
+    for (id, name) in [
+        ("pth", "model.pth"),
+        ("bin", "pytorch_model.bin"),
+        ("folder", "folder/model.pt"),
+    ] {
         for method in ["stored", "deflated"] {
             let entry = match method {
                 "stored" => Entry::stored(name, &inner),
@@ -114,7 +132,9 @@ fn wrapped(cases: &mut Vec<Case>) {
             ));
         }
     }
-    let evil = zip(&super::base::beside(&super::globals::call("reduce", "os", "system")));
+    let evil = zip(&super::base::beside(&super::globals::call(
+        "reduce", "os", "system",
+    )));
     cases.push(stranger(
         "zip-in-zip-unsafe",
         Archive::of([Entry::stored("model.pth", &evil)]).bytes(),
@@ -134,7 +154,14 @@ fn extensions(cases: &mut Vec<Case>) {
             .op(b"u")
             .stop()
     };
-    for file_name in ["model.jpg", "model", "model.safetensors", "model.txt", "model.tar.gz", "model.onnx"] {
+    for file_name in [
+        "model.jpg",
+        "model",
+        "model.safetensors",
+        "model.txt",
+        "model.tar.gz",
+        "model.onnx",
+    ] {
         cases.push(
             case(
                 format!("C1-zip-as-{file_name}"),
@@ -221,9 +248,26 @@ fn archives(cases: &mut Vec<Case>) {
     for (id, names, word) in [
         ("npz", &["arr_0.npy", "arr_1.npy"][..], "NumPy"),
         ("mar", &["MAR-INF/MANIFEST.json", "model.pt"], "TorchServe"),
-        ("keras", &["metadata.json", "config.json", "model.weights.h5"], "Keras"),
-        ("pt2", &["m/archive_format", "m/archive_version", "m/models/model.json", "m/version"], "torch.export"),
-        ("package", &["m/.data/extern_modules", "m/.data/version", "m/model/model.pkl"], "torch.package"),
+        (
+            "keras",
+            &["metadata.json", "config.json", "model.weights.h5"],
+            "Keras",
+        ),
+        (
+            "pt2",
+            &[
+                "m/archive_format",
+                "m/archive_version",
+                "m/models/model.json",
+                "m/version",
+            ],
+            "torch.export",
+        ),
+        (
+            "package",
+            &["m/.data/extern_modules", "m/.data/version", "m/model/model.pkl"],
+            "torch.package",
+        ),
         ("documents", &["word/document.xml", "[Content_Types].xml"], "zip"),
         ("jar", &["META-INF/MANIFEST.MF", "A.class"], "zip"),
         ("one-text", &["readme.txt"], "zip"),
@@ -264,7 +308,11 @@ fn torchscript(cases: &mut Vec<Case>) {
     let constants = |bytes: &[u8]| Entry::stored("m/constants.pkl", bytes);
     let empty = b"\x80\x02).";
     for (id, bytes, scan) in [
-        ("honest", archive(vec![code(), constants(empty)]), &["torchscript.code"][..]),
+        (
+            "honest",
+            archive(vec![code(), constants(empty)]),
+            &["torchscript.code"][..],
+        ),
         (
             "unsafe-constants",
             archive(vec![code(), constants(&super::hiding::payload())]),
@@ -280,7 +328,11 @@ fn torchscript(cases: &mut Vec<Case>) {
             &["torchscript.code", "global.unsafe"],
         ),
         ("constants-only", archive(vec![constants(empty)]), &[]),
-        ("constants-broken", archive(vec![code(), constants(b"\x80\x02\xff")]), &["torchscript.code"]),
+        (
+            "constants-broken",
+            archive(vec![code(), constants(b"\x80\x02\xff")]),
+            &["torchscript.code"],
+        ),
         (
             "unsafe-traced-inputs",
             archive(vec![
@@ -305,7 +357,12 @@ fn torchscript(cases: &mut Vec<Case>) {
     let mut beside = entries(&plain());
     beside.push(code());
     cases.push(
-        case("C11-code-only", &["C11", "R29"], Archive::of(beside).bytes(), Expect::Survives)
-            .scan(&["torchscript.code"]),
+        case(
+            "C11-code-only",
+            &["C11", "R29"],
+            Archive::of(beside).bytes(),
+            Expect::Survives,
+        )
+        .scan(&["torchscript.code"]),
     );
 }

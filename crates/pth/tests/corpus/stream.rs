@@ -15,7 +15,9 @@ pub(super) fn cases() -> Vec<Case> {
 }
 
 fn opcodes(cases: &mut Vec<Case>) {
-    for opcode in [0x00, 0x01, b'\t', b'!', b'A', b'Z', b'[', b'z', 0x7f, 0x98, 0xc3, 0xff] {
+    for opcode in [
+        0x00, 0x01, b'\t', b'!', b'A', b'Z', b'[', b'z', 0x7f, 0x99, 0xc3, 0xff,
+    ] {
         let at = [
             ("first", Pickle::bare().op(&[opcode]).stop()),
             ("value", beside(&Pickle::bare().op(&[opcode]))),
@@ -98,22 +100,37 @@ fn frames(cases: &mut Vec<Case>) {
     // python/cpython#154848: an opcode or a line that reaches over the end of its frame.
     for (id, ops) in [
         ("cuts-text", frame(4).str("abcdef").op(b"0")),
-        ("cuts-line", frame(4).global("collections", "OrderedDict").op(b"0")),
+        (
+            "cuts-line",
+            frame(4).global("collections", "OrderedDict").op(b"0"),
+        ),
         ("cuts-length", frame(2).str("abcdef").op(b"0")),
         ("cuts-int", frame(3).int(7).op(b"0")),
         ("ends-in-bytes-that-hide-a-call", {
             let hidden = Pickle::bare().global("os", "system").str("x").op(b"\x85R").0;
             frame(5).bytes(&hidden).op(b"0")
         }),
-        ("frame-in-frame", frame(20).then(&frame(2)).op(b"N0NN0000")),
+        ("frame-in-frame", frame(20).then(&frame(2)).op(b"N0NN00")),
     ] {
         let data_pkl = proto.clone().then(&ops).op(&body).0;
         cases.extend(both_frames(&format!("P8-{id}"), &data_pkl));
     }
     let whole = proto.clone().then(&frame(n_body)).op(&body).0;
     cases.extend(both("P8-honest", &["P8"], &whole, &Expect::Loads(&["w"]), &[]));
-    let halves = Pickle::bare().op(b"\x80\x04").then(&frame(2)).op(b"N0").then(&frame(n_body)).op(&body).0;
-    cases.extend(both("P8-honest-two", &["P8"], &halves, &Expect::Loads(&["w"]), &[]));
+    let halves = Pickle::bare()
+        .op(b"\x80\x04")
+        .then(&frame(2))
+        .op(b"N0")
+        .then(&frame(n_body))
+        .op(&body)
+        .0;
+    cases.extend(both(
+        "P8-honest-two",
+        &["P8"],
+        &halves,
+        &Expect::Loads(&["w"]),
+        &[],
+    ));
 }
 
 fn both_frames(id: &str, data_pkl: &[u8]) -> [Case; 2] {
@@ -191,7 +208,11 @@ fn trailing(cases: &mut Vec<Case>) {
         ("stop", b".".to_vec(), &["pickle.trailing"]),
         ("benign", plain(), &["pickle.trailing"]),
         ("payload", payload(), &["pickle.trailing", "global.unsafe"]),
-        ("nuls-then-payload", [vec![0; 64], payload()].concat(), &["pickle.trailing"]),
+        (
+            "nuls-then-payload",
+            [vec![0; 64], payload()].concat(),
+            &["pickle.trailing"],
+        ),
         ("junk", vec![0xff; 100], &["pickle.trailing"]),
     ] {
         cases.push(
@@ -242,8 +263,7 @@ fn trailing(cases: &mut Vec<Case>) {
             "P3-second-record",
             &["P3", "C9", "R26"],
             changed(|zip| {
-                zip.entries
-                    .push(Entry::stored("m/optimizer.pkl", &super::hiding::payload()));
+                zip.entries.push(Entry::stored("m/optimizer.pkl", &payload()));
             }),
             Expect::Loads(&["w"]),
         )

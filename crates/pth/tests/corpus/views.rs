@@ -111,8 +111,20 @@ fn rebuilt(how: &str, (offset, shape, stride): Geometry) -> Pickle {
 pub(super) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     let families = [
-        ("T2", &["T2", "R13"][..], OUTSIDE, Expect::Problem("t", ""), &["tensor.extent"][..]),
-        ("T4", &["T4", "R13"], MALFORMED, Expect::Problem("t", ""), &["tensor.extent"]),
+        (
+            "T2",
+            &["T2", "R13"][..],
+            OUTSIDE,
+            Expect::Problem("t", ""),
+            &["tensor.extent"][..],
+        ),
+        (
+            "T4",
+            &["T4", "R13"],
+            MALFORMED,
+            Expect::Problem("t", ""),
+            &["tensor.extent"],
+        ),
         (
             "T3",
             &["T3", "R14"],
@@ -126,8 +138,7 @@ pub(super) fn cases() -> Vec<Case> {
         for &(id, geometry) in geometries {
             for how in ["v1", "v2", "v3", "state"] {
                 let pickle = beside(&rebuilt(how, geometry));
-                let [zip, legacy] =
-                    both(&format!("{family}-{id}-{how}"), classes, &pickle, &expect, scan);
+                let [zip, legacy] = both(&format!("{family}-{id}-{how}"), classes, &pickle, &expect, scan);
                 cases.push(zip);
                 // The arithmetic is one, whatever the container.
                 if how == "v2" {
