@@ -82,16 +82,19 @@ pub(crate) fn open(source: Source, options: &OpenOptions, budget: &mut impl Budg
     for other in checkpoint.others() {
         outcome.others.push((other.name.clone(), other.value.clone()));
     }
-    for record in checkpoint.records() {
+    for (name, record) in checkpoint.records() {
         let mut text = format!(
             "{:?} {} {:?} {:?}",
-            record.kind, record.dtype, record.shape, record.facts
+            record.kind,
+            record.dtype,
+            record.shape,
+            record.kind.facts()
         );
         for (part, tensor) in &record.parts {
             let read = read(part, tensor, budget);
             text.push_str(&format!(", {part}: {} {:?}", read.facts, read.bytes));
         }
-        outcome.records.push((record.name.clone(), text));
+        outcome.records.push((name.to_owned(), text));
     }
     outcome.facts = format!("{} `{}`", checkpoint.format(), checkpoint.wrapper());
     outcome
