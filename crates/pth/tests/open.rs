@@ -6,9 +6,9 @@ mod build;
 use std::fs::File;
 use std::io::Write;
 
+use build::Method::{Deflated, Stored};
 use build::{Pickle, archive, floats, stacked};
 use pth::{Checkpoint, Error, Format};
-use zip::CompressionMethod::{Deflated, Stored};
 
 fn open(bytes: &[u8]) -> Result<Checkpoint, Error> {
     let dir = tempfile::tempdir().unwrap();
