@@ -288,6 +288,7 @@ fn find_state_dict(arena: &Arena<'_>, walk: &mut Walk<'_, '_>) -> Result<Place, 
         let Some(entries) = objects::mapping(arena, place.node) else {
             break;
         };
+        let entries = walk.unique(entries, &place.wrapper)?;
         // One look at each key: there may be a hundred thousand, and they are not wrappers then.
         let mut found: Vec<(usize, NodeId)> = Vec::new();
         for &(key, value) in &entries {

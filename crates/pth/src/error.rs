@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::{fmt, io};
 
-use crate::{DType, FileError};
+use crate::{DType, FileError, limits};
 
 /// Why a checkpoint could not be read, or a tensor not made.
 #[derive(Debug, thiserror::Error)]
@@ -139,6 +139,7 @@ pub enum PickleFault {
     },
     FrameCrossed,
     FrameInFrame,
+    TooDeep,
     Unsupported(&'static str),
     NoStop,
     LeftOver(usize),
@@ -162,7 +163,8 @@ impl fmt::Display for PickleFault {
             PickleFault::OddItems => f.write_str("a key without a value"),
             PickleFault::Protocol(version) => write!(f, "protocol {version}, expected 0 to 5"),
             PickleFault::Frame { len, left } => write!(f, "a frame of {len} bytes, but {left} are left"),
-            PickleFault::FrameCrossed => f.write_str("an operand reaches past the end of its frame"),
+            PickleFault::FrameCrossed => f.write_str("a frame that ends elsewhere than an operand or the pickle"),
+            PickleFault::TooDeep => write!(f, "values nested more than {} deep", limits::MAX_DEPTH),
             PickleFault::FrameInFrame => f.write_str("a frame begins before the last one ends"),
             PickleFault::Unsupported(what) => write!(f, "{what} has no meaning in a checkpoint"),
             PickleFault::NoStop => f.write_str("the pickle ends without STOP"),

@@ -52,7 +52,11 @@ pub(crate) fn mapping(arena: &Arena<'_>, node: NodeId) -> Option<Vec<(NodeId, No
             let mut entries = Vec::new();
             if known {
                 for &arg in arena.args(node) {
-                    entries.extend(given_entries(arena, arg));
+                    // The factory of a defaultdict.
+                    if name.1 == "defaultdict" && matches!(arena.node(arg), Node::Global | Node::None) {
+                        continue;
+                    }
+                    entries.extend(given_entries(arena, arg)?);
                 }
             }
             entries.extend(pairs(arena.items(node)));
@@ -62,19 +66,19 @@ pub(crate) fn mapping(arena: &Arena<'_>, node: NodeId) -> Option<Vec<(NodeId, No
     }
 }
 
-/// The entries in the argument of `OrderedDict(...)`: a dict, or a list of pairs as Python 2 wrote it.
-fn given_entries(arena: &Arena<'_>, arg: NodeId) -> Vec<(NodeId, NodeId)> {
+/// The entries in the argument of `OrderedDict(...)`: a dict, or a list of pairs as Python 2 wrote it; none for anything else.
+fn given_entries(arena: &Arena<'_>, arg: NodeId) -> Option<Vec<(NodeId, NodeId)>> {
     match arena.node(arg) {
-        Node::Dict => pairs(arena.items(arg)),
+        Node::Dict => Some(pairs(arena.items(arg))),
         Node::List | Node::Tuple => arena
             .items(arg)
             .iter()
-            .filter_map(|&pair| match arena.items(pair) {
-                &[key, value] => Some((key, value)),
+            .map(|&pair| match (arena.node(pair), arena.items(pair)) {
+                (Node::List | Node::Tuple, &[key, value]) => Some((key, value)),
                 _ => None,
             })
             .collect(),
-        _ => Vec::new(),
+        _ => None,
     }
 }
 
@@ -84,7 +88,14 @@ pub(crate) fn sequence<'a>(arena: &'a Arena<'_>, node: NodeId) -> Option<&'a [No
         Node::List | Node::Tuple | Node::Set | Node::FrozenSet => Some(arena.items(node)),
         Node::Call { .. } | Node::CallEx { .. } => match arena.callee_name(node)? {
             ("torch", "Size") | ("builtins" | "__builtin__", "set" | "frozenset" | "list" | "tuple") => {
-                Some(arena.args(node).first().map_or(&[], |&items| arena.items(items)))
+                match arena.args(node) {
+                    [] => Some(&[]),
+                    &[items] => match arena.node(items) {
+                        Node::List | Node::Tuple | Node::Set | Node::FrozenSet => Some(arena.items(items)),
+                        _ => None,
+                    },
+                    _ => None,
+                }
             }
             _ if !arena.appended(node).is_empty() => Some(arena.appended(node)),
             _ => None,

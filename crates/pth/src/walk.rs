@@ -198,6 +198,25 @@ impl<'a, 'r> Walk<'a, 'r> {
         Ok(())
     }
 
+    /// The entries of a mapping without repeated keys, or the refusal of them.
+    pub(crate) fn unique(
+        &self,
+        entries: Vec<(NodeId, NodeId)>,
+        name: &str,
+    ) -> Result<Vec<(NodeId, NodeId)>, Error> {
+        let arena = self.arena;
+        match repeated_key(arena, entries.iter().map(|&(key, _)| key)) {
+            None => Ok(entries),
+            Some(_) if self.last_wins => Ok(last_of_equals(arena, &entries)),
+            Some(key) => {
+                let mut name = name.to_owned();
+                push_segment(arena, &mut name, Segment::Key(key));
+                let fault = TensorFault::DuplicateKey;
+                Err(Error::Tensor { name, fault })
+            }
+        }
+    }
+
     fn spend(&mut self) -> Result<(), Error> {
         self.n_visits = self.n_visits.saturating_add(1);
         let limit = limits::max_visits(self.arena.n_bytes());
@@ -235,23 +254,13 @@ impl<'a, 'r> Walk<'a, 'r> {
             }
             return Ok(Some(Children::List(self.module(node, in_state_dict)?)));
         }
-        if let Some(flat) = objects::plain_mapping(arena, node) {
-            return match repeated_key(arena, flat.as_chunks::<2>().0) {
-                None => Ok(Some(Children::Pairs(flat))),
-                Some(_) if self.last_wins => {
-                    let entries = last_of_equals(arena, &objects::pairs(flat));
-                    let visit = |(key, value)| child(Segment::Key(key), value, in_state_dict, in_object);
-                    Ok(Some(Children::List(entries.into_iter().map(visit).collect())))
-                }
-                Some(key) => {
-                    let mut name = name.to_owned();
-                    push_segment(arena, &mut name, Segment::Key(key));
-                    let fault = TensorFault::DuplicateKey;
-                    Err(Error::Tensor { name, fault })
-                }
-            };
+        if let Some(flat) = objects::plain_mapping(arena, node)
+            && repeated_key(arena, flat.as_chunks::<2>().0.iter().map(|&[key, _]| key)).is_none()
+        {
+            return Ok(Some(Children::Pairs(flat)));
         }
         if let Some(entries) = objects::mapping(arena, node) {
+            let entries = self.unique(entries, name)?;
             let mut children: Vec<Child> = entries
                 .iter()
                 .map(|&(key, value)| child(Segment::Key(key), value, in_state_dict, in_object))
@@ -413,21 +422,21 @@ fn comparable<'a>(arena: &'a Arena<'_>, key: NodeId) -> Option<Key<'a>> {
 }
 
 /// The first key that a dict was given twice.
-fn repeated_key(arena: &Arena<'_>, entries: &[[NodeId; 2]]) -> Option<NodeId> {
+fn repeated_key(arena: &Arena<'_>, mut keys: impl Iterator<Item = NodeId> + Clone) -> Option<NodeId> {
     /// Below, comparing all with all is faster than hashing.
     const FEW: usize = 8;
-    if entries.len() <= FEW {
-        let keys: Vec<_> = entries.iter().filter_map(|&[key, _]| comparable(arena, key)).collect();
-        let is_unique = keys
+    let n_keys = keys.clone().count();
+    if n_keys <= FEW {
+        let few: Vec<_> = keys.clone().filter_map(|key| comparable(arena, key)).collect();
+        let is_unique = few
             .iter()
             .enumerate()
-            .all(|(i, key)| !keys.iter().take(i).any(|earlier| earlier == key));
+            .all(|(i, key)| !few.iter().take(i).any(|earlier| earlier == key));
         if is_unique {
             return None;
         }
     }
-    let mut seen = HashSet::with_capacity(entries.len());
-    let mut keys = entries.iter().map(|&[key, _]| key);
+    let mut seen = HashSet::with_capacity(n_keys);
     keys.find(|&key| comparable(arena, key).is_some_and(|key| !seen.insert(key)))
 }
 

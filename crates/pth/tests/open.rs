@@ -228,10 +228,14 @@ fn tensors_that_lie_are_named() {
         "w",
         "needs 20 bytes of storage `0`, which has 16",
     );
-    check_problem(
+    // A storage that is not what its reference claims condemns the file.
+    check_rejects(
         &tensor(5, 0, &[4], &[1]),
-        "w",
-        "storage `0` has 16 bytes, expected 20",
+        "tensor `w`: storage `0` has 16 bytes, expected 20",
+    );
+    check_rejects(
+        &tensor(-4, 0, &[4], &[1]),
+        "tensor `w`: storage `0` claims numel -4",
     );
     check_problem(&tensor(4, 0, &[4], &[]), "w", "1 sizes, but 0 strides");
     check_problem(
@@ -251,7 +255,17 @@ fn tensors_that_lie_are_named() {
         .tensor("0", 4, 0, &[1], &[1])
         .op(b"s")
         .stop();
-    check_problem(&twice, "w", "a second entry of this name");
+    check_rejects(&twice, "tensor `w`: its dict has a second entry of this key");
+    let flattened = dict("a")
+        .op(b"}")
+        .str("b")
+        .tensor("0", 4, 0, &[1], &[1])
+        .op(b"ss")
+        .str("a.b")
+        .tensor("0", 4, 0, &[1], &[1])
+        .op(b"s")
+        .stop();
+    check_problem(&flattened, "a.b", "a second entry of this name");
 }
 
 #[test]
@@ -260,7 +274,10 @@ fn deep_and_repeated_nesting_costs_little_and_is_refused() {
         .op(&b"]".repeat(100_000))
         .op(&b"a".repeat(99_999))
         .stop();
-    assert!(matches!(open_pickle(&deep), Err(Error::Limit { .. })));
+    check_rejects(
+        &deep,
+        "pickle `m/data.pkl` is broken at byte 101001: values nested more than 1000 deep",
+    );
     // Each list holds the one before twice: 2^40 names for one tensor.
     let mut bomb = Pickle::new().op(b"]").tensor("0", 4, 0, &[1], &[1]).op(b"a");
     for i in 0..40 {

@@ -166,6 +166,12 @@ pub(crate) fn read<'s>(
         sink(broken(format!("{hidden} bytes behind the {n_entries} entries that it claims")))?;
     }
     let directory = Directory { bytes, members };
+    let first = directory.members.iter().map(|member| member.header_start).min();
+    let in_front = first.unwrap_or(0).saturating_sub(end.base);
+    if in_front > 0 && first < Some(source.len()) && !allow_prefix {
+        let detail = format!("{in_front} bytes in front of the first record");
+        sink(Finding::new("zip.prefix", Severity::High, "central directory", detail))?;
+    }
     check_overlaps(&directory, sink)?;
     Ok(directory)
 }
@@ -213,7 +219,7 @@ fn find_end(source: &Source, allow_prefix: bool, sink: Sink<'_>) -> Result<End, 
     let mut numbers = [disk, first_disk, n_here, n_entries, size, offset];
     let mut directory_end = tail_start.saturating_add(end_at);
 
-    if let Some(at) = end64(source, &tail, tail_start, end_at, allow_prefix)? {
+    if let Some(at) = end64(source, &tail, tail_start, end_at, allow_prefix, sink)? {
         let record = bytes_of(source, at..at.saturating_add(END64_BYTES))?;
         let mut fields = Fields(record.get(12..).unwrap_or_default());
         fields.skip::<4>();
@@ -263,6 +269,7 @@ fn end64(
     tail_start: usize,
     end_at: usize,
     allow_prefix: bool,
+    sink: Sink<'_>,
 ) -> Result<Option<usize>, Error> {
     let locator = end_at
         .checked_sub(LOCATOR_BYTES)
@@ -271,8 +278,12 @@ fn end64(
     let Some(locator) = locator else {
         return Ok(None);
     };
-    let mut fields = Fields(locator.get(8..).unwrap_or_default());
+    let mut fields = Fields(locator.get(4..).unwrap_or_default());
+    let disk = fields.u32();
     let told = usize::try_from(fields.u64()).unwrap_or(usize::MAX);
+    if disk != 0 || fields.u32() > 1 {
+        sink(broken("it is a part of a split archive".to_owned()))?;
+    }
     let usual = tail_start.saturating_add(end_at).checked_sub(LOCATOR_BYTES.saturating_add(END64_BYTES));
     for at in [Some(told), usual.filter(|_| allow_prefix)].into_iter().flatten() {
         let end = at.saturating_add(END64_BYTES);
@@ -359,24 +370,35 @@ fn entry(
     }
 
     let local = locals.at(member.header_start, name.len())?;
-    let Some((local, local_name)) = local else {
+    let Some((local, is_same_name)) = local.map(|(local, local_name)| (*local, local_name == name)) else {
         let detail = format!("no local header at byte {header}");
         tell("zip.outside", Severity::High, detail)?;
         return Ok(Some((member, n_bytes)));
     };
-    let mut fields = Fields(local.get(6..).unwrap_or_default());
+    let mut fields = Fields(local.split_at(6).1);
     let (local_flags, local_method) = (fields.u16(), fields.u16());
     fields.skip::<4>();
     let told = [u64::from(fields.u32()), u64::from(fields.u32()), u64::from(fields.u32())];
     let (local_name_len, local_extra_len) = (usize::from(fields.u16()), usize::from(fields.u16()));
     let meant = [u64::from(crc), compressed, size];
     let is_deferred = flags & DEFERRED_FLAG != 0;
-    // A number that does not fit is in the zip64 field, which torch writes without marking it here.
-    let differs = |(told, meant): (&u64, &u64)| {
-        let is_told = !(is_deferred && *told == 0) && *told != IN_ZIP64;
-        is_told && told != meant
-    };
-    let what = if local_name != name || local_name_len != name.len() {
+    let [told_crc, told_compressed, told_size] = told;
+    let mut told = [told_crc, told_compressed, told_size];
+    if [told_compressed, told_size].contains(&IN_ZIP64) {
+        let start = member.header_start.saturating_add(LOCAL_BYTES).saturating_add(local_name_len);
+        let extra = start..start.saturating_add(local_extra_len).min(locals.source.len());
+        let extra = bytes_of(locals.source, extra)?;
+        let mut wide = Fields(extra_field(&extra, 1).unwrap_or_default());
+        // In this order, whatever the field's name for the second suggests.
+        let [_, compressed, size] = &mut told;
+        for value in [size, compressed] {
+            if *value == IN_ZIP64 && wide.0.len() >= 8 {
+                *value = wide.u64();
+            }
+        }
+    }
+    let differs = |(told, meant): (&u64, &u64)| !(is_deferred && *told == 0) && told != meant;
+    let what = if !is_same_name || local_name_len != name.len() {
         Some("another name")
     } else if local_method != method {
         Some("another method")
@@ -429,7 +451,7 @@ struct Locals<'s> {
 
 impl Locals<'_> {
     /// The fixed part of the local header at `start`, and the name of `name_len` bytes behind it.
-    fn at(&mut self, start: usize, name_len: usize) -> Result<Option<(&[u8], &[u8])>, Error> {
+    fn at(&mut self, start: usize, name_len: usize) -> Result<Option<(&[u8; LOCAL_BYTES], &[u8])>, Error> {
         const WINDOW_BYTES: usize = 1 << 16;
         let n_bytes = LOCAL_BYTES.saturating_add(name_len);
         let Some(end) = start.checked_add(n_bytes).filter(|&end| end <= self.source.len()) else {
@@ -453,7 +475,7 @@ impl Locals<'_> {
         };
         Ok(header
             .filter(|header| header.starts_with(LOCAL))
-            .and_then(|header| header.split_at_checked(LOCAL_BYTES)))
+            .and_then(|header| header.split_first_chunk()))
     }
 }
 

@@ -24,7 +24,7 @@ use crate::{Error, Source, diagnose, limits, pickle};
 const MAGIC: [u8; 10] = [0x6c, 0xfc, 0x9c, 0x46, 0xf9, 0x20, 0x6a, 0xa8, 0x50, 0x19];
 const PROTOCOL: i64 = 1001;
 
-pub(super) fn open<'s>(source: &'s Source, options: &OpenOptions) -> Result<Container<'s>, Error> {
+pub(crate) fn open<'s>(source: &'s Source, options: &OpenOptions) -> Result<Container<'s>, Error> {
     let head = head(source)?;
     if let Some(found) = diagnose::not_a_pickle(&head) {
         return Err(Error::not_a_checkpoint(found));

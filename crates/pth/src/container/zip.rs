@@ -81,7 +81,8 @@ impl<'s> Archive<'s> {
         let root = first
             .as_deref()
             .and_then(|name| name.split_once('/'))
-            .map(|(root, _)| root.to_owned());
+            .map(|(root, _)| root.to_owned())
+            .filter(|root| !root.is_empty());
         let mut archive = Archive {
             directory,
             root,
@@ -117,8 +118,17 @@ impl<'s> Archive<'s> {
         })
     }
 
+    /// Whether a member is called `data.pkl` in a folder, however the folder is spelled.
+    pub(crate) fn has_pickle_anywhere(&self) -> bool {
+        let mut names = self.directory.members.iter().map(|member| self.directory.name(member));
+        names.any(|name| {
+            let folded = name.to_ascii_lowercase();
+            folded.ends_with(b"/data.pkl") || folded.ends_with(b"\\data.pkl")
+        })
+    }
+
     /// Names that torch would confuse, and names outside the root.
-    fn check_names(&self, sink: Sink<'_>) -> Result<(), Error> {
+    pub(crate) fn check_names(&self, sink: Sink<'_>) -> Result<(), Error> {
         let n_members = self.directory.members.len();
         // Storages are numbered, and there are many: they are ticked off.
         let mut numbered = vec![false; n_members.saturating_add(1)];
@@ -158,7 +168,7 @@ impl<'s> Archive<'s> {
             }
             let is_odd = name.iter().any(|&byte| byte < b' ' || byte == 0x7f || byte == b'\\')
                 || name.starts_with(b"/")
-                || name.split(|&byte| byte == b'/').any(|part| part == b"..")
+                || name.split(|&byte| byte == b'/').any(|part| part == b".." || part == b".")
                 || name.get(1) == Some(&b':');
             // Marks that turn the direction of writing round, and so hide what a name is.
             let is_turned = storage.is_none()
@@ -212,6 +222,19 @@ impl<'s> Archive<'s> {
 
     /// A member that is interpreted as a whole, its CRC checked where it has one.
     pub(crate) fn contents<'t>(&self, source: &'t Source, member: &Member) -> Result<Cow<'t, [u8]>, Error> {
+        let bytes = self.unchecked(source, member)?;
+        if member.crc != 0 {
+            let found = crc32fast::hash(&bytes);
+            if found != member.crc {
+                let fault = format!("its CRC is {found:08x}, expected {:08x}", member.crc);
+                return Err(Error::container(self.directory.text(member), fault));
+            }
+        }
+        Ok(bytes)
+    }
+
+    /// The same without a look at the CRC, as torch reads it.
+    pub(crate) fn unchecked<'t>(&self, source: &'t Source, member: &Member) -> Result<Cow<'t, [u8]>, Error> {
         let name = || self.directory.text(member);
         let limit = limits::MAX_PICKLE_BYTES;
         if member.size > limit {
@@ -221,18 +244,10 @@ impl<'s> Archive<'s> {
                 limit: u64::try_from(limit).unwrap_or(u64::MAX),
             });
         }
-        let bytes = match member.method {
-            Method::Deflated => Cow::Owned(self.inflate(source, member)?),
-            _ => bytes_of(source, member.data.clone())?,
-        };
-        if member.crc != 0 {
-            let found = crc32fast::hash(&bytes);
-            if found != member.crc {
-                let fault = format!("its CRC is {found:08x}, expected {:08x}", member.crc);
-                return Err(Error::container(name(), fault));
-            }
+        match member.method {
+            Method::Deflated => Ok(Cow::Owned(self.inflate(source, member)?)),
+            _ => bytes_of(source, member.data.clone()),
         }
-        Ok(bytes)
     }
 
     fn inflate(&self, source: &Source, member: &Member) -> Result<Vec<u8>, Error> {

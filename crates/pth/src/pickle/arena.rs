@@ -114,6 +114,8 @@ pub(super) enum Stored {
 #[derive(Default)]
 pub(super) struct Nodes {
     nodes: Vec<Stored>,
+    /// How deep values are nested in each node.
+    depths: Vec<u16>,
     children: Vec<NodeId>,
     /// Items of lists and sets; keys and values of dicts and of objects that had items set.
     items: HashMap<NodeId, Vec<NodeId>, Quick>,
@@ -168,8 +170,38 @@ impl Nodes {
     /// Each opcode adds two nodes at most and the pickle is at most 1 GiB, so ids fit.
     pub(super) fn add(&mut self, node: Stored) -> NodeId {
         let slot = u32::try_from(self.nodes.len()).expect("at most two nodes per byte of at most 1 GiB");
+        let depth = match node {
+            Stored::Persistent(id) => self.depth_around(&[id]),
+            Stored::Call { args, .. } | Stored::CallEx { args, .. } => self.depth_around(&[args]),
+            _ => 1,
+        };
         self.nodes.push(node);
+        self.depths.push(depth);
         NodeId(slot | STORED)
+    }
+
+    /// How deep a value is nested that holds `items`.
+    fn depth_around(&self, items: &[NodeId]) -> u16 {
+        let depth = |item: &NodeId| match item.is_stored() {
+            true => self.depths.get(item.slot()).copied().unwrap_or(0),
+            false => 0,
+        };
+        items.iter().map(depth).max().unwrap_or(0).saturating_add(1)
+    }
+
+    fn deepen(&mut self, target: NodeId, items: &[NodeId]) {
+        let depth = self.depth_around(items);
+        if let Some(slot) = self.depths.get_mut(target.slot()) {
+            *slot = depth.max(*slot);
+        }
+    }
+
+    /// How deep values are nested in a node, as far as they were there when it was put into others.
+    pub(super) fn depth(&self, id: NodeId) -> usize {
+        match id.is_stored() {
+            true => self.depths.get(id.slot()).copied().map_or(0, usize::from),
+            false => 0,
+        }
     }
 
     pub(super) fn stored(&self, id: NodeId) -> Option<Stored> {
@@ -185,7 +217,9 @@ impl Nodes {
     pub(super) fn tuple(&mut self, items: &[NodeId]) -> NodeId {
         let span = Span::new(self.children.len(), items.len());
         self.children.extend_from_slice(items);
-        self.add(Stored::Tuple(span))
+        let id = self.add(Stored::Tuple(span));
+        self.deepen(id, items);
+        id
     }
 
     /// Keeps `text`, which the pickle of `text_len` bytes does not hold as it is.
@@ -207,14 +241,17 @@ impl Nodes {
 
     pub(super) fn push_items(&mut self, target: NodeId, items: &[NodeId]) {
         self.items.entry(target).or_default().extend_from_slice(items);
+        self.deepen(target, items);
     }
 
     pub(super) fn push_appended(&mut self, target: NodeId, items: &[NodeId]) {
         self.appended.entry(target).or_default().extend_from_slice(items);
+        self.deepen(target, items);
     }
 
     pub(super) fn push_state(&mut self, target: NodeId, state: NodeId) {
         self.states.entry(target).or_default().push(state);
+        self.deepen(target, &[state]);
     }
 
     pub(super) fn n_items(&self, id: NodeId) -> usize {
@@ -286,6 +323,12 @@ impl<'t> Arena<'t> {
     /// What BUILD gave to `id`.
     pub(crate) fn states(&self, id: NodeId) -> &[NodeId] {
         self.nodes.states.get(&id).map_or(&[], Vec::as_slice)
+    }
+
+    /// Whether anything was set in an object, appended to it or built onto it.
+    pub(crate) fn is_changed_later(&self, id: NodeId) -> bool {
+        let nodes = &self.nodes;
+        nodes.states.contains_key(&id) || nodes.items.contains_key(&id) || nodes.appended.contains_key(&id)
     }
 
     pub(crate) fn bytes(&self, span: Span) -> &[u8] {

@@ -9,8 +9,8 @@ use std::borrow::Cow;
 
 use super::arena::{Arena, Node, NodeId, Nodes, Span, Stored, small_long};
 use super::{op, safety, text};
-use crate::Error;
 use crate::error::PickleFault;
+use crate::{Error, limits};
 
 /// The text of the fault that more bytes may mend.
 pub(crate) const ENDLESS_LINE: &str = "a line without end";
@@ -83,6 +83,17 @@ pub(crate) fn survey(text: &[u8]) -> (Vec<Mention>, usize, Option<Broken>) {
     (machine.mentions.unwrap_or_default(), machine.at, broken)
 }
 
+/// Every text or run of bytes of a sound pickle that is long enough to be a pickle itself.
+pub(crate) fn long_texts(text: &[u8]) -> Vec<&[u8]> {
+    const LEAST_BYTES: usize = 8;
+    let mut machine = Machine::new(text);
+    machine.texts = Some(Vec::new());
+    // A fault was told of when the pickle was surveyed.
+    let _ = machine.run();
+    let texts = machine.texts.unwrap_or_default();
+    texts.into_iter().filter(|text| text.len() >= LEAST_BYTES).collect()
+}
+
 struct Machine<'t> {
     text: &'t [u8],
     nodes: Nodes,
@@ -98,6 +109,8 @@ struct Machine<'t> {
     first_unsafe: Option<(usize, String)>,
     /// Only kept for a survey.
     mentions: Option<Vec<Mention>>,
+    /// Only kept for a search.
+    texts: Option<Vec<&'t [u8]>>,
 }
 
 impl<'t> Machine<'t> {
@@ -114,6 +127,7 @@ impl<'t> Machine<'t> {
             frame_end: 0,
             first_unsafe: None,
             mentions: None,
+            texts: None,
         }
     }
 
@@ -134,9 +148,15 @@ impl<'t> Machine<'t> {
                     let left = self.stack.len().saturating_add(1);
                     return Err(broken(self, PickleFault::LeftOver(left)));
                 }
+                if self.at < self.frame_end {
+                    return Err(broken(self, PickleFault::FrameCrossed));
+                }
                 return Ok(root);
             }
             self.step(opcode).map_err(|kind| broken(self, kind))?;
+            if self.stack.last().is_some_and(|&top| self.nodes.depth(top) > limits::MAX_DEPTH) {
+                return Err(broken(self, PickleFault::TooDeep));
+            }
         }
     }
 
@@ -354,7 +374,10 @@ impl<'t> Machine<'t> {
             *to = from;
         }
         let len = usize::try_from(u64::from_le_bytes(wide)).unwrap_or(usize::MAX);
-        self.take(len)?;
+        let text = self.take(len)?;
+        if let Some(texts) = &mut self.texts {
+            texts.push(text);
+        }
         self.push_plain();
         Ok(())
     }

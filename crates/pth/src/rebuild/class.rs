@@ -137,6 +137,18 @@ pub(crate) struct Reference<'c> {
     pub(crate) is_meta: bool,
 }
 
+/// A number of elements; one beyond 64 bits is as impossible as the greatest.
+fn claim(arena: &Arena<'_>, node: NodeId) -> Option<i64> {
+    match arena.node(node) {
+        Node::Int(value) => Some(value),
+        Node::BigInt(span) => match arena.bytes(span).last() {
+            Some(0x80..) => Some(i64::MIN),
+            _ => Some(i64::MAX),
+        },
+        _ => None,
+    }
+}
+
 /// The storage classes of one pickle, each looked up once.
 #[derive(Default)]
 pub(crate) struct StorageClasses {
@@ -158,14 +170,14 @@ impl StorageClasses {
         }
         let class_id = self.class_id(arena, class)?;
         let view_offset = match view.first().map(|&view| arena.items(view)) {
-            Some(&[_, offset, _]) => arena.int(offset)?,
+            Some(&[_, offset, _]) => claim(arena, offset)?,
             _ => 0,
         };
         Some(Reference {
             class: self.known.get(usize::from(class_id))?,
             class_id,
             key,
-            numel: arena.int(numel)?,
+            numel: claim(arena, numel)?,
             view_offset,
             is_meta: arena.str_bytes(location) == Some(b"meta"),
         })
@@ -175,11 +187,12 @@ impl StorageClasses {
         let known = &mut self.known;
         *self.ids.entry(node).or_insert_with(|| {
             let (module, name) = arena.global_name(node)?;
-            if let Some(id) = known.iter().position(|class| class.name == name) {
+            let class = StorageClass::new(module, name)?;
+            if let Some(id) = known.iter().position(|known| known.name == class.name) {
                 return u16::try_from(id).ok();
             }
             let id = u16::try_from(known.len()).ok()?;
-            known.push(StorageClass::new(module, name)?);
+            known.push(class);
             Some(id)
         })
     }

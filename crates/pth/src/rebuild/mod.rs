@@ -114,6 +114,10 @@ impl<'c> Rebuilder<'c> {
         let mut args: Args<'c> = arena.args(node);
         let mut is_tensor = false;
         for _ in 0..MAX_WRAPPERS {
+            let is_class = matches!(callee, Callee::Class { .. } | Callee::Other);
+            if !is_class && arena.is_changed_later(node) {
+                return Some(malformed("a tensor that is changed after it was made"));
+            }
             let flag = |at: usize| args.get(at).map(|&flag| arena.node(flag) == Node::Bool(true));
             let inner = match callee {
                 Callee::Tensor(version) => {
