@@ -41,6 +41,10 @@ enum Verb {
     Show(commands::show::ShowArgs),
     /// Any readable checkpoint to another format
     Convert(commands::convert::ConvertArgs),
+    /// What a checkpoint would touch if PyTorch opened it; exit code 1 where something is found
+    Scan(commands::scan::ScanArgs),
+    /// Whether a checkpoint is whole: CRCs, sizes, extents; exit code 1 where it is not
+    Verify(commands::verify::VerifyArgs),
     /// Which ONNX Runtime is found; --install gets it
     Doctor(commands::doctor::DoctorArgs),
 }
@@ -56,6 +60,8 @@ fn main() -> ExitCode {
         Verb::Inspect(args) => commands::inspect::run(&args),
         Verb::Show(args) => commands::show::run(&args),
         Verb::Convert(args) => commands::convert::run(&args),
+        Verb::Scan(args) => commands::scan::run(&args),
+        Verb::Verify(args) => commands::verify::run(&args),
         Verb::Doctor(args) => commands::doctor::run(&args),
     };
     ExitCode::from(result.unwrap_or_else(|error| errors::report(&error)))

@@ -185,7 +185,7 @@ impl<'s> Scanner<'s> {
         let archive = Archive::read(self.source, true, &mut keep);
         if let Ok(archive) = &archive
             && archive.find("data.pkl").is_none()
-            && archive.has_pickle_anywhere()
+            && (archive.root.is_some() || archive.has_pickle_anywhere())
         {
             // The reader has no interest in the names of an archive that is no checkpoint.
             let _ = archive.check_names(&mut keep);

@@ -240,7 +240,7 @@ impl Storage {
         Ok(Cow::Owned(bytes))
     }
 
-    /// Passes the bytes of `range` on in chunks of bounded size, in order.
+    /// Passes the bytes of `range` on in chunks of bounded size, in order. The chunks end where elements do, if `range` begins so.
     ///
     /// A CRC is checked on the way, so that an error may come after bytes were passed on.
     ///
@@ -365,8 +365,8 @@ impl Storage {
         let mut buffer = vec![0; CHUNK_BYTES.min(declared.saturating_add(1))];
         let mut at = 0_usize;
         while at < range.end || range.end == declared {
-            let n = decoder
-                .read(&mut buffer)
+            // Full buffers, so that no element is cut in two.
+            let n = fill(&mut decoder, &mut buffer)
                 .map_err(|error| Error::container(record(), format!("it cannot be inflated: {error}")))?;
             let end = at.saturating_add(n);
             if n == 0 || end > declared {
@@ -386,6 +386,18 @@ impl Storage {
         }
         Ok(())
     }
+}
+
+/// Reads until `buffer` is full or the stream ends; returns how many bytes there are.
+fn fill(reader: &mut impl Read, buffer: &mut [u8]) -> std::io::Result<usize> {
+    let mut n_bytes = 0_usize;
+    while let Some(rest) = buffer.get_mut(n_bytes..).filter(|rest| !rest.is_empty()) {
+        match reader.read(rest)? {
+            0 => break,
+            n => n_bytes = n_bytes.saturating_add(n),
+        }
+    }
+    Ok(n_bytes)
 }
 
 /// A range of a source as a stream.

@@ -1,12 +1,13 @@
-//! `graftwork convert IN OUT`: any readable checkpoint to safetensors.
+//! `graftwork convert IN OUT`: any readable checkpoint to safetensors or to a `.pth` that loads with `weights_only`.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use pth::{DType, Existing};
+use pth::{Checkpoint, DType, Existing, Profile, SaveOptions};
 use surgery::{Opened, Pattern};
 
+use crate::args::OpenArgs;
 use crate::text::{grouped, plain, print, remark};
 use crate::usage::UsageError;
 
@@ -16,7 +17,7 @@ pub(crate) struct ConvertArgs {
     /// A checkpoint or safetensors file, whatever its name.
     #[arg(value_name = "IN")]
     input: PathBuf,
-    /// The file to write; its extension says the format: `.safetensors`.
+    /// The file to write; its extension says the format: `.safetensors`, `.pth`, `.pt`, `.bin` or `.ckpt`.
     #[arg(value_name = "OUT")]
     output: PathBuf,
     /// Take this prefix off every name that has it, such as `module.`.
@@ -28,9 +29,15 @@ pub(crate) struct ConvertArgs {
     /// Mark what matches as frozen: `*` is part of one segment of a name, `**` any number.
     #[arg(long, value_name = "PATTERN")]
     freeze: Vec<String>,
-    /// Convert floating tensors to this type.
+    /// Convert floating tensors to this type, on the way to `.safetensors`.
     #[arg(long, value_enum)]
     dtype: Option<FloatType>,
+    /// Keep everything in the checkpoint (epoch, optimizer, ...) as plain values, in a `.pth` that `weights_only` loads.
+    #[arg(long, conflicts_with_all = ["strip_prefix", "rename", "freeze", "dtype", "partial", "plain"])]
+    all: bool,
+    /// Write the `.pth` for libtorch in C++: plain dicts and tensors.
+    #[arg(long)]
+    plain: bool,
     /// Write what can be read, and leave out what cannot.
     #[arg(long)]
     partial: bool,
@@ -40,6 +47,8 @@ pub(crate) struct ConvertArgs {
     /// Say what would be written, and write nothing.
     #[arg(long)]
     dry_run: bool,
+    #[command(flatten)]
+    open: OpenArgs,
 }
 
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
@@ -62,10 +71,20 @@ impl FloatType {
     }
 }
 
+/// What is written, by OUT's extension.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Target {
+    Safetensors,
+    Pth,
+}
+
 /// Runs the verb; returns the exit code.
 pub(crate) fn run(args: &ConvertArgs) -> Result<u8> {
-    check_output(&args.output)?;
-    let mut opened = surgery::open(&args.input)?;
+    let target = target(args)?;
+    if args.all {
+        return keep_all(args);
+    }
+    let mut opened = surgery::open_with(&args.input, &args.open.options())?;
     check_complete(&opened, args)?;
     left_out(&opened);
 
@@ -82,9 +101,7 @@ pub(crate) fn run(args: &ConvertArgs) -> Result<u8> {
     for pattern in &args.freeze {
         surgery::freeze(tensors, &Pattern::new(pattern))?;
     }
-    let metadata = metadata(&opened, args)?;
 
-    let dtype = args.dtype.map(FloatType::dtype);
     let n = grouped(opened.state_dict.len());
     let path = args.output.display();
     if args.dry_run {
@@ -95,12 +112,20 @@ pub(crate) fn run(args: &ConvertArgs) -> Result<u8> {
         ))?;
         return Ok(0);
     }
-    let existing = if args.force {
-        Existing::Replace
-    } else {
-        Existing::Refuse
+    let n_bytes = match target {
+        Target::Safetensors => write_safetensors(&opened, args)?,
+        Target::Pth => pth::save_state_dict(&args.output, &opened.state_dict, &save_options(args))?,
     };
-    let report = surgery::save_safetensors_as(&args.output, &opened.state_dict, &metadata, existing, dtype)?;
+    let n_bytes = grouped(usize::try_from(n_bytes)?);
+    print(&format!("wrote {path}: {n} tensors, {n_bytes} bytes\n"))?;
+    Ok(0)
+}
+
+fn write_safetensors(opened: &Opened, args: &ConvertArgs) -> Result<u64> {
+    let metadata = metadata(opened, args)?;
+    let dtype = args.dtype.map(FloatType::dtype);
+    let tensors = &opened.state_dict;
+    let report = surgery::save_safetensors_as(&args.output, tensors, &metadata, existing(args), dtype)?;
     for group in &report.shared {
         let names: Vec<String> = group.iter().map(|name| plain(name)).collect();
         remark(&format!(
@@ -108,22 +133,78 @@ pub(crate) fn run(args: &ConvertArgs) -> Result<u8> {
             names.join(", ")
         ));
     }
-    let n_bytes = grouped(usize::try_from(report.n_bytes)?);
-    print(&format!("wrote {path}: {n} tensors, {n_bytes} bytes\n"))?;
+    Ok(report.n_bytes)
+}
+
+/// The whole of a checkpoint as plain values.
+fn keep_all(args: &ConvertArgs) -> Result<u8> {
+    let named = |source| surgery::Error::Checkpoint {
+        path: args.input.clone(),
+        source,
+    };
+    let checkpoint = Checkpoint::open_with(&args.input, &args.open.options()).map_err(named)?;
+    let (value, changes) = checkpoint.value().map_err(named)?.into_plain();
+    for change in &changes {
+        let name = if change.name.is_empty() {
+            "(all)"
+        } else {
+            change.name.as_str()
+        };
+        remark(&format!("changed: {}: {}", plain(name), plain(&change.what)));
+    }
+    let path = args.output.display();
+    if args.dry_run {
+        print(&format!("would write {path} with {} values changed\n", changes.len()))?;
+        return Ok(0);
+    }
+    let n_bytes = pth::save(&args.output, &value, &save_options(args))?;
+    let n_bytes = grouped(usize::try_from(n_bytes)?);
+    print(&format!("wrote {path}: everything, {n_bytes} bytes\n"))?;
     Ok(0)
 }
 
-fn check_output(path: &Path) -> Result<(), UsageError> {
+fn save_options(args: &ConvertArgs) -> SaveOptions {
+    SaveOptions {
+        profile: if args.plain {
+            Profile::LibTorch
+        } else {
+            Profile::Torch
+        },
+        existing: existing(args),
+    }
+}
+
+fn existing(args: &ConvertArgs) -> Existing {
+    if args.force {
+        Existing::Replace
+    } else {
+        Existing::Refuse
+    }
+}
+
+fn target(args: &ConvertArgs) -> Result<Target, UsageError> {
+    let path: &Path = &args.output;
     let extension = path
         .extension()
         .and_then(|extension| extension.to_str())
         .unwrap_or_default();
-    match extension {
-        "safetensors" => Ok(()),
-        _ => Err(UsageError::new(format!(
-            "cannot write `{}`: the formats that can be written are `.safetensors`",
-            path.display()
-        ))),
+    let target = match extension {
+        "safetensors" => Target::Safetensors,
+        "pth" | "pt" | "bin" | "ckpt" => Target::Pth,
+        _ => {
+            return Err(UsageError::new(format!(
+                "cannot write `{}`: the formats that can be written are `.safetensors` and `.pth` (`.pt`, `.bin`, `.ckpt`)",
+                path.display()
+            )));
+        }
+    };
+    match target {
+        Target::Safetensors if args.all => Err(UsageError::new("safetensors holds tensors only: --all writes a `.pth`")),
+        Target::Safetensors if args.plain => Err(UsageError::new("--plain is a kind of `.pth`")),
+        Target::Pth if args.dtype.is_some() => {
+            Err(UsageError::new("--dtype converts on the way to `.safetensors` only"))
+        }
+        target => Ok(target),
     }
 }
 

@@ -5,10 +5,11 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use indexmap::IndexMap;
-use pth::{StateDict, Tensor};
+use pth::{Record, StateDict, Tensor};
 use serde_json::{Value, json};
 use surgery::Opened;
 
+use crate::args::OpenArgs;
 use crate::text::{grouped, plain, print};
 
 /// Arguments of `inspect`.
@@ -22,11 +23,13 @@ pub(crate) struct InspectArgs {
     /// Print one JSON object.
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    open: OpenArgs,
 }
 
 /// Runs the verb; returns the exit code.
 pub(crate) fn run(args: &InspectArgs) -> Result<u8> {
-    let opened = surgery::open(&args.file)?;
+    let opened = surgery::open_with(&args.file, &args.open.options())?;
     if args.json {
         let text = serde_json::to_string_pretty(&as_json(&opened))?;
         print(&format!("{text}\n"))?;
@@ -57,11 +60,17 @@ fn as_json(opened: &Opened) -> Value {
     let problems: Vec<Value> = problems
         .map(|problem| json!({ "name": problem.name, "reason": problem.fault.to_string() }))
         .collect();
+    let records = opened.state_dict.records().chain(opened.other_tensors.records());
+    let sources = opened.sources.iter().map(|source| {
+        json!({ "class": source.class, "file": source.file, "n_lines": source.text.lines().count() })
+    });
     json!({
         "format": opened.format.to_string(),
         "wrapper": opened.wrapper,
         "tensors": tensors,
         "other": values.chain(metadata).chain(other_tensors).collect::<Vec<_>>(),
+        "records": records.map(|(name, record)| record_json(name, record)).collect::<Vec<_>>(),
+        "sources": sources.collect::<Vec<_>>(),
         "problems": problems,
     })
 }
@@ -79,6 +88,37 @@ fn tensor_json(name: &str, tensor: &Tensor) -> Value {
     })
 }
 
+fn record_json(name: &str, record: &Record) -> Value {
+    let facts: serde_json::Map<String, Value> = record
+        .kind
+        .facts()
+        .into_iter()
+        .map(|(name, value)| (name, Value::String(value)))
+        .collect();
+    let parts: Vec<Value> = record.parts.iter().map(|(name, tensor)| tensor_json(name, tensor)).collect();
+    json!({
+        "name": name,
+        "kind": record.kind.as_str(),
+        "dtype": record.dtype,
+        "shape": record.shape,
+        "requires_grad": record.requires_grad,
+        "facts": facts,
+        "parts": parts,
+    })
+}
+
+/// What a tensor is made of that is not one array, on one line.
+fn record_text(name: &str, record: &Record) -> String {
+    let facts = record.kind.facts().into_iter().map(|(fact, value)| format!("{fact} {value}"));
+    let parts = record
+        .parts
+        .iter()
+        .map(|(part, tensor)| format!("{part} {}{:?}", tensor.dtype(), tensor.shape()));
+    let all: Vec<String> = facts.chain(parts).collect();
+    let (kind, dtype) = (record.kind.as_str(), &record.dtype);
+    plain(&format!("  {name}  {kind} {dtype} {:?}  ({})", record.shape, all.join(", ")))
+}
+
 fn as_text(opened: &Opened, depth: usize) -> String {
     let mut out = String::new();
     let tensors = &opened.state_dict;
@@ -93,6 +133,12 @@ fn as_text(opened: &Opened, depth: usize) -> String {
     );
     out.push('\n');
     tree(&mut out, tensors, depth);
+    if tensors.records().next().is_some() {
+        line(&mut out, "Tensors that are not one array:");
+        for (name, record) in tensors.records() {
+            line(&mut out, record_text(name, record));
+        }
+    }
     totals(&mut out, tensors);
     if !opened.others.is_empty() || !opened.other_tensors.is_empty() || !opened.metadata.is_empty() {
         line(&mut out, "\nAlso in the file:");
@@ -109,6 +155,16 @@ fn as_text(opened: &Opened, depth: usize) -> String {
             );
         }
         other_tensors(&mut out, &opened.other_tensors);
+        for (name, record) in opened.other_tensors.records() {
+            line(&mut out, record_text(name, record));
+        }
+    }
+    if !opened.sources.is_empty() {
+        line(&mut out, "\nPython source in the file, which is never run:");
+        for source in &opened.sources {
+            let (class, file) = (plain(&source.class), plain(&source.file));
+            line(&mut out, format!("  {class}  {} lines of {file}", source.text.lines().count()));
+        }
     }
     if !opened.problems.is_empty() {
         line(&mut out, "\nNot read:");

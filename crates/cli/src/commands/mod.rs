@@ -8,5 +8,7 @@ pub(crate) mod extract;
 pub(crate) mod fit;
 pub(crate) mod inspect;
 pub(crate) mod predict;
+pub(crate) mod scan;
 pub(crate) mod show;
 pub(crate) mod train;
+pub(crate) mod verify;

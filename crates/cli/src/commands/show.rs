@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use pth::{AtomicFile, DType, Existing, FileError, Tensor};
 use surgery::Opened;
 
+use crate::args::OpenArgs;
 use crate::text::{nearest, plain, print, remark};
 use crate::torch_print::{self, Value};
 use crate::usage::UsageError;
@@ -28,11 +29,13 @@ pub(crate) struct ShowArgs {
     /// Replace OUT if it is there.
     #[arg(long)]
     force: bool,
+    #[command(flatten)]
+    open: OpenArgs,
 }
 
 /// Runs the verb; returns the exit code.
 pub(crate) fn run(args: &ShowArgs) -> Result<u8> {
-    let opened = surgery::open(&args.file)?;
+    let opened = surgery::open_with(&args.file, &args.open.options())?;
     let tensor = select(&opened, &args.name)?;
     if let Some(path) = &args.npy {
         let existing = if args.force {
@@ -51,11 +54,15 @@ pub(crate) fn run(args: &ShowArgs) -> Result<u8> {
     Ok(0)
 }
 
+/// A tensor by its name, or a part of one that is not one array: `fc.weight.scales`.
 fn find<'o>(opened: &'o Opened, name: &str) -> Option<&'o Tensor> {
-    opened
-        .state_dict
-        .get(name)
-        .or_else(|| opened.other_tensors.get(name))
+    let all = [&opened.state_dict, &opened.other_tensors];
+    let mut tensors = all.iter().filter_map(|tensors| tensors.get(name));
+    let part = || {
+        let mut records = all.iter().flat_map(|tensors| tensors.records());
+        records.find_map(|(record, it)| it.part(name.strip_prefix(record)?.strip_prefix('.')?))
+    };
+    tensors.next().or_else(part)
 }
 
 /// The tensor that `request` asks for. A name may itself end in brackets, so the whole is tried first.
@@ -82,6 +89,17 @@ fn select(opened: &Opened, request: &str) -> Result<Tensor> {
             fault: problem.fault.clone(),
         }
         .into());
+    }
+    let all = [&opened.state_dict, &opened.other_tensors];
+    let record = all.iter().flat_map(|tensors| tensors.records()).find(|(record, _)| *record == name);
+    if let Some((record, it)) = record {
+        let parts: Vec<String> = it.parts.iter().map(|(part, _)| format!("`{record}.{part}`")).collect();
+        let error = UsageError::new(format!(
+            "`{}` is a {} tensor, which is not one array",
+            plain(record),
+            it.kind.as_str()
+        ));
+        return Err(error.with_hint(format!("its parts are {}", parts.join(", "))).into());
     }
     let names = opened.state_dict.names().chain(opened.other_tensors.names());
     let near = nearest(name, names);

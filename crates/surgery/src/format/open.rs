@@ -95,8 +95,8 @@ pub fn open_with(path: &Path, options: &OpenOptions) -> Result<Opened, Error> {
     })
 }
 
-/// A length that the format allows, then the `{` that it demands.
-fn is_safetensors(source: &Source) -> bool {
+/// Whether `source` begins like a safetensors file: a length that the format allows, then the `{` that it demands.
+pub fn is_safetensors(source: &Source) -> bool {
     let mut head = [0; 9];
     if source.read_at(0, &mut head).is_err() {
         return false;
