@@ -9,11 +9,18 @@ use crate::error::TensorFault;
 use crate::objects;
 use crate::pickle::{Arena, NodeId};
 
-/// `_version` of torch's own classes, where it is not 1. [torch/nn/modules/batchnorm.py, torch/ao/nn]
+/// `_version` of torch's and torchvision's classes, where it is not 1. [torch/nn/modules/batchnorm.py, torch/ao/nn]
 pub(crate) fn version(arena: &Arena<'_>, node: NodeId) -> i64 {
     let Some((module, class)) = arena.callee_name(node) else {
         return 1;
     };
+    // torchvision's two.
+    if matches!(
+        (module, class),
+        ("torchvision.models.densenet", "_DenseBlock") | ("torchvision.models.mnasnet", "MNASNet")
+    ) {
+        return 2;
+    }
     if !module.starts_with("torch.") {
         return 1;
     }

@@ -30,6 +30,9 @@ pub struct SaveOptions {
     pub existing: Existing,
 }
 
+/// The folder of all records. torch names it after the file; here the same values give the same bytes under every name.
+const ROOT: &str = "archive";
+
 /// Where the data of records begins: at multiples of this, as torch aligns them.
 const ALIGNMENT: u64 = 64;
 
@@ -57,12 +60,9 @@ const PAD_ID: u16 = 0x4246;
 /// a tensor whose bytes cannot be read; the file exists and `existing` refuses; the disk.
 pub fn save(path: &Path, value: &Value, options: &SaveOptions) -> Result<u64, Error> {
     let (data_pkl, storages) = write::write(value, options.profile)?;
-    // torch names the root after the file, unless a letter is beyond ASCII.
-    let stem = path.file_stem().and_then(|stem| stem.to_str());
-    let root = stem.filter(|stem| stem.is_ascii() && !stem.contains(['/', '\\']) && !stem.is_empty());
     let mut file = AtomicFile::create(path, options.existing)?;
     let out = BufWriter::with_capacity(1 << 20, &mut file);
-    let n_bytes = archive(out, root.unwrap_or("archive"), &data_pkl, &storages).map_err(|error| match error {
+    let n_bytes = archive(out, &data_pkl, &storages).map_err(|error| match error {
         Error::Output { source } => FileError::at("write", path)(source).into(),
         error => error,
     })?;
@@ -85,13 +85,12 @@ pub fn save_state_dict(path: &Path, tensors: &StateDict, options: &SaveOptions) 
 pub fn save_to_bytes(value: &Value, profile: Profile) -> Result<Vec<u8>, Error> {
     let (data_pkl, storages) = write::write(value, profile)?;
     let mut out = Cursor::new(Vec::new());
-    archive(&mut out, "archive", &data_pkl, &storages)?;
+    archive(&mut out, &data_pkl, &storages)?;
     Ok(out.into_inner())
 }
 
 fn archive<W: Write + Seek>(
     out: W,
-    root: &str,
     data_pkl: &[u8],
     storages: &[Planned],
 ) -> Result<u64, Error> {
@@ -102,12 +101,12 @@ fn archive<W: Write + Seek>(
         n_entries: 0,
         patches: Vec::new(),
     };
-    zip.record(&format!("{root}/data.pkl"), data_pkl)?;
-    zip.record(&format!("{root}/byteorder"), b"little")?;
+    zip.record(&format!("{ROOT}/data.pkl"), data_pkl)?;
+    zip.record(&format!("{ROOT}/byteorder"), b"little")?;
     for (key, planned) in storages.iter().enumerate() {
-        zip.storage(&format!("{root}/data/{key}"), planned)?;
+        zip.storage(&format!("{ROOT}/data/{key}"), planned)?;
     }
-    zip.record(&format!("{root}/version"), b"3\n")?;
+    zip.record(&format!("{ROOT}/version"), b"3\n")?;
     zip.finish().map_err(|source| Error::Output { source })
 }
 
@@ -291,7 +290,7 @@ fn short(value: u64) -> u32 {
 }
 
 fn length(name: &str) -> u16 {
-    u16::try_from(name.len()).expect("a root of at most 255 bytes and a number")
+    u16::try_from(name.len()).expect("the root and a number")
 }
 
 fn put16(out: &mut Vec<u8>, value: u16) {

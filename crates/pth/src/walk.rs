@@ -168,8 +168,9 @@ impl<'a, 'r> Walk<'a, 'r> {
         if path.contains(&node) {
             return Ok(());
         }
-        let is_root = frames.is_empty();
-        let children = match node.is_stored() && (is_root || self.holds_tensor(node)?) {
+        // A module without tensors still has a version in `_metadata`.
+        let is_wanted = frames.is_empty() || in_state_dict && in_object && objects::is_module(self.arena, node);
+        let children = match node.is_stored() && (is_wanted || self.holds_tensor(node)?) {
             true => self.children(node, name, in_state_dict, in_object, sink)?,
             false => None,
         };

@@ -8,7 +8,7 @@
 use std::fmt::Write;
 
 use super::{Arena, Node, NodeId};
-use crate::objects;
+use crate::{numpy, objects};
 
 /// About as much as fits on a line.
 const MAX_CHARS: usize = 96;
@@ -74,6 +74,10 @@ fn value(arena: &Arena<'_>, node: NodeId, depth: usize, out: &mut String, todo: 
 fn object(arena: &Arena<'_>, node: NodeId, depth: usize, out: &mut String, todo: &mut Vec<Piece>) {
     if let Some((shape, dtype)) = objects::tensor_summary(arena, node) {
         write!(out, "<tensor {dtype}{shape:?}>").expect("a String takes every write");
+        return;
+    }
+    if let Some(array) = numpy::array(arena, node) {
+        write!(out, "{array}").expect("a String takes every write");
         return;
     }
     if let Some(entries) = objects::mapping(arena, node) {
