@@ -25,6 +25,8 @@ mod storage;
 mod tensor;
 mod value;
 mod walk;
+#[cfg_attr(not(test), expect(dead_code, reason = "`scan` will ask it"))]
+mod weights_only;
 
 pub use atomic::{AtomicFile, Existing, FileError};
 pub use checkpoint::{Checkpoint, Other, Problem};
