@@ -91,7 +91,7 @@ impl<'t> Machine<'t> {
     /// As `pickle` sets a state: a dict of attributes, or a pair of that and of slots.
     fn set_plain_state(&mut self, object: Value<'t>, state: Id) -> Result<(), Fault> {
         let (attributes, slots) = match self.heap.get(state) {
-            Value::Tuple(run) if run.len == 2 => match *self.heap.run(run) {
+            Value::Tuple(run) | Value::Size(run) if run.len == 2 => match *self.heap.run(run) {
                 [attributes, slots] => (attributes, Some(slots)),
                 _ => return fault("the state of an object is lost"),
             },
@@ -112,7 +112,7 @@ impl<'t> Machine<'t> {
     /// `_set_obj_state` of torch: the same, but each attribute is set for itself.
     pub(super) fn set_state(&mut self, object: Value<'t>, state: Id) -> Result<(), Fault> {
         let parts = match self.heap.get(state) {
-            Value::Tuple(_) => {
+            Value::Tuple(_) | Value::Size(_) => {
                 let parts = self.heap.sequence(state)?;
                 if parts.len() != 2 {
                     return fault(format!("a state of {} parts, expected 2", parts.len()));

@@ -17,7 +17,7 @@ impl<'t> Machine<'t> {
             Function::OrderedDict => Ok(Value::Dict(DictKind::Ordered, Chain::default())),
             Function::Counter => Ok(Value::Dict(DictKind::Counter, Chain::default())),
             Function::Set => Ok(Value::Set(Chain::default())),
-            Function::ByteArray => Ok(Value::ByteArray),
+            Function::ByteArray => Ok(Value::ByteArray(true)),
             Function::TypedStorage => Ok(Value::HollowStorage),
             _ => self.call(class, args),
         }
@@ -112,19 +112,24 @@ impl<'t> Machine<'t> {
     }
 
     fn byte_array(&mut self, args: &[Id]) -> Result<Value<'t>, Fault> {
-        match *args {
-            [] => {}
+        let is_empty = match *args {
+            [] => true,
             [from] => match self.heap.get(from) {
-                Value::Bytes(_) | Value::OtherBytes | Value::ByteArray | Value::Bool(_) => {}
-                Value::Int(len) if len >= 0 => {}
+                Value::Bytes(bytes) => bytes.is_empty(),
+                Value::OtherBytes => false,
+                Value::ByteArray(is_empty) => is_empty,
+                Value::Bool(len) => !len,
+                Value::Int(len) if len >= 0 => len == 0,
                 Value::Int(_) | Value::BigInt => return fault("a bytearray of a length that none has"),
                 Value::Str(_) => return fault("a bytearray of a text without an encoding"),
                 _ => {
-                    for item in self.heap.sequence(from)? {
+                    let items = self.heap.sequence(from)?;
+                    for &item in &items {
                         if !(0..256).contains(&self.index(item)?) {
                             return fault("a bytearray of ints that are not bytes");
                         }
                     }
+                    items.is_empty()
                 }
             },
             [text, _] | [text, _, _] => {
@@ -132,10 +137,11 @@ impl<'t> Machine<'t> {
                     return fault(format!("a bytearray encodes {}", self.heap.class_name(text)));
                 }
                 self.encode(args)?;
+                !self.heap.is_true(text)?
             }
             _ => return arity("bytearray", args),
-        }
-        Ok(Value::ByteArray)
+        };
+        Ok(Value::ByteArray(is_empty))
     }
 
     fn complex(&mut self, args: &[Id]) -> Result<Value<'t>, Fault> {
@@ -188,7 +194,7 @@ impl<'t> Machine<'t> {
             "hex" | "base64" | "base_64" | "bz2" | "zlib" | "zip" | "quopri" | "quoted_printable" | "uu"
         ) {
             return match value {
-                Value::Bytes(_) | Value::OtherBytes | Value::ByteArray => Ok(Value::OtherBytes),
+                Value::Bytes(_) | Value::OtherBytes | Value::ByteArray(_) => Ok(Value::OtherBytes),
                 other => fault(format!("{name} of {}", other.class_name())),
             };
         }
@@ -448,8 +454,8 @@ impl<'t> Machine<'t> {
                     let items = self.heap.sequence(only)?;
                     for &item in &items {
                         match self.heap.get(item) {
-                            Value::Int(_) => {}
-                            Value::Float(_) | Value::Bool(_) if is_typed => {}
+                            Value::Int(_) | Value::Bool(_) => {}
+                            Value::Float(_) if is_typed => {}
                             other => return fault(format!("a storage of {}", other.class_name())),
                         }
                     }

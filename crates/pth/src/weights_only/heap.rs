@@ -39,7 +39,7 @@ impl<'t> Heap<'t> {
 
     pub(super) fn push(&mut self, value: Value<'t>) -> Id {
         let hashable = match value {
-            Value::List(_) | Value::Dict(..) | Value::Set(_) | Value::ByteArray => false,
+            Value::List(_) | Value::Dict(..) | Value::Set(_) | Value::ByteArray(_) => false,
             Value::Tuple(run) => self.run(run).iter().all(|&item| self.is_hashable(item)),
             _ => true,
         };
@@ -174,6 +174,8 @@ impl<'t> Heap<'t> {
             Value::Str(text) | Value::Bytes(text) => !text.is_empty(),
             Value::Tuple(run) | Value::Size(run) => run.len > 0,
             Value::List(chain) | Value::Dict(_, chain) | Value::Set(chain) => chain.len > 0,
+            Value::ByteArray(is_empty) => !is_empty,
+            Value::Storage(_, n_bytes) | Value::UntypedStorage(n_bytes) => n_bytes != Some(0),
             Value::Tensor(tensor) if tensor.numel != Some(1) => {
                 return fault("a tensor is neither true nor false");
             }

@@ -97,7 +97,11 @@ impl<'t> Machine<'t> {
         let numel = numel(&sizes)?;
         let strides = match self.heap.get(stride) {
             Value::None => contiguous(&sizes),
-            _ => self.heap.ints(stride, "the stride of a tensor")?,
+            _ => match self.heap.ints(stride, "the stride of a tensor")? {
+                // To torch, none given.
+                strides if strides.is_empty() => contiguous(&sizes),
+                strides => strides,
+            },
         };
         if strides.len() != sizes.len() {
             return fault(format!(

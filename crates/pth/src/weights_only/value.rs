@@ -136,7 +136,8 @@ pub(super) enum Value<'t> {
     OtherStr,
     Bytes(&'t [u8]),
     OtherBytes,
-    ByteArray,
+    /// Whether it is empty.
+    ByteArray(bool),
     Tuple(Run),
     Size(Run),
     List(Chain),
@@ -164,7 +165,7 @@ impl Value<'_> {
             Value::Complex => "a complex",
             Value::Str(_) | Value::OtherStr => "a str",
             Value::Bytes(_) | Value::OtherBytes => "bytes",
-            Value::ByteArray => "a bytearray",
+            Value::ByteArray(_) => "a bytearray",
             Value::Tuple(_) => "a tuple",
             Value::Size(_) => "a torch.Size",
             Value::List(_) => "a list",
@@ -189,7 +190,7 @@ impl Value<'_> {
     pub(super) fn class(&self) -> Option<Function> {
         Some(match self {
             Value::Complex => Function::Complex,
-            Value::ByteArray => Function::ByteArray,
+            Value::ByteArray(_) => Function::ByteArray,
             Value::Size(_) => Function::Size,
             Value::Dict(DictKind::Ordered, _) => Function::OrderedDict,
             Value::Dict(DictKind::Counter, _) => Function::Counter,
