@@ -27,7 +27,6 @@ mod tensor;
 mod value;
 mod verify;
 mod walk;
-#[cfg_attr(not(test), expect(dead_code, reason = "`scan` will ask it"))]
 mod weights_only;
 
 pub use atomic::{AtomicFile, Existing, FileError};

@@ -352,7 +352,8 @@ impl<'s> Scanner<'s> {
         let mut at = 0_usize;
         let mut is_torch = true;
         for (i, name) in NAMES.iter().enumerate() {
-            let Some(end) = self.stream_pickle(at, name, if is_torch { Place::Legacy } else { Place::Zip }, i == 0) else {
+            let place = if *name == "object" { Place::Legacy } else { Place::Bare };
+            let Some(end) = self.stream_pickle(at, name, place, i == 0) else {
                 return;
             };
             if i == 0 {
