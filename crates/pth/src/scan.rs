@@ -12,7 +12,7 @@ use std::collections::HashSet;
 
 use crate::container::directory::{Member, Method, bytes_of};
 use crate::container::zip::Archive;
-use crate::container::{head, is_zip, legacy};
+use crate::container::{ends_as_zip, head, is_zip, legacy};
 use crate::error::{PickleFault, TensorFault};
 use crate::finding::{Finding, Severity};
 use crate::pickle::read::{Broken, Mention, Policy};
@@ -167,6 +167,10 @@ impl<'s> Scanner<'s> {
             }
             self.zip();
             return Format::Zip.to_string();
+        }
+        if ends_as_zip(self.source) {
+            let detail = "a zip archive lies at its end: one file, read in two ways";
+            self.tell("zip.prefix", Severity::Critical, "file", detail);
         }
         if let Some(found) = diagnose::not_a_pickle(&head) {
             self.give_up("not-a-checkpoint", "file", found);
@@ -357,7 +361,7 @@ impl<'s> Scanner<'s> {
                 return;
             };
             if i == 0 {
-                is_torch = self.has_magic();
+                is_torch = legacy::has_magic(self.source);
                 if !is_torch {
                     self.give_up("not-a-checkpoint", "file", "its first pickle is not torch's magic number");
                 }
@@ -394,11 +398,6 @@ impl<'s> Scanner<'s> {
             // `reading` tells of it.
             Err(_) => {}
         }
-    }
-
-    fn has_magic(&self) -> bool {
-        let mut stream = legacy::Stream::new(self.source, Policy::Read);
-        stream.pickle("magic number").is_ok_and(|magic| legacy::is_magic(&magic))
     }
 
     /// One pickle of a stream; returns where it ends.

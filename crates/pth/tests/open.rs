@@ -358,3 +358,19 @@ fn cut_and_flipped_files_never_panic_and_the_pickle_is_guarded() {
         assert!(open(&bytes).is_err(), "bit {bit}");
     }
 }
+
+/// Found by the fuzz target `parse`: with bytes in front of a zip allowed, a legacy file was taken for one.
+#[test]
+fn a_legacy_file_that_holds_an_end_record_stays_a_legacy_file() {
+    let mut data = floats(&[1.0; 22]);
+    data[8..12].copy_from_slice(b"PK\x05\x06");
+    let pickle = dict("w").tensor("0", 22, 0, &[22], &[1]).op(b"s").stop();
+    let source = pth::Source::from_bytes(stacked(&pickle, &[("0", 22, &data)]));
+    let options = pth::OpenOptions {
+        allow_prefix: true,
+        ..pth::OpenOptions::default()
+    };
+    let checkpoint = Checkpoint::from_source(source, &options).unwrap();
+    assert_eq!(checkpoint.format(), Format::Legacy);
+    assert_eq!(*checkpoint.state_dict().get("w").unwrap().to_bytes().unwrap(), data);
+}

@@ -116,7 +116,13 @@ fn is_short(kind: &PickleFault) -> bool {
     )
 }
 
-pub(crate) fn is_magic(arena: &Arena<'_>) -> bool {
+/// Whether the first pickle of the file is torch's magic number.
+pub(crate) fn has_magic(source: &Source) -> bool {
+    let mut stream = Stream::new(source, Policy::Read);
+    stream.pickle("magic number").is_ok_and(|magic| is_magic(&magic))
+}
+
+fn is_magic(arena: &Arena<'_>) -> bool {
     match arena.node(arena.root()) {
         Node::BigInt(span) => {
             let bytes = arena.bytes(span);

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 
-use crate::finding::Sink;
+use crate::finding::{Sink, refuse_high};
 use crate::pickle::Arena;
 use crate::pickle::read::Policy;
 use crate::storage::{ByteOrder, Table, number};
@@ -138,14 +138,18 @@ pub(crate) fn open<'s>(
     }
 }
 
-/// torch takes for a zip what begins like one. With bytes in front allowed, what ends like one is one too.
+/// torch takes for a zip what begins like one. With bytes in front allowed, what ends like one is one too, unless it begins as
+/// the older format does.
 pub(crate) fn is_zip(source: &Source, options: &OpenOptions) -> Result<bool, Error> {
-    let head = head(source)?;
-    if head.starts_with(b"PK\x03\x04") || !options.allow_prefix {
-        return Ok(head.starts_with(b"PK\x03\x04"));
+    if head(source)?.starts_with(b"PK\x03\x04") {
+        return Ok(true);
     }
-    let mut ignore = |_| Ok(());
-    Ok(directory::read(source, true, &mut ignore).is_ok_and(|directory| !directory.members.is_empty()))
+    Ok(options.allow_prefix && ends_as_zip(source) && !legacy::has_magic(source))
+}
+
+/// Whether a sound archive lies at the end of the file, whatever is in front of it.
+pub(crate) fn ends_as_zip(source: &Source) -> bool {
+    directory::read(source, true, &mut refuse_high).is_ok_and(|directory| !directory.members.is_empty())
 }
 
 /// The first bytes, for a look at what the file is.
