@@ -76,7 +76,8 @@ fuzz_target!(|input: Input| {
         let tensor = Tensor::from_storage(storage.clone(), *dtype, &shape, &stride, usize::from(view.offset));
         if let Ok(tensor) = tensor {
             let tensor = match view.mark {
-                Some(trains) => tensor.into_parameter(trains),
+                // torch gives gradients to real and complex numbers only.
+                Some(trains) => tensor.into_parameter(trains && (dtype.is_float() || dtype.is_complex())),
                 None => tensor,
             };
             tensors.insert(format!("t.{}", view.name), tensor);

@@ -9,16 +9,26 @@ use crate::error::TensorFault;
 use crate::objects;
 use crate::pickle::{Arena, NodeId};
 
+/// torchvision's classes of version 2.
+const TORCHVISION: [&str; 10] = [
+    "_DenseBlock",
+    "FeaturePyramidNetwork",
+    "IntermediateLayerGetter",
+    "MLPBlock",
+    "MNASNet",
+    "MaskRCNNHeads",
+    "QuantizableSqueezeExcitation",
+    "RPNHead",
+    "RetinaNetClassificationHead",
+    "RetinaNetRegressionHead",
+];
+
 /// `_version` of torch's and torchvision's classes, where it is not 1. [torch/nn/modules/batchnorm.py, torch/ao/nn]
 pub(crate) fn version(arena: &Arena<'_>, node: NodeId) -> i64 {
     let Some((module, class)) = arena.callee_name(node) else {
         return 1;
     };
-    // torchvision's two.
-    if matches!(
-        (module, class),
-        ("torchvision.models.densenet", "_DenseBlock") | ("torchvision.models.mnasnet", "MNASNet")
-    ) {
+    if module.starts_with("torchvision.") && TORCHVISION.contains(&class) {
         return 2;
     }
     if !module.starts_with("torch.") {

@@ -101,6 +101,10 @@ fn plain(value: Value, name: &str, changes: &mut Vec<Change>) -> Value {
         Value::Tuple(items) => Value::Tuple(list(items, name, changes)),
         Value::List(items) => Value::List(list(items, name, changes)),
         Value::Set(items) => Value::Set(list(items, name, changes)),
+        Value::FrozenSet(items) => {
+            tell("a frozenset became a set".to_owned());
+            Value::Set(list(items, name, changes))
+        }
         Value::Dict(dict) => Value::Dict(Dict {
             items: pairs(dict.items, name, changes),
             is_ordered: dict.is_ordered,

@@ -19,7 +19,7 @@ use crate::pickle::read::{Broken, Mention, Policy};
 use crate::pickle::safety;
 use crate::rebuild::{StorageClasses, key_bytes};
 use crate::weights_only::{self, GlobalRule, Place};
-use crate::{Checkpoint, DType, Error, Format, OpenOptions, Source, diagnose, limits, pickle, verify};
+use crate::{Checkpoint, DType, Error, Format, OpenOptions, Record, RecordKind, Source, diagnose, limits, pickle, verify};
 
 /// What a scan found.
 #[derive(Debug, Clone)]
@@ -143,16 +143,21 @@ impl<'s> Scanner<'s> {
     /// What was not understood is never clean.
     fn give_up(&mut self, id: &'static str, record: &str, detail: impl Into<String>) {
         self.is_complete = false;
+        self.tell(id, Severity::High, record, detail);
+    }
+
+    /// What torch gives up on too.
+    fn no_checkpoint(&mut self, id: &'static str, record: &str, detail: impl Into<String>) {
         let detail = detail.into();
         self.refuse(detail.clone());
-        self.tell(id, Severity::High, record, detail);
+        self.give_up(id, record, detail);
     }
 
     fn container(&mut self) -> String {
         let head = match head(self.source) {
             Ok(head) => head,
             Err(error) => {
-                self.give_up("not-a-checkpoint", "file", error.to_string());
+                self.no_checkpoint("not-a-checkpoint", "file", error.to_string());
                 return "unreadable".to_owned();
             }
         };
@@ -173,7 +178,7 @@ impl<'s> Scanner<'s> {
             self.tell("zip.prefix", Severity::Critical, "file", detail);
         }
         if let Some(found) = diagnose::not_a_pickle(&head) {
-            self.give_up("not-a-checkpoint", "file", found);
+            self.no_checkpoint("not-a-checkpoint", "file", found);
             return "unknown".to_owned();
         }
         self.stream();
@@ -197,7 +202,7 @@ impl<'s> Scanner<'s> {
         self.findings.append(&mut findings);
         let archive = match archive {
             Ok(archive) => archive,
-            Err(error) => return self.give_up("zip.broken", "central directory", error.to_string()),
+            Err(error) => return self.no_checkpoint("zip.broken", "central directory", error.to_string()),
         };
         let is_code = |member: &Member| {
             let inner = archive.inner(archive.directory.name(member));
@@ -217,7 +222,7 @@ impl<'s> Scanner<'s> {
             self.tell(id, Severity::Flag, "archive", found);
             self.refuse(found);
         } else if archive.find("data.pkl").is_none() {
-            self.give_up("not-a-checkpoint", "archive", archive.without_pickle());
+            self.no_checkpoint("not-a-checkpoint", "archive", archive.without_pickle());
         }
         let main = archive.find("data.pkl").map(|member| member.header_start);
         let referenced = self.referenced(&archive);
@@ -332,7 +337,7 @@ impl<'s> Scanner<'s> {
                     self.sniff_bytes(text.get(end..).unwrap_or_default(), name, end);
                 }
             }
-            Err(error) => self.give_up("pickle.broken", name, fault_of(&error)),
+            Err(error) => self.no_checkpoint("pickle.broken", name, fault_of(&error)),
         }
     }
 
@@ -363,13 +368,13 @@ impl<'s> Scanner<'s> {
             if i == 0 {
                 is_torch = legacy::has_magic(self.source);
                 if !is_torch {
-                    self.give_up("not-a-checkpoint", "file", "its first pickle is not torch's magic number");
+                    self.no_checkpoint("not-a-checkpoint", "file", "its first pickle is not torch's magic number");
                 }
             }
             at = end;
             if at >= self.source.len() {
                 if i < NAMES.len().saturating_sub(1) && is_torch {
-                    self.give_up("pickle.broken", name, "the file ends before all five pickles");
+                    self.no_checkpoint("pickle.broken", name, "the file ends before all five pickles");
                 }
                 return;
             }
@@ -419,7 +424,7 @@ impl<'s> Scanner<'s> {
             }
             if is_first && broken.is_some() && !looks_like_pickle(&text) {
                 let found = diagnose::unknown(text.get(..text.len().min(64)).unwrap_or_default());
-                self.give_up("not-a-checkpoint", "file", found);
+                self.no_checkpoint("not-a-checkpoint", "file", found);
                 self.survey(&text, name, 0);
                 return None;
             }
@@ -575,11 +580,15 @@ impl<'s> Scanner<'s> {
         match Checkpoint::from_source(self.source.clone(), &lenient) {
             Ok(checkpoint) => {
                 for problem in checkpoint.problems() {
-                    self.problem(&problem.name, &problem.fault);
+                    self.problem(&problem.name, &problem.fault, checkpoint.format() == Format::Zip);
                 }
                 for (name, record) in checkpoint.records() {
                     let detail = format!("a {} tensor", record.kind.as_str());
                     self.tell("tensor.exotic", Severity::Note, name, detail);
+                    if let Some(fault) = index_outside(record) {
+                        self.refuse(format!("tensor `{name}`: {fault}"));
+                        self.tell("tensor.extent", Severity::High, name, fault);
+                    }
                 }
                 for (name, tensor) in checkpoint.all_tensors() {
                     if is_rare(tensor.dtype()) {
@@ -608,7 +617,7 @@ impl<'s> Scanner<'s> {
         }
     }
 
-    fn problem(&mut self, name: &str, fault: &TensorFault) {
+    fn problem(&mut self, name: &str, fault: &TensorFault, is_zip: bool) {
         let (id, severity) = match fault {
             TensorFault::Outside { .. }
             | TensorFault::RankMismatch { .. }
@@ -621,7 +630,13 @@ impl<'s> Scanner<'s> {
             TensorFault::Malformed(_) => ("tensor.malformed", Severity::High),
             _ => ("tensor.exotic", Severity::Note),
         };
-        if severity >= Severity::High {
+        // A legacy file's views are clamped, and its storages may stay unfilled; what else is odd here torch does not look at.
+        let is_refused = match fault {
+            TensorFault::Outside { .. } | TensorFault::MissingStorage(_) => is_zip,
+            TensorFault::Malformed(_) if id == "storage.size" => true,
+            _ => id == "tensor.extent",
+        };
+        if is_refused {
             self.refuse(format!("tensor `{name}`: {fault}"));
         }
         self.tell(id, severity, name, fault.to_string());
@@ -646,24 +661,42 @@ impl<'s> Scanner<'s> {
             .findings
             .iter()
             .any(|finding| finding.severity >= Severity::High && (finding.id == id || text.contains(&finding.detail)));
-        let is_harmless_to_torch = matches!(
-            error,
-            Error::Tensor {
-                fault: TensorFault::DuplicateKey,
-                ..
-            } | Error::Container { .. }
-                | Error::Format {
-                    kind: PickleFault::Trailing(_),
-                    ..
-                }
-        );
-        if !is_harmless_to_torch {
+        // torch's own checks: of a legacy file's counts and keys, and of the size of a storage that is referred to.
+        let is_refused = match error {
+            Error::Tensor { fault, .. } => fault.condemns_the_file(),
+            Error::Container { record, .. } => record.starts_with("storage ") || record == "protocol version",
+            Error::NotACheckpoint { .. } => true,
+            _ => false,
+        };
+        if is_refused {
             self.refuse(text.clone());
         }
         if !is_told {
             self.tell(id, Severity::High, record, text);
         }
     }
+}
+
+/// An index of a sparse tensor that is outside of its shape.
+fn index_outside(record: &Record) -> Option<String> {
+    let RecordKind::SparseCoo { .. } = record.kind else {
+        return None;
+    };
+    let indices = record.part("indices")?;
+    let &[_, nnz] = indices.shape() else {
+        return None;
+    };
+    let bytes = indices.to_bytes().ok()?;
+    let mut values = bytes.as_chunks::<8>().0.iter().map(|&index| i64::from_le_bytes(index));
+    for (dim, &size) in record.shape.iter().enumerate().take(*indices.shape().first()?) {
+        for _ in 0..nnz {
+            let index = values.next()?;
+            if usize::try_from(index).map_or(true, |index| index >= size) {
+                return Some(format!("index {index} of dimension {dim}, whose size is {size}"));
+            }
+        }
+    }
+    None
 }
 
 fn is_rare(dtype: DType) -> bool {

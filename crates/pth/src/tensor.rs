@@ -199,7 +199,7 @@ impl Tensor {
 
     /// Number of elements.
     pub fn numel(&self) -> usize {
-        self.shape().iter().product()
+        layout::numel(self.shape()).expect("a tensor is made with a number of elements that fits")
     }
 
     /// Size of its elements in bytes, which may be more than the storage's (`expand`).
@@ -467,6 +467,15 @@ mod tests {
             .flat_map(|v| v.to_le_bytes())
             .collect();
         assert_eq!(*neg.to_bytes().unwrap(), expected);
+    }
+
+    /// Found by the fuzz target `roundtrip`: the product of the other sizes does not fit.
+    #[test]
+    fn an_empty_tensor_may_have_any_sizes_beside_its_zero() {
+        let huge = 1 << 40;
+        let empty = Tensor::from_bytes(DType::Float32, &[huge, huge, 0], Vec::new()).unwrap();
+        assert_eq!((empty.numel(), empty.nbytes()), (0, 0));
+        assert!(empty.to_bytes().unwrap().is_empty());
     }
 
     #[test]

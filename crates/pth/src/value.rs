@@ -40,8 +40,10 @@ pub enum Value {
     Tuple(Vec<Value>),
     /// A list.
     List(Vec<Value>),
-    /// A set or a frozenset.
+    /// A set.
     Set(Vec<Value>),
+    /// A frozenset.
+    FrozenSet(Vec<Value>),
     /// A dict or an `OrderedDict`.
     Dict(Dict),
     /// A tensor or parameter.
@@ -230,7 +232,8 @@ impl<'a> Reader<'a, '_> {
         match arena.node(node) {
             Node::Tuple => return Ok(Value::Tuple(self.list(arena.items(node), name)?)),
             Node::List => return Ok(Value::List(self.list(arena.items(node), name)?)),
-            Node::Set | Node::FrozenSet => return Ok(Value::Set(self.list(arena.items(node), name)?)),
+            Node::Set => return Ok(Value::Set(self.list(arena.items(node), name)?)),
+            Node::FrozenSet => return Ok(Value::FrozenSet(self.list(arena.items(node), name)?)),
             Node::Dict => {
                 return Ok(Value::Dict(Dict {
                     items: self.pairs(&objects::pairs(arena.items(node)), name)?,
@@ -270,8 +273,12 @@ impl<'a> Reader<'a, '_> {
                     None => kind.into_owned(),
                 }));
             }
-            Some(("builtins" | "__builtin__", "set" | "frozenset")) => {
-                return Ok(Value::Set(self.list(objects::sequence(arena, node).unwrap_or_default(), name)?));
+            Some(("builtins" | "__builtin__", class @ ("set" | "frozenset"))) => {
+                let items = self.list(objects::sequence(arena, node).unwrap_or_default(), name)?;
+                return Ok(match class {
+                    "set" => Value::Set(items),
+                    _ => Value::FrozenSet(items),
+                });
             }
             Some(("builtins" | "__builtin__", "complex")) => {
                 if let [re, im] = args
@@ -391,6 +398,7 @@ impl std::fmt::Display for Value {
             Value::Tuple(items) => write!(f, "<tuple of {}>", items.len()),
             Value::List(items) => write!(f, "<list of {}>", items.len()),
             Value::Set(items) => write!(f, "<set of {}>", items.len()),
+            Value::FrozenSet(items) => write!(f, "<frozenset of {}>", items.len()),
             Value::Dict(dict) => write!(f, "<dict of {}>", dict.items.len()),
             Value::Record(record) => write!(f, "<{} tensor>", record.kind.as_str()),
             Value::Storage(tensor) => write!(f, "<storage of {} bytes>", tensor.nbytes()),

@@ -144,7 +144,7 @@ impl Writer {
                 self.tuple(&sizes, name)?;
                 self.out.extend([op::TUPLE1, op::REDUCE]);
             }
-            Value::Module(..) | Value::Array(_) | Value::Global(_) | Value::Object(_) => {
+            Value::FrozenSet(_) | Value::Module(..) | Value::Array(_) | Value::Global(_) | Value::Object(_) => {
                 return Err(inexpressible(name, format!("{value} is no plain value")));
             }
         }
@@ -324,6 +324,10 @@ impl Writer {
     }
 
     fn tensor(&mut self, tensor: &Tensor, name: &str) -> Result<(), Error> {
+        let dtype = tensor.dtype();
+        if tensor.requires_grad() && !dtype.is_float() && !dtype.is_complex() {
+            return Err(inexpressible(name, format!("torch gives no gradients to {dtype}")));
+        }
         let is_parameter = tensor.is_parameter() && self.profile == Profile::Torch;
         if is_parameter {
             self.global("torch._utils", "_rebuild_parameter");
