@@ -193,10 +193,11 @@ impl Checkpoint {
             &mut self.other_tensors
         };
         let fault = match entry {
-            Ok(_) if entries.contains(name) => TensorFault::DuplicateName,
             Ok(entry) => {
-                entries.insert_entry(name, entry);
-                return Ok(());
+                if entries.insert_new(name, entry) {
+                    return Ok(());
+                }
+                TensorFault::DuplicateName
             }
             Err(fault) => fault,
         };

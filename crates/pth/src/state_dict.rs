@@ -9,7 +9,7 @@ use crate::{Record, Tensor};
 /// A few models have entries that are not one strided array; those are [`Record`]s, and keep their place among the tensors.
 #[derive(Debug, Clone, Default)]
 pub struct StateDict {
-    entries: IndexMap<String, Entry>,
+    entries: IndexMap<String, Entry, foldhash::fast::RandomState>,
     metadata: Vec<ModuleVersion>,
 }
 
@@ -87,6 +87,17 @@ impl StateDict {
     /// As [`insert`](StateDict::insert), of whatever kind.
     pub fn insert_entry(&mut self, name: impl Into<String>, entry: Entry) -> Option<Entry> {
         self.entries.insert(name.into(), entry)
+    }
+
+    /// Puts `entry` at the end, unless there is one of that name; returns whether it did.
+    pub(crate) fn insert_new(&mut self, name: &str, entry: Entry) -> bool {
+        match self.entries.entry(name.to_owned()) {
+            indexmap::map::Entry::Occupied(_) => false,
+            indexmap::map::Entry::Vacant(place) => {
+                place.insert(entry);
+                true
+            }
+        }
     }
 
     /// Takes the entry called `name` out; the others keep their order. Linear in the number of entries.

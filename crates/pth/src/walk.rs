@@ -437,7 +437,8 @@ fn repeated_key(arena: &Arena<'_>, mut keys: impl Iterator<Item = NodeId> + Clon
             return None;
         }
     }
-    let mut seen = HashSet::with_capacity(n_keys);
+    let hasher = foldhash::fast::RandomState::default();
+    let mut seen = HashSet::with_capacity_and_hasher(n_keys, hasher);
     keys.find(|&key| comparable(arena, key).is_some_and(|key| !seen.insert(key)))
 }
 

@@ -116,6 +116,8 @@ pub(super) struct Nodes {
     nodes: Vec<Stored>,
     /// How deep values are nested in each node.
     depths: Vec<u16>,
+    /// The greatest of them.
+    deepest: u16,
     children: Vec<NodeId>,
     /// Items of lists and sets; keys and values of dicts and of objects that had items set.
     items: HashMap<NodeId, Vec<NodeId>, Quick>,
@@ -125,8 +127,16 @@ pub(super) struct Nodes {
     states: HashMap<NodeId, Vec<NodeId>, Quick>,
     /// Texts that do not occur in the pickle as they are: unescaped ones. Addressed after the pickle's end.
     scratch: Vec<u8>,
-    /// Module and name.
-    globals: Vec<(Span, Span)>,
+    globals: Vec<Named>,
+}
+
+/// A global's names.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Named {
+    pub(super) module: Span,
+    pub(super) name: Span,
+    /// Whether a call of it, though not its mention, could run code.
+    pub(super) is_unsafe_to_call: bool,
 }
 
 /// Ids are small and dense, made here and not by the file: multiplication spreads them well enough.
@@ -169,12 +179,17 @@ impl std::hash::Hasher for QuickHasher {
 impl Nodes {
     /// Each opcode adds two nodes at most and the pickle is at most 1 GiB, so ids fit.
     pub(super) fn add(&mut self, node: Stored) -> NodeId {
-        let slot = u32::try_from(self.nodes.len()).expect("at most two nodes per byte of at most 1 GiB");
         let depth = match node {
             Stored::Persistent(id) => self.depth_around(&[id]),
             Stored::Call { args, .. } | Stored::CallEx { args, .. } => self.depth_around(&[args]),
             _ => 1,
         };
+        self.add_of_depth(node, depth)
+    }
+
+    fn add_of_depth(&mut self, node: Stored, depth: u16) -> NodeId {
+        let slot = u32::try_from(self.nodes.len()).expect("at most two nodes per byte of at most 1 GiB");
+        self.deepest = self.deepest.max(depth);
         self.nodes.push(node);
         self.depths.push(depth);
         NodeId(slot | STORED)
@@ -191,17 +206,15 @@ impl Nodes {
 
     fn deepen(&mut self, target: NodeId, items: &[NodeId]) {
         let depth = self.depth_around(items);
+        self.deepest = self.deepest.max(depth);
         if let Some(slot) = self.depths.get_mut(target.slot()) {
             *slot = depth.max(*slot);
         }
     }
 
-    /// How deep values are nested in a node, as far as they were there when it was put into others.
-    pub(super) fn depth(&self, id: NodeId) -> usize {
-        match id.is_stored() {
-            true => self.depths.get(id.slot()).copied().map_or(0, usize::from),
-            false => 0,
-        }
+    /// How deep values are nested, each as deep as it was when it was put into another.
+    pub(super) fn deepest(&self) -> usize {
+        usize::from(self.deepest)
     }
 
     pub(super) fn stored(&self, id: NodeId) -> Option<Stored> {
@@ -217,9 +230,8 @@ impl Nodes {
     pub(super) fn tuple(&mut self, items: &[NodeId]) -> NodeId {
         let span = Span::new(self.children.len(), items.len());
         self.children.extend_from_slice(items);
-        let id = self.add(Stored::Tuple(span));
-        self.deepen(id, items);
-        id
+        let depth = self.depth_around(items);
+        self.add_of_depth(Stored::Tuple(span), depth)
     }
 
     /// Keeps `text`, which the pickle of `text_len` bytes does not hold as it is.
@@ -229,13 +241,13 @@ impl Nodes {
         span
     }
 
-    pub(super) fn global(&mut self, module: Span, name: Span) -> NodeId {
+    pub(super) fn global(&mut self, named: Named) -> NodeId {
         let at = u32::try_from(self.globals.len()).expect("fewer globals than bytes of the pickle");
-        self.globals.push((module, name));
+        self.globals.push(named);
         self.add(Stored::Global(at))
     }
 
-    pub(super) fn global_spans(&self, at: u32) -> Option<(Span, Span)> {
+    pub(super) fn named(&self, at: u32) -> Option<Named> {
         self.globals.get(usize::try_from(at).ok()?).copied()
     }
 
@@ -336,7 +348,9 @@ impl<'t> Arena<'t> {
     }
 
     pub(crate) fn text(&self, span: Span) -> Cow<'_, str> {
-        String::from_utf8_lossy(self.bytes(span))
+        let bytes = self.bytes(span);
+        // Almost always it is text, which is seen faster than what is not.
+        std::str::from_utf8(bytes).map_or_else(|_| String::from_utf8_lossy(bytes), Cow::Borrowed)
     }
 
     /// The text of a string, or of a Python 2 one, which pickles as bytes.
@@ -364,9 +378,9 @@ impl<'t> Arena<'t> {
     pub(crate) fn global_name(&self, id: NodeId) -> Option<(&str, &str)> {
         match self.nodes.stored(id)? {
             Stored::Global(at) => {
-                let (module, name) = self.nodes.global_spans(at)?;
+                let named = self.nodes.named(at)?;
                 let text = |span| std::str::from_utf8(self.bytes(span)).ok();
-                Some((text(module)?, text(name)?))
+                Some((text(named.module)?, text(named.name)?))
             }
             // ('module', class, source file, source text)
             Stored::Persistent(pid) => match self.items(pid) {

@@ -7,7 +7,7 @@
 
 use std::borrow::Cow;
 
-use super::arena::{Arena, Node, NodeId, Nodes, Span, Stored, small_long};
+use super::arena::{Arena, Named, Node, NodeId, Nodes, Span, Stored, small_long};
 use super::{op, safety, text};
 use crate::error::PickleFault;
 use crate::{Error, limits};
@@ -154,7 +154,7 @@ impl<'t> Machine<'t> {
                 return Ok(root);
             }
             self.step(opcode).map_err(|kind| broken(self, kind))?;
-            if self.stack.last().is_some_and(|&top| self.nodes.depth(top) > limits::MAX_DEPTH) {
+            if self.nodes.deepest() > limits::MAX_DEPTH {
                 return Err(broken(self, PickleFault::TooDeep));
             }
         }
@@ -431,7 +431,12 @@ impl<'t> Machine<'t> {
                 is_called: false,
             });
         }
-        Ok(self.nodes.global(module, name))
+        let is_unsafe_to_call = safety::is_unsafe_call(module_text, name_text);
+        Ok(self.nodes.global(Named {
+            module,
+            name,
+            is_unsafe_to_call,
+        }))
     }
 
     /// A global by its number in the registry of a Python that is not here: it stays a number.
@@ -461,30 +466,24 @@ impl<'t> Machine<'t> {
         self.push(call);
     }
 
-    /// Marks a mention as called, and refuses what is only harmless while it is not.
+    /// Marks a mention as called, and notes what is only harmless while it is not.
     fn note_call(&mut self, callee: NodeId) {
-        let Some((module, name)) = self.global_texts(callee) else {
+        let Some(Stored::Global(at)) = self.nodes.stored(callee) else {
             return;
         };
-        if self.first_unsafe.is_none() && safety::is_unsafe_call(module, name) {
-            self.first_unsafe = Some((self.op_start, format!("{module}.{name}")));
+        let Some(named) = self.nodes.named(at) else {
+            return;
+        };
+        if named.is_unsafe_to_call && self.first_unsafe.is_none() {
+            let text = |span| String::from_utf8_lossy(self.nodes.text(self.text, span));
+            let global = format!("{}.{}", text(named.module), text(named.name));
+            self.first_unsafe = Some((self.op_start, global));
         }
-        if self.mentions.is_some()
-            && let Some(Stored::Global(at)) = self.nodes.stored(callee)
-            && let Ok(at) = usize::try_from(at)
-            && let Some(mention) = self.mentions.as_mut().and_then(|mentions| mentions.get_mut(at))
+        if let Some(mentions) = &mut self.mentions
+            && let Some(mention) = usize::try_from(at).ok().and_then(|at| mentions.get_mut(at))
         {
             mention.is_called = true;
         }
-    }
-
-    fn global_texts(&self, id: NodeId) -> Option<(&str, &str)> {
-        let Some(Stored::Global(at)) = self.nodes.stored(id) else {
-            return None;
-        };
-        let (module, name) = self.nodes.global_spans(at)?;
-        let as_text = |span| std::str::from_utf8(self.nodes.text(self.text, span)).ok();
-        Some((as_text(module)?, as_text(name)?))
     }
 
     fn filled(&mut self, node: Stored) -> Result<(), PickleFault> {
@@ -557,7 +556,12 @@ impl<'t> Machine<'t> {
         let Some(slot) = usize::try_from(index).ok().filter(|&slot| slot < self.at) else {
             return Err(PickleFault::MemoIndex(index));
         };
-        if slot >= self.memo.len() {
+        if slot == self.memo.len() {
+            self.memo.push(Some(top));
+            self.n_memo = self.n_memo.saturating_add(1);
+            return Ok(());
+        }
+        if slot > self.memo.len() {
             self.memo.resize(slot.saturating_add(1), None);
         }
         if let Some(slot) = self.memo.get_mut(slot) {

@@ -121,14 +121,11 @@ impl<'c> Rebuilder<'c> {
             let flag = |at: usize| args.get(at).map(|&flag| arena.node(flag) == Node::Bool(true));
             let inner = match callee {
                 Callee::Tensor(version) => {
-                    if let Some(record) = self.on_meta_device(version, args) {
-                        return Some(record.map(|record| Made::Record(Box::new(record)).marked(parameter)));
-                    }
-                    let tensor = self.strided(version, args).map(|tensor| match trains {
-                        Some(trains) => tensor.with_requires_grad(trains),
-                        None => tensor,
+                    let made = self.strided(version, args).map(|made| match (made, trains) {
+                        (Made::Tensor(tensor), Some(trains)) => Made::Tensor(tensor.with_requires_grad(trains)),
+                        (made, _) => made,
                     });
-                    return Some(tensor.map(|tensor| Made::Tensor(tensor).marked(parameter)));
+                    return Some(made.map(|made| made.marked(parameter)));
                 }
                 Callee::Parameter => {
                     parameter = parameter.or(Some(flag(1).unwrap_or(true)));
@@ -165,10 +162,11 @@ impl<'c> Rebuilder<'c> {
                 }
                 Callee::Class { is_parameter } => match self.old_state(node) {
                     Some(OldState::View(view)) => {
-                        let tensor = self.strided(Version::V1, view);
-                        let trains = trains.unwrap_or(false);
-                        let tensor = tensor.map(|tensor| tensor.with_requires_grad(trains));
-                        return Some(tensor.map(|tensor| Made::Tensor(tensor).marked(parameter)));
+                        let made = self.strided(Version::V1, view).map(|made| match (made, trains) {
+                            (Made::Tensor(tensor), Some(trains)) => Made::Tensor(tensor.with_requires_grad(trains)),
+                            (made, _) => made,
+                        });
+                        return Some(made.map(|made| made.marked(parameter)));
                     }
                     Some(OldState::Data { data, requires_grad }) => {
                         if is_parameter {
@@ -201,7 +199,7 @@ impl<'c> Rebuilder<'c> {
         Some(malformed("too many wrappers around a tensor"))
     }
 
-    fn strided(&mut self, version: Version, args: Args<'c>) -> Result<Tensor, TensorFault> {
+    fn strided(&mut self, version: Version, args: Args<'c>) -> Result<Made, TensorFault> {
         let arena = &self.container.arena;
         let &[storage, offset, size, stride, ref rest @ ..] = args else {
             return malformed("fewer than four arguments");
@@ -231,7 +229,14 @@ impl<'c> Rebuilder<'c> {
         });
         let dims = self.dims(size, stride)?;
         let offset = self.natural(offset)?;
-        let view = self.storage(storage)?;
+        let Some(view) = self.view(storage)? else {
+            // On the meta device, where tensors have shape and type only.
+            let class_dtype = self.classes.reference(arena, storage).and_then(|reference| reference.class.dtype);
+            let Some(dtype) = told_dtype.or(class_dtype) else {
+                return malformed("no dtype");
+            };
+            return Ok(Made::Record(Box::new(self.meta_record(dtype, requires_grad))));
+        };
         let dtype = match (told_dtype, view.dtype) {
             (Some(dtype), _) => dtype,
             (None, Some(dtype)) if !view.is_quantized => dtype,
@@ -244,29 +249,8 @@ impl<'c> Rebuilder<'c> {
             shape: self.sizes.clone(),
         })?;
         let tensor = Tensor::view(view.storage, dtype, dims, offset)?;
-        Ok(tensor.with_requires_grad(requires_grad).with_pending(pending))
-    }
-
-    /// A tensor whose storage is on the meta device, which has shape and type only.
-    fn on_meta_device(&mut self, version: Version, args: Args<'c>) -> Option<Result<Record, TensorFault>> {
-        let arena = &self.container.arena;
-        let &[storage, _, size, stride, ref rest @ ..] = args else {
-            return None;
-        };
-        let reference = self.classes.reference(arena, storage)?;
-        if !reference.is_meta {
-            return None;
-        }
-        let dtype = match (version, rest.get(2), reference.class.dtype) {
-            (Version::V3, Some(&dtype), _) => class::dtype(arena, dtype),
-            (_, _, Some(dtype)) => Ok(dtype),
-            _ => malformed("no dtype"),
-        };
-        let trains = rest.first().is_some_and(|&flag| arena.node(flag) == Node::Bool(true));
-        Some(dtype.and_then(|dtype| {
-            self.dims(size, stride)?;
-            Ok(self.meta_record(dtype, trains))
-        }))
+        let tensor = tensor.with_requires_grad(requires_grad).with_pending(pending);
+        Ok(Made::Tensor(tensor))
     }
 
     fn natural(&self, node: NodeId) -> Result<usize, TensorFault> {
@@ -315,8 +299,13 @@ impl<'c> Rebuilder<'c> {
         reference.map_or_else(String::new, |reference| reference.class.name.clone())
     }
 
-    /// The storage behind a persistent id, proven to have the size that the id claims.
     fn storage(&mut self, node: NodeId) -> Result<View, TensorFault> {
+        let view = self.view(node)?;
+        view.ok_or_else(|| TensorFault::Unsupported("it is on the meta device and has no data".to_owned()))
+    }
+
+    /// The storage behind a persistent id, proven to have the size that the id claims; none on the meta device.
+    fn view(&mut self, node: NodeId) -> Result<Option<View>, TensorFault> {
         let arena = &self.container.arena;
         let Some(reference) = self.classes.reference(arena, node) else {
             return malformed("its storage is no reference to one");
@@ -326,9 +315,7 @@ impl<'c> Rebuilder<'c> {
         };
         let text = || String::from_utf8_lossy(&key).into_owned();
         if reference.is_meta {
-            return Err(TensorFault::Unsupported(
-                "it is on the meta device and has no data".to_owned(),
-            ));
+            return Ok(None);
         }
         let claims_none = |what: &str, claimed| TensorFault::StorageClaim {
             key: text(),
@@ -375,13 +362,13 @@ impl<'c> Rebuilder<'c> {
             }
             *first = class_id;
         }
-        Ok(View {
+        Ok(Some(View {
             storage,
             dtype: reference.class.dtype,
             is_quantized: reference.class.quantized.is_some(),
             numel,
             offset,
-        })
+        }))
     }
 
     /// `_rebuild_device_tensor_from_numpy(array, dtype, device, requires_grad)`
