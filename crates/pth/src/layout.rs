@@ -6,14 +6,13 @@
 )]
 
 /// Number of elements of `shape`; none if it does not fit.
+///
+/// Multiplied from the left, as torch does: sizes that overflow before a zero is reached are those of no tensor.
 pub(crate) fn numel(shape: &[usize]) -> Option<usize> {
-    // A zero anywhere makes the product zero, also where the other factors would overflow.
-    if shape.contains(&0) {
-        return Some(0);
-    }
+    let fits = |product: &usize| isize::try_from(*product).is_ok();
     shape
         .iter()
-        .try_fold(1_usize, |product, &size| product.checked_mul(size))
+        .try_fold(1_usize, |product, &size| product.checked_mul(size).filter(fits))
 }
 
 /// The strides of a row-major tensor, as torch computes them (an empty dimension counts as one).
@@ -167,7 +166,8 @@ mod tests {
     #[test]
     fn numbers_that_do_not_fit_are_refused() {
         assert_eq!(numel(&[usize::MAX, 2]), None);
-        assert_eq!(numel(&[usize::MAX, 2, 0]), Some(0));
+        assert_eq!(numel(&[usize::MAX, 2, 0]), None);
+        assert_eq!(numel(&[0, usize::MAX, 2]), Some(0));
         assert_eq!(extent(&[2, 2], &[usize::MAX, 1], 1), None);
         assert_eq!(contiguous_stride(&[2, 0, 3]), [3, 3, 1]);
     }

@@ -469,13 +469,15 @@ mod tests {
         assert_eq!(*neg.to_bytes().unwrap(), expected);
     }
 
-    /// Found by the fuzz target `roundtrip`: the product of the other sizes does not fit.
+    /// Found by the fuzz target `roundtrip`: the product of the other sizes does not fit. torch has no such tensor either.
     #[test]
-    fn an_empty_tensor_may_have_any_sizes_beside_its_zero() {
+    fn sizes_that_overflow_before_a_zero_are_refused_and_behind_it_not() {
         let huge = 1 << 40;
-        let empty = Tensor::from_bytes(DType::Float32, &[huge, huge, 0], Vec::new()).unwrap();
+        let empty = Tensor::from_bytes(DType::Float32, &[0, huge, huge], Vec::new()).unwrap();
         assert_eq!((empty.numel(), empty.nbytes()), (0, 0));
         assert!(empty.to_bytes().unwrap().is_empty());
+        let error = Tensor::from_bytes(DType::Float32, &[huge, huge, 0], Vec::new()).unwrap_err();
+        assert!(matches!(error, Error::Layout(TensorFault::Overflow { .. })));
     }
 
     #[test]
