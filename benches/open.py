@@ -25,48 +25,23 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import textwrap
 import threading
 import time
 import tomllib
 import zipfile
-from collections import OrderedDict
-from collections.abc import Callable
 from pathlib import Path
 
-import torch
+from open_inputs import INPUTS, save_input
 
 BENCHES = Path(__file__).resolve().parent
 RESULTS = BENCHES / "RESULTS.md"
 TORCH_SIDES = ("torch", "torch-mmap")
 SIDES = ("graftwork", "graftwork-pread", "zip-crate", "pytorch-reader", "candle", *TORCH_SIDES)
 PEER_CRATES = ("pytorch-reader", "candle-core", "zip")
-LAYER = [*(f"self_attn.{part}_proj.weight" for part in "qkvo"), *(f"mlp.{part}_proj.weight" for part in ("gate", "up", "down")),
-         "mlp.weight", "input_layernorm.weight", "post_attention_layernorm.weight"]
-SEED = 20261124
 CORE = "0"
 POLL_S = 0.001
 MB = 1e6
-
-
-def many_small(n: int) -> dict:
-    values = torch.randn(n, 4)
-    return OrderedDict((f"model.layers.{i // len(LAYER)}.{LAYER[i % len(LAYER)]}", values[i].clone()) for i in range(n))
-
-
-def vocabulary(n: int) -> dict:
-    return {"vocab": {f"token_{i}": i for i in range(n)}, "embedding": torch.randn(1000, 64)}
-
-
-def large(n: int) -> dict:
-    return OrderedDict((f"model.layers.{i}.mlp.weight", torch.randn(4096, 4096)) for i in range(n))
-
-
-INPUTS: dict[str, tuple[str, Callable[[], dict]]] = {
-    "tensors-100k": ("100,000 tensors of shape (4,)", lambda: many_small(100_000)),
-    "tensors-20k": ("20,000 tensors of shape (4,)", lambda: many_small(20_000)),
-    "vocab-1m": ("A vocabulary of 1,000,000 entries beside one tensor", lambda: vocabulary(1_000_000)),
-    "large": ("20 float32 tensors of 64 MiB", lambda: large(20)),
-}
 
 
 @dataclasses.dataclass
@@ -90,8 +65,7 @@ def main() -> int:
         for name in args.only or INPUTS:
             path = (args.inputs or scratch) / f"{name}.pth"
             if not path.exists():
-                torch.manual_seed(SEED)
-                torch.save(INPUTS[name][1](), path)
+                save_input(name, path)
             path.read_bytes()
             lines += measure_input(args, name, path)
             if name == "large" and args.graftwork:
@@ -140,7 +114,7 @@ def measure_input(args: argparse.Namespace, name: str, path: Path) -> list[str]:
     check_agreement(name, found)
     with zipfile.ZipFile(path) as archive:
         n_pickle = next(member.file_size for member in archive.infolist() if member.filename.endswith("/data.pkl"))
-    return render(args, f"### {INPUTS[name][0]}: {path.stat().st_size / MB:.1f} MB, data.pkl {n_pickle / MB:.2f} MB", found, n_pickle)
+    return render(args, f"### {INPUTS[name].what}: {path.stat().st_size / MB:.1f} MB, data.pkl {n_pickle / MB:.2f} MB", found, n_pickle)
 
 
 def measure_convert(args: argparse.Namespace, path: Path, scratch: Path) -> list[str]:
@@ -152,16 +126,18 @@ def measure_convert(args: argparse.Namespace, path: Path, scratch: Path) -> list
         "graftwork convert": [str(args.graftwork), "convert", str(path), str(out)],
     }
     found = {side: Measured() for side in commands}
+    order = list(commands)
     for _ in range(args.repeats):
-        for side, command in commands.items():
+        for side in order:
+            os.sync()  # Nobody waits for the pages of those before, nor of the input.
             try:
-                found[side].runs.append(run(args, command, watch=True, is_json=False))
+                found[side].runs.append(run(args, commands[side], watch=True, is_json=False))
             except Refused as refusal:
                 found[side].refusal = str(refusal)
             out.unlink(missing_ok=True)
-            os.sync()  # The next one does not wait for this one's pages.
+        order.append(order.pop(0))
     base = median_of(found["cp"].runs, "wall_s")
-    lines = ["", f"### {INPUTS['large'][0]}, converted to safetensors", "",
+    lines = ["", f"### {INPUTS['large'].what}, converted to safetensors", "",
              "| side | wall s | GB/s | time against cp | peak anonymous MiB | peak RSS MiB |", "|---|---|---|---|---|---|"]
     for side, measured in found.items():
         if measured.refusal:
@@ -198,7 +174,7 @@ def run(args: argparse.Namespace, command: list[str], *, watch: bool = False, is
     wall = time.perf_counter() - start
     if child.returncode != 0:
         reason = (stderr.strip().splitlines() or [f"exits with {child.returncode}"])[-1]
-        raise Refused(f"refused: {reason[:160].replace('|', '/')}")
+        raise Refused(f"refused: {textwrap.shorten(reason, 120).replace('|', '/')}")
     result = json.loads(stdout) if is_json else {"wall_s": wall, "rss_bytes": peaks["VmHWM:"]}
     if watch:
         result["anon_bytes"] = max(0, peaks["RssAnon:"] - result.get("anon_before_bytes", 0))
@@ -238,7 +214,9 @@ def render(args: argparse.Namespace, title: str, found: dict[tuple[str, str], Me
         ours, memory = found.get((task, "graftwork"), Measured()).runs, measured.memory
         ratio = f"{median_of(measured.runs, 'wall_s') / median_of(ours, 'wall_s'):.2f}x" if ours else ""
         heap = memory["heap_bytes"]
-        heap_columns = f"{heap / MB:.2f} | {heap / n_pickle:.2f}" if heap is not None else "|"
+        # The ratio says nothing where fixed costs outweigh the pickle.
+        times_pickle = f"{heap / n_pickle:.2f}" if heap is not None and n_pickle > MB else ""
+        heap_columns = f"{heap / MB:.2f} | {times_pickle}" if heap is not None else "|"
         lines.append(f"| {task} | {side} | {spread(measured.runs, 'wall_s')} | {median_of(measured.runs, 'cpu_s'):.3f} | {ratio} | {heap_columns} "
                      f"| {memory['anon_bytes'] / MB:.1f} | {memory['rss_bytes'] / MB:.1f} |")
     return lines
@@ -248,7 +226,7 @@ def heading(args: argparse.Namespace, load_before: float) -> list[str]:
     return [
         f"## Opening checkpoints, {datetime.date.today().isoformat()}", "",
         f"One thread on one core, page cache warm; {args.repeats} interleaved repeats, medians (min to max). Heap and anonymous pages are "
-        "those of the task; RSS is of the whole process, pages of the mapped file included.",
+        "those of the task; RSS is of the whole process, its libraries and the pages of a mapped file included.",
         f"Machine: {cpu_model()}, {os.cpu_count()} cores, {platform.system()} {platform.release()}, load average before the run {load_before:.2f}.",
         f"Versions: {versions()}.",
         f"Command: `python {shlex.join(['benches/open.py', *sys.argv[1:]])}`",

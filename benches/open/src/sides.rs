@@ -174,3 +174,22 @@ fn zip_crate(path: &Path, task: Task, tally: &mut Tally) -> anyhow::Result<Box<d
     }
     Ok(Box::new(archive))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::{Fold, fold};
+
+    #[test]
+    fn pieces_fold_to_what_the_whole_does() {
+        let bytes: Vec<u8> = (0..=99).collect();
+        for n_bytes in 1..20 {
+            let mut pieces = Fold::default();
+            for piece in bytes.chunks(n_bytes) {
+                pieces.write_all(piece).unwrap();
+            }
+            assert_eq!(pieces.xor, fold(&bytes), "pieces of {n_bytes} bytes");
+        }
+    }
+}
