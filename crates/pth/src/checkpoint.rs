@@ -1,4 +1,9 @@
 //! The facade: open a file, find the state dict in it, account for everything else.
+#![deny(
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects,
+    clippy::as_conversions
+)]
 
 use std::path::Path;
 
@@ -163,7 +168,13 @@ impl Checkpoint {
         Ok(())
     }
 
-    fn take(&mut self, arena: &Arena<'_>, name: &str, found: Found, in_state_dict: bool) -> Result<(), Error> {
+    fn take(
+        &mut self,
+        arena: &Arena<'_>,
+        name: &str,
+        found: Found,
+        in_state_dict: bool,
+    ) -> Result<(), Error> {
         // A bare tensor as the whole file.
         let name = if name.is_empty() { "tensor" } else { name };
         let entry = match found {
@@ -332,7 +343,15 @@ fn unread_object(arena: &Arena<'_>, node: NodeId) -> Option<(String, String)> {
     let (module, name) = arena.callee_name(node).unwrap_or(("", "an unnamed class"));
     let plain = matches!(
         module,
-        "builtins" | "__builtin__" | "_codecs" | "collections" | "datetime" | "pathlib" | "decimal" | "fractions" | "uuid"
+        "builtins"
+            | "__builtin__"
+            | "_codecs"
+            | "collections"
+            | "datetime"
+            | "pathlib"
+            | "decimal"
+            | "fractions"
+            | "uuid"
     ) || (module == "torch" && matches!(name, "Size" | "device"))
         || (module == "numpy" && name == "dtype");
     (!plain).then(|| (module.to_owned(), name.to_owned()))

@@ -1,4 +1,9 @@
 //! What is this file really? One sentence each for the things that people mistake for a checkpoint.
+#![deny(
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects,
+    clippy::as_conversions
+)]
 
 use crate::pickle::{Arena, render};
 

@@ -163,7 +163,9 @@ impl fmt::Display for PickleFault {
             PickleFault::OddItems => f.write_str("a key without a value"),
             PickleFault::Protocol(version) => write!(f, "protocol {version}, expected 0 to 5"),
             PickleFault::Frame { len, left } => write!(f, "a frame of {len} bytes, but {left} are left"),
-            PickleFault::FrameCrossed => f.write_str("a frame that ends elsewhere than an operand or the pickle"),
+            PickleFault::FrameCrossed => {
+                f.write_str("a frame that ends elsewhere than an operand or the pickle")
+            }
             PickleFault::TooDeep => write!(f, "values nested more than {} deep", limits::MAX_DEPTH),
             PickleFault::FrameInFrame => f.write_str("a frame begins before the last one ends"),
             PickleFault::Unsupported(what) => write!(f, "{what} has no meaning in a checkpoint"),

@@ -1,4 +1,9 @@
 //! What a close look at a file comes across.
+#![deny(
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects,
+    clippy::as_conversions
+)]
 
 use std::fmt;
 

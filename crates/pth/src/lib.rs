@@ -2,6 +2,8 @@
 //!
 //! Begin with [`Checkpoint::open`].
 
+#![deny(unsafe_code)]
+
 mod atomic;
 mod checkpoint;
 mod container;

@@ -43,7 +43,11 @@ pub(crate) fn version(arena: &Arena<'_>, node: NodeId) -> i64 {
         "InstanceNorm1d" | "InstanceNorm2d" | "InstanceNorm3d" if !is_quantized => 2,
         "Linear" if is_quantized && is_dynamic => 4,
         "Linear" | "LinearPackedParams" if is_quantized => 3,
-        "LSTM" | "GRU" | "RNNCell" | "LSTMCell" | "GRUCell" | "PackedParameter" if is_quantized && is_dynamic => 2,
+        "LSTM" | "GRU" | "RNNCell" | "LSTMCell" | "GRUCell" | "PackedParameter"
+            if is_quantized && is_dynamic =>
+        {
+            2
+        }
         _ => 1,
     }
 }

@@ -147,7 +147,9 @@ impl fmt::Display for Array {
             (Some(Number::Complex(re, im)), _) => write!(f, "({re}{im:+}j)"),
             (None, Some(text)) => write!(f, "'{}'", text.escape_debug()),
             (None, None) => {
-                let name = self.dtype().map_or_else(|| self.descr.clone(), |dtype| dtype.to_string());
+                let name = self
+                    .dtype()
+                    .map_or_else(|| self.descr.clone(), |dtype| dtype.to_string());
                 write!(f, "array({name}{:?})", self.shape)
             }
         }

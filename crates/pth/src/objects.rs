@@ -118,7 +118,9 @@ pub(crate) fn state_entries(arena: &Arena<'_>, state: NodeId) -> Vec<(NodeId, No
     match arena.node(state) {
         Node::Tuple => {
             let parts = arena.items(state).iter();
-            parts.flat_map(|&part| mapping(arena, part).unwrap_or_default()).collect()
+            parts
+                .flat_map(|&part| mapping(arena, part).unwrap_or_default())
+                .collect()
         }
         _ => mapping(arena, state).unwrap_or_default(),
     }

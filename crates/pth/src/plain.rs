@@ -82,14 +82,20 @@ fn plain(value: Value, name: &str, changes: &mut Vec<Change>) -> Value {
                 RecordKind::Nested | RecordKind::Jagged | RecordKind::Subclass { .. }
             ) =>
         {
-            tell(format!("a {} tensor became a dict of its parts", record.kind.as_str()));
+            tell(format!(
+                "a {} tensor became a dict of its parts",
+                record.kind.as_str()
+            ));
             let text = |text: &str| Value::Str(text.to_owned());
             let mut items = vec![(text("kind"), text(record.kind.as_str()))];
             for (fact, value) in record.kind.facts() {
                 items.push((text(&fact), text(&value)));
             }
             items.push((text("dtype"), text(&record.dtype)));
-            let shape = record.shape.iter().map(|&size| Value::Int(i64::try_from(size).unwrap_or(i64::MAX)));
+            let shape = record
+                .shape
+                .iter()
+                .map(|&size| Value::Int(i64::try_from(size).unwrap_or(i64::MAX)));
             items.push((text("shape"), Value::Tuple(shape.collect())));
             let parts = record.parts.into_iter();
             items.extend(parts.map(|(part, tensor)| (Value::Str(part), Value::Tensor(tensor))));

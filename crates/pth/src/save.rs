@@ -89,11 +89,7 @@ pub fn save_to_bytes(value: &Value, profile: Profile) -> Result<Vec<u8>, Error> 
     Ok(out.into_inner())
 }
 
-fn archive<W: Write + Seek>(
-    out: W,
-    data_pkl: &[u8],
-    storages: &[Planned],
-) -> Result<u64, Error> {
+fn archive<W: Write + Seek>(out: W, data_pkl: &[u8], storages: &[Planned]) -> Result<u64, Error> {
     let mut zip = ZipWriter {
         out,
         at: 0,
@@ -138,7 +134,10 @@ impl<W: Write + Seek> ZipWriter<W> {
         if n_bytes <= SMALL_BYTES {
             let mut bytes = storage.read(0..n_bytes)?;
             if is_swapped {
-                bytes.to_mut().chunks_exact_mut(planned.component).for_each(<[u8]>::reverse);
+                bytes
+                    .to_mut()
+                    .chunks_exact_mut(planned.component)
+                    .for_each(<[u8]>::reverse);
             }
             return self.record(name, &bytes);
         }
@@ -155,7 +154,9 @@ impl<W: Write + Seek> ZipWriter<W> {
             // Chunks may end within a number.
             carry.extend_from_slice(chunk);
             let whole = carry.len() - carry.len() % planned.component;
-            carry[..whole].chunks_exact_mut(planned.component).for_each(<[u8]>::reverse);
+            carry[..whole]
+                .chunks_exact_mut(planned.component)
+                .for_each(<[u8]>::reverse);
             hasher.update(&carry[..whole]);
             self.put(&carry[..whole]).map_err(put)?;
             carry.drain(..whole);
@@ -178,7 +179,8 @@ impl<W: Write + Seek> ZipWriter<W> {
         let name_len = size_of(name.len());
         let zip64_len = if is_large { 20 } else { 0 };
         let unpadded = self.at + LOCAL_BYTES + name_len + zip64_len + 4;
-        let pad = u16::try_from(unpadded.next_multiple_of(ALIGNMENT) - unpadded).expect("less than the alignment");
+        let pad =
+            u16::try_from(unpadded.next_multiple_of(ALIGNMENT) - unpadded).expect("less than the alignment");
         let mut header = Vec::with_capacity(128 + name.len());
         header.extend_from_slice(b"PK\x03\x04");
         put16(&mut header, if is_large { VERSION_ZIP64 } else { VERSION });
@@ -190,7 +192,10 @@ impl<W: Write + Seek> ZipWriter<W> {
         put32(&mut header, short(size));
         put32(&mut header, short(size));
         put16(&mut header, length(name));
-        put16(&mut header, u16::try_from(zip64_len).expect("twenty at most") + 4 + pad);
+        put16(
+            &mut header,
+            u16::try_from(zip64_len).expect("twenty at most") + 4 + pad,
+        );
         header.extend_from_slice(name.as_bytes());
         if is_large {
             put16(&mut header, 1);

@@ -19,7 +19,10 @@ use crate::pickle::read::{Broken, Mention, Policy};
 use crate::pickle::safety;
 use crate::rebuild::{StorageClasses, key_bytes};
 use crate::weights_only::{self, GlobalRule, Place};
-use crate::{Checkpoint, DType, Error, Format, OpenOptions, Record, RecordKind, Source, diagnose, limits, pickle, verify};
+use crate::{
+    Checkpoint, DType, Error, Format, OpenOptions, Record, RecordKind, Source, diagnose, limits, pickle,
+    verify,
+};
 
 /// What a scan found.
 #[derive(Debug, Clone)]
@@ -261,7 +264,8 @@ impl<'s> Scanner<'s> {
             }
         }
         if n_without_crc > 0 {
-            let detail = format!("{n_without_crc} records have no CRC, so that damage to them cannot be seen");
+            let detail =
+                format!("{n_without_crc} records have no CRC, so that damage to them cannot be seen");
             self.tell("zip.no-crc", Severity::Note, "archive", detail);
         }
     }
@@ -289,14 +293,26 @@ impl<'s> Scanner<'s> {
             Some(1..=10) => {}
             _ => self.refuse("its `version` record is missing or not one of 1 to 10"),
         }
-        let byte_order = archive.find("byteorder").and_then(|member| archive.small(self.source, member).ok());
+        let byte_order = archive
+            .find("byteorder")
+            .and_then(|member| archive.small(self.source, member).ok());
         match byte_order.as_deref() {
             None | Some(b"little") => {}
             Some(b"big") => {
-                self.tell("byte-order", Severity::Note, "byteorder", "its numbers are big-endian");
+                self.tell(
+                    "byte-order",
+                    Severity::Note,
+                    "byteorder",
+                    "its numbers are big-endian",
+                );
             }
             Some(_) => {
-                self.tell("byte-order", Severity::High, "byteorder", "neither `little` nor `big`");
+                self.tell(
+                    "byte-order",
+                    Severity::High,
+                    "byteorder",
+                    "neither `little` nor `big`",
+                );
                 self.refuse("its `byteorder` record is neither `little` nor `big`");
             }
         }
@@ -343,7 +359,9 @@ impl<'s> Scanner<'s> {
 
     /// A member that torch does not look at may still be meant for somebody.
     fn sniff(&mut self, archive: &Archive<'_>, member: &Member, name: &str) {
-        let is_named = [".pkl", ".pickle", ".debug_pkl"].iter().any(|ending| name.to_ascii_lowercase().ends_with(ending));
+        let is_named = [".pkl", ".pickle", ".debug_pkl"]
+            .iter()
+            .any(|ending| name.to_ascii_lowercase().ends_with(ending));
         if member.size > limits::MAX_PICKLE_BYTES {
             return self.give_up("pickle.nested", name, "it is too large to be looked at");
         }
@@ -357,18 +375,32 @@ impl<'s> Scanner<'s> {
 
     /// Pickles one after the other, as the older format has them, and as an attack might.
     fn stream(&mut self) {
-        const NAMES: [&str; 5] = ["magic number", "protocol version", "system", "object", "storage keys"];
+        const NAMES: [&str; 5] = [
+            "magic number",
+            "protocol version",
+            "system",
+            "object",
+            "storage keys",
+        ];
         let mut at = 0_usize;
         let mut is_torch = true;
         for (i, name) in NAMES.iter().enumerate() {
-            let place = if *name == "object" { Place::Legacy } else { Place::Bare };
+            let place = if *name == "object" {
+                Place::Legacy
+            } else {
+                Place::Bare
+            };
             let Some(end) = self.stream_pickle(at, name, place, i == 0) else {
                 return;
             };
             if i == 0 {
                 is_torch = legacy::has_magic(self.source);
                 if !is_torch {
-                    self.no_checkpoint("not-a-checkpoint", "file", "its first pickle is not torch's magic number");
+                    self.no_checkpoint(
+                        "not-a-checkpoint",
+                        "file",
+                        "its first pickle is not torch's magic number",
+                    );
                 }
             }
             at = end;
@@ -387,7 +419,10 @@ impl<'s> Scanner<'s> {
         match legacy::open(self.source, &options) {
             Ok(container) => {
                 if !container.sources.is_empty() {
-                    let detail = format!("it carries the Python source of {} classes", container.sources.len());
+                    let detail = format!(
+                        "it carries the Python source of {} classes",
+                        container.sources.len()
+                    );
                     self.tell("legacy.source", Severity::Note, "object", detail);
                 }
                 if let Some((start, n_bytes)) = container.trailing {
@@ -436,7 +471,10 @@ impl<'s> Scanner<'s> {
     /// One pickle that torch reads. Returns where it ends.
     fn pickle(&mut self, text: &[u8], record: &str, place: Place, depth: usize) -> Option<usize> {
         if let Some(refusal) = weights_only::refusal(text, place) {
-            self.refuse(format!("{} (byte {} of `{record}`)", refusal.reason, refusal.offset));
+            self.refuse(format!(
+                "{} (byte {} of `{record}`)",
+                refusal.reason, refusal.offset
+            ));
         }
         self.survey(text, record, depth)
     }
@@ -450,7 +488,9 @@ impl<'s> Scanner<'s> {
         if let Some(Broken { offset, kind }) = broken {
             let id = match &kind {
                 PickleFault::UnknownOpcode(_) => "pickle.opcode",
-                PickleFault::Frame { .. } | PickleFault::FrameCrossed | PickleFault::FrameInFrame => "pickle.frame",
+                PickleFault::Frame { .. } | PickleFault::FrameCrossed | PickleFault::FrameInFrame => {
+                    "pickle.frame"
+                }
                 PickleFault::TooDeep => "pickle.nesting",
                 _ => "pickle.broken",
             };
@@ -472,7 +512,8 @@ impl<'s> Scanner<'s> {
             offset,
             is_called,
         } = mention;
-        let is_unsafe = safety::is_unsafe(&module, &name) || is_called && safety::is_unsafe_call(&module, &name);
+        let is_unsafe =
+            safety::is_unsafe(&module, &name) || is_called && safety::is_unsafe_call(&module, &name);
         let verdict = match weights_only::is_allowed(&module, &name) {
             _ if is_unsafe => GlobalVerdict::Unsafe,
             GlobalRule::Blocked => GlobalVerdict::Unsafe,
@@ -535,14 +576,24 @@ impl<'s> Scanner<'s> {
 
     fn sniff_bytes(&mut self, bytes: &[u8], record: &str, at: usize) {
         if looks_like_pickle(bytes) || bytes.starts_with(b"PK\x03\x04") {
-            self.tell("pickle.nested", Severity::Flag, record, format!("something begins at byte {at}"));
+            self.tell(
+                "pickle.nested",
+                Severity::Flag,
+                record,
+                format!("something begins at byte {at}"),
+            );
             self.survey_all(bytes, record);
         }
     }
 
     /// A pickle that torch itself would not read.
     fn nested(&mut self, bytes: &[u8], record: &str, depth: usize) {
-        self.tell("pickle.nested", Severity::Flag, record, "a pickle that torch does not read by itself");
+        self.tell(
+            "pickle.nested",
+            Severity::Flag,
+            record,
+            "a pickle that torch does not read by itself",
+        );
         let (mentions, _, broken) = pickle::read::survey(bytes);
         for mention in mentions {
             self.mention(mention, record);
@@ -611,7 +662,10 @@ impl<'s> Scanner<'s> {
         }
         // Nothing that a reader refuses may pass for clean.
         if let Err(error) = Checkpoint::from_source(self.source.clone(), &OpenOptions::default())
-            && self.findings.iter().all(|finding| finding.severity < Severity::Flag)
+            && self
+                .findings
+                .iter()
+                .all(|finding| finding.severity < Severity::Flag)
         {
             self.failure(&error);
         }
@@ -623,9 +677,13 @@ impl<'s> Scanner<'s> {
             | TensorFault::RankMismatch { .. }
             | TensorFault::TooManyDimensions(_)
             | TensorFault::Overflow { .. } => ("tensor.extent", Severity::High),
-            TensorFault::MissingStorage(_) | TensorFault::StorageDType { .. } => ("storage.size", Severity::High),
+            TensorFault::MissingStorage(_) | TensorFault::StorageDType { .. } => {
+                ("storage.size", Severity::High)
+            }
             TensorFault::DuplicateName => ("tensor.name", Severity::Flag),
-            TensorFault::Malformed(what) if what.contains("natural number") => ("tensor.extent", Severity::High),
+            TensorFault::Malformed(what) if what.contains("natural number") => {
+                ("tensor.extent", Severity::High)
+            }
             TensorFault::Malformed(what) if what.starts_with("storage ") => ("storage.size", Severity::High),
             TensorFault::Malformed(_) => ("tensor.malformed", Severity::High),
             _ => ("tensor.exotic", Severity::Note),
@@ -650,17 +708,18 @@ impl<'s> Scanner<'s> {
                 _ => ("storage.size", name.clone()),
             },
             Error::Limit { .. } => ("pickle.nesting", "object".to_owned()),
-            Error::Container { record, .. } if record.starts_with("storage") => ("storage.size", record.clone()),
+            Error::Container { record, .. } if record.starts_with("storage") => {
+                ("storage.size", record.clone())
+            }
             Error::Container { record, .. } => ("zip.broken", record.clone()),
             Error::NotACheckpoint { .. } => ("not-a-checkpoint", "file".to_owned()),
             Error::Unsafe { record, .. } => ("global.unsafe", record.clone()),
             _ => ("pickle.broken", "file".to_owned()),
         };
         // The same thing may have been found on the way already.
-        let is_told = self
-            .findings
-            .iter()
-            .any(|finding| finding.severity >= Severity::High && (finding.id == id || text.contains(&finding.detail)));
+        let is_told = self.findings.iter().any(|finding| {
+            finding.severity >= Severity::High && (finding.id == id || text.contains(&finding.detail))
+        });
         // torch's own checks: of a legacy file's counts and keys, and of the size of a storage that is referred to.
         let is_refused = match error {
             Error::Tensor { fault, .. } => fault.condemns_the_file(),
@@ -687,7 +746,11 @@ fn index_outside(record: &Record) -> Option<String> {
         return None;
     };
     let bytes = indices.to_bytes().ok()?;
-    let mut values = bytes.as_chunks::<8>().0.iter().map(|&index| i64::from_le_bytes(index));
+    let mut values = bytes
+        .as_chunks::<8>()
+        .0
+        .iter()
+        .map(|&index| i64::from_le_bytes(index));
     for (dim, &size) in record.shape.iter().enumerate().take(*indices.shape().first()?) {
         for _ in 0..nnz {
             let index = values.next()?;
@@ -741,7 +804,10 @@ fn is_known(inner: &[u8]) -> bool {
 fn looks_like_pickle(bytes: &[u8]) -> bool {
     match bytes {
         [0x80, 2..=5, ..] => true,
-        [b'(' | b'c' | b']' | b'}' | b')' | b'I' | b'S' | b'V' | b'L' | b'i', ..] => {
+        [
+            b'(' | b'c' | b']' | b'}' | b')' | b'I' | b'S' | b'V' | b'L' | b'i',
+            ..,
+        ] => {
             let (mentions, _, broken) = pickle::read::survey(bytes);
             !mentions.is_empty() || broken.is_none() && bytes.len() > 8
         }
@@ -757,8 +823,12 @@ fn resynchronised(text: &[u8], from: usize) -> Vec<Mention> {
         let rest = rest.get(..rest.len().min(MAX_NAME_BYTES))?;
         let len = rest.iter().position(|&byte| byte == b'\n')?;
         let name = rest.get(..len)?;
-        let is_name = name.first().is_some_and(|&byte| byte.is_ascii_alphabetic() || byte == b'_')
-            && name.iter().all(|&byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'.');
+        let is_name = name
+            .first()
+            .is_some_and(|&byte| byte.is_ascii_alphabetic() || byte == b'_')
+            && name
+                .iter()
+                .all(|&byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'.');
         let name = std::str::from_utf8(name).ok().filter(|_| is_name)?;
         Some((name.to_owned(), start.saturating_add(len).saturating_add(1)))
     };

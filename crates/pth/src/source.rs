@@ -52,6 +52,7 @@ impl Source {
     ///
     /// # Errors
     /// The file is missing, cannot be read, or is not a regular file.
+    #[expect(unsafe_code, reason = "the one memory map")]
     pub fn open(path: &Path, backing: Backing) -> Result<Source, FileError> {
         let file = File::open(path).map_err(FileError::at("open", path))?;
         let about = file.metadata().map_err(FileError::at("open", path))?;

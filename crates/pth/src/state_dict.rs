@@ -107,7 +107,8 @@ impl StateDict {
 
     /// Names and tensors in order; without the records.
     pub fn iter(&self) -> impl DoubleEndedIterator<Item = (&str, &Tensor)> {
-        self.entries().filter_map(|(name, entry)| Some((name, entry.tensor()?)))
+        self.entries()
+            .filter_map(|(name, entry)| Some((name, entry.tensor()?)))
     }
 
     /// Names and tensors in order, to change the tensors.
@@ -125,7 +126,8 @@ impl StateDict {
 
     /// Names and records in order; without the tensors.
     pub fn records(&self) -> impl DoubleEndedIterator<Item = (&str, &Record)> {
-        self.entries().filter_map(|(name, entry)| Some((name, entry.record()?)))
+        self.entries()
+            .filter_map(|(name, entry)| Some((name, entry.record()?)))
     }
 
     /// Names in order, of tensors and records.

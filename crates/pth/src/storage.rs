@@ -108,7 +108,8 @@ impl Table {
 
     /// Adds the storage at `range` of the source. Returns its index.
     pub(crate) fn push(&mut self, key: Key, range: Range<usize>, crc: Option<u32>) -> u32 {
-        let index = u32::try_from(self.entries.len()).expect("the containers refuse more than u32::MAX records");
+        let index =
+            u32::try_from(self.entries.len()).expect("the containers refuse more than u32::MAX records");
         self.entries.push(Entry {
             key,
             start: range.start,
@@ -120,12 +121,17 @@ impl Table {
     }
 
     /// Adds a storage of `len` bytes that lies deflated at `range`.
-    pub(crate) fn push_deflated(&mut self, key: Key, range: Range<usize>, len: usize, crc: Option<u32>) -> u32 {
+    pub(crate) fn push_deflated(
+        &mut self,
+        key: Key,
+        range: Range<usize>,
+        len: usize,
+        crc: Option<u32>,
+    ) -> u32 {
         let index = self.push(key, 0..len, crc);
         self.deflated.push((index, range));
         index
     }
-
 
     /// The storage of that index, which `push` has returned.
     pub(crate) fn storage(self: &Arc<Table>, index: u32) -> Storage {
@@ -174,7 +180,9 @@ impl Storage {
 
     fn compressed(&self) -> Option<&Range<usize>> {
         let deflated = &self.table.deflated;
-        let at = deflated.binary_search_by_key(&self.index, |(index, _)| *index).ok()?;
+        let at = deflated
+            .binary_search_by_key(&self.index, |(index, _)| *index)
+            .ok()?;
         deflated.get(at).map(|(_, range)| range)
     }
 
@@ -337,7 +345,11 @@ impl Storage {
         // What is in memory, and what is small, is passed on where it lies. A large part of a file is read even where the file
         // is mapped: pages of a map, once touched, count as this process's memory.
         let is_large = range.len() > CHUNK_BYTES && source.path().is_some();
-        if let Some(bytes) = source.as_slice().filter(|_| !is_large).and_then(|bytes| bytes.get(at..end)) {
+        if let Some(bytes) = source
+            .as_slice()
+            .filter(|_| !is_large)
+            .and_then(|bytes| bytes.get(at..end))
+        {
             return bytes.chunks(CHUNK_BYTES).try_for_each(sink);
         }
         let mut buffer = vec![0; CHUNK_BYTES.min(range.len())];

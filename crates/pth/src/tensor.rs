@@ -87,7 +87,9 @@ impl Tensor {
         if shape.len() > limits::MAX_RANK {
             return Err(TensorFault::TooManyDimensions(shape.len()));
         }
-        let overflow = || TensorFault::Overflow { shape: shape.to_vec() };
+        let overflow = || TensorFault::Overflow {
+            shape: shape.to_vec(),
+        };
         let numel = layout::numel(shape).ok_or_else(overflow)?;
         numel.checked_mul(dtype.size()).ok_or_else(overflow)?;
         let needed = layout::extent(shape, stride, storage_offset)
@@ -128,7 +130,9 @@ impl Tensor {
                 expected,
                 found: storage.nbytes(),
             })),
-            None => Err(Error::Layout(TensorFault::Overflow { shape: shape.to_vec() })),
+            None => Err(Error::Layout(TensorFault::Overflow {
+                shape: shape.to_vec(),
+            })),
         }
     }
 
@@ -242,10 +246,7 @@ impl Tensor {
     /// # Errors
     /// Those of [`to_bytes`](Tensor::to_bytes), perhaps after bytes were written, and [`Error::Output`] for those of `out`.
     pub fn write_to(&self, out: &mut impl io::Write) -> Result<(), Error> {
-        let mut put = |bytes: &[u8]| {
-            out.write_all(bytes)
-                .map_err(|source| Error::Output { source })
-        };
+        let mut put = |bytes: &[u8]| out.write_all(bytes).map_err(|source| Error::Output { source });
         if let Some(range) = self.plain_range() {
             return self.storage.stream(range, &mut put);
         }

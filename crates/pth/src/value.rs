@@ -264,14 +264,18 @@ impl<'a> Reader<'a, '_> {
             }
             Some(("torch", "Size")) => {
                 let sizes = objects::sequence(arena, node).unwrap_or_default();
-                return Ok(Value::Size(sizes.iter().filter_map(|&size| arena.int(size)).collect()));
+                return Ok(Value::Size(
+                    sizes.iter().filter_map(|&size| arena.int(size)).collect(),
+                ));
             }
             Some(("torch", "device")) => {
                 let kind = args.first().and_then(|&kind| arena.str(kind)).unwrap_or_default();
-                return Ok(Value::Device(match args.get(1).and_then(|&index| arena.int(index)) {
-                    Some(index) => format!("{kind}:{index}"),
-                    None => kind.into_owned(),
-                }));
+                return Ok(Value::Device(
+                    match args.get(1).and_then(|&index| arena.int(index)) {
+                        Some(index) => format!("{kind}:{index}"),
+                        None => kind.into_owned(),
+                    },
+                ));
             }
             Some(("builtins" | "__builtin__", class @ ("set" | "frozenset"))) => {
                 let items = self.list(objects::sequence(arena, node).unwrap_or_default(), name)?;

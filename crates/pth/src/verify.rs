@@ -53,7 +53,12 @@ pub fn verify(source: &Source) -> Verification {
             found.format = checkpoint.format().to_string();
             for problem in checkpoint.problems() {
                 let fault = problem.fault.to_string();
-                found.faults.push(Finding::new("tensor", Severity::High, problem.name.clone(), fault));
+                found.faults.push(Finding::new(
+                    "tensor",
+                    Severity::High,
+                    problem.name.clone(),
+                    fault,
+                ));
             }
             if checkpoint.format() == Format::Legacy {
                 let mut storages = std::collections::HashSet::new();
@@ -71,7 +76,9 @@ pub fn verify(source: &Source) -> Verification {
             let text = error.to_string();
             let is_told = found.faults.iter().any(|fault| text.contains(&fault.detail));
             if !is_told {
-                found.faults.push(Finding::new("file", Severity::High, "file", text));
+                found
+                    .faults
+                    .push(Finding::new("file", Severity::High, "file", text));
             }
         }
     }
@@ -104,7 +111,9 @@ fn archive(source: &Source, found: &mut Verification) {
                 other => other.to_string(),
             };
             let name = archive.directory.text(member);
-            found.faults.push(Finding::new("zip.crc", Severity::High, name, detail));
+            found
+                .faults
+                .push(Finding::new("zip.crc", Severity::High, name, detail));
         }
     }
 }
@@ -127,22 +136,33 @@ pub(crate) fn member(archive: &Archive<'_>, source: &Source, member: &Member) ->
     let mut buffer = vec![0; (1 << 20_usize).min(member.size.saturating_add(1))];
     let mut n_bytes = 0_usize;
     loop {
-        let n = reader.read(&mut buffer).map_err(|error| fault(format!("it cannot be read: {error}")))?;
+        let n = reader
+            .read(&mut buffer)
+            .map_err(|error| fault(format!("it cannot be read: {error}")))?;
         if n == 0 {
             break;
         }
         n_bytes = n_bytes.saturating_add(n);
         if n_bytes > member.size {
-            return Err(fault(format!("it has more than the declared {} bytes", member.size)));
+            return Err(fault(format!(
+                "it has more than the declared {} bytes",
+                member.size
+            )));
         }
         hasher.update(buffer.get(..n).unwrap_or_default());
     }
     if n_bytes != member.size {
-        return Err(fault(format!("it has {n_bytes} bytes, declared are {}", member.size)));
+        return Err(fault(format!(
+            "it has {n_bytes} bytes, declared are {}",
+            member.size
+        )));
     }
     let found = hasher.finalize();
     if member.crc != 0 && found != member.crc {
-        return Err(fault(format!("its CRC is {found:08x}, expected {:08x}", member.crc)));
+        return Err(fault(format!(
+            "its CRC is {found:08x}, expected {:08x}",
+            member.crc
+        )));
     }
     Ok(())
 }

@@ -92,7 +92,11 @@ pub(crate) struct Walk<'a, 'r> {
 }
 
 impl<'a, 'r> Walk<'a, 'r> {
-    pub(crate) fn new(arena: &'a Arena<'a>, rebuilder: &'r mut Rebuilder<'a>, last_wins: bool) -> Walk<'a, 'r> {
+    pub(crate) fn new(
+        arena: &'a Arena<'a>,
+        rebuilder: &'r mut Rebuilder<'a>,
+        last_wins: bool,
+    ) -> Walk<'a, 'r> {
         Walk {
             arena,
             rebuilder,
@@ -169,7 +173,8 @@ impl<'a, 'r> Walk<'a, 'r> {
             return Ok(());
         }
         // A module without tensors still has a version in `_metadata`.
-        let is_wanted = frames.is_empty() || in_state_dict && in_object && objects::is_module(self.arena, node);
+        let is_wanted =
+            frames.is_empty() || in_state_dict && in_object && objects::is_module(self.arena, node);
         let children = match node.is_stored() && (is_wanted || self.holds_tensor(node)?) {
             true => self.children(node, name, in_state_dict, in_object, sink)?,
             false => None,
@@ -275,8 +280,11 @@ impl<'a, 'r> Walk<'a, 'r> {
             return Ok(Some(Children::List(children)));
         }
         if let Some(items) = objects::sequence(arena, node) {
-            let visit = |(i, &item): (usize, &NodeId)| child(Segment::Index(i), item, in_state_dict, in_object);
-            return Ok(Some(Children::List(items.iter().enumerate().map(visit).collect())));
+            let visit =
+                |(i, &item): (usize, &NodeId)| child(Segment::Index(i), item, in_state_dict, in_object);
+            return Ok(Some(Children::List(
+                items.iter().enumerate().map(visit).collect(),
+            )));
         }
         if arena.callee(node).is_none() {
             return Ok(None);

@@ -372,5 +372,8 @@ fn a_legacy_file_that_holds_an_end_record_stays_a_legacy_file() {
     };
     let checkpoint = Checkpoint::from_source(source, &options).unwrap();
     assert_eq!(checkpoint.format(), Format::Legacy);
-    assert_eq!(*checkpoint.state_dict().get("w").unwrap().to_bytes().unwrap(), data);
+    assert_eq!(
+        *checkpoint.state_dict().get("w").unwrap().to_bytes().unwrap(),
+        data
+    );
 }

@@ -154,7 +154,10 @@ fn keep_all(args: &ConvertArgs) -> Result<u8> {
     }
     let path = args.output.display();
     if args.dry_run {
-        print(&format!("would write {path} with {} values changed\n", changes.len()))?;
+        print(&format!(
+            "would write {path} with {} values changed\n",
+            changes.len()
+        ))?;
         return Ok(0);
     }
     let n_bytes = pth::save(&args.output, &value, &save_options(args))?;
@@ -199,11 +202,13 @@ fn target(args: &ConvertArgs) -> Result<Target, UsageError> {
         }
     };
     match target {
-        Target::Safetensors if args.all => Err(UsageError::new("safetensors holds tensors only: --all writes a `.pth`")),
+        Target::Safetensors if args.all => Err(UsageError::new(
+            "safetensors holds tensors only: --all writes a `.pth`",
+        )),
         Target::Safetensors if args.plain => Err(UsageError::new("--plain is a kind of `.pth`")),
-        Target::Pth if args.dtype.is_some() => {
-            Err(UsageError::new("--dtype converts on the way to `.safetensors` only"))
-        }
+        Target::Pth if args.dtype.is_some() => Err(UsageError::new(
+            "--dtype converts on the way to `.safetensors` only",
+        )),
         target => Ok(target),
     }
 }

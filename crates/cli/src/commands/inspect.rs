@@ -95,7 +95,11 @@ fn record_json(name: &str, record: &Record) -> Value {
         .into_iter()
         .map(|(name, value)| (name, Value::String(value)))
         .collect();
-    let parts: Vec<Value> = record.parts.iter().map(|(name, tensor)| tensor_json(name, tensor)).collect();
+    let parts: Vec<Value> = record
+        .parts
+        .iter()
+        .map(|(name, tensor)| tensor_json(name, tensor))
+        .collect();
     json!({
         "name": name,
         "kind": record.kind.as_str(),
@@ -109,14 +113,22 @@ fn record_json(name: &str, record: &Record) -> Value {
 
 /// What a tensor is made of that is not one array, on one line.
 fn record_text(name: &str, record: &Record) -> String {
-    let facts = record.kind.facts().into_iter().map(|(fact, value)| format!("{fact} {value}"));
+    let facts = record
+        .kind
+        .facts()
+        .into_iter()
+        .map(|(fact, value)| format!("{fact} {value}"));
     let parts = record
         .parts
         .iter()
         .map(|(part, tensor)| format!("{part} {}{:?}", tensor.dtype(), tensor.shape()));
     let all: Vec<String> = facts.chain(parts).collect();
     let (kind, dtype) = (record.kind.as_str(), &record.dtype);
-    plain(&format!("  {name}  {kind} {dtype} {:?}  ({})", record.shape, all.join(", ")))
+    plain(&format!(
+        "  {name}  {kind} {dtype} {:?}  ({})",
+        record.shape,
+        all.join(", ")
+    ))
 }
 
 fn as_text(opened: &Opened, depth: usize) -> String {
@@ -163,7 +175,10 @@ fn as_text(opened: &Opened, depth: usize) -> String {
         line(&mut out, "\nPython source in the file, which is never run:");
         for source in &opened.sources {
             let (class, file) = (plain(&source.class), plain(&source.file));
-            line(&mut out, format!("  {class}  {} lines of {file}", source.text.lines().count()));
+            line(
+                &mut out,
+                format!("  {class}  {} lines of {file}", source.text.lines().count()),
+            );
         }
     }
     if !opened.problems.is_empty() {

@@ -37,7 +37,9 @@ pub(crate) fn run(args: &ScanArgs) -> Result<u8> {
 
 /// A format without code: what is left to find is damage.
 fn of_safetensors(path: &std::path::Path) -> Scan {
-    let refusal = surgery::open_safetensors(path).err().map(|error| error.to_string());
+    let refusal = surgery::open_safetensors(path)
+        .err()
+        .map(|error| error.to_string());
     Scan {
         format: "safetensors".to_owned(),
         is_complete: refusal.is_none(),
@@ -149,7 +151,9 @@ fn as_text(args: &ScanArgs, scan: &Scan) -> String {
     let is_wanted = scan.worst() < Some(Severity::Critical) && scan.is_complete;
     if is_wanted && scan.weights_only != WeightsOnly::Loads && scan.format.starts_with("pytorch") {
         let file = args.file.display();
-        line(format!("hint: graftwork convert {file} clean.pth --all  writes the same as plain values, which it loads"));
+        line(format!(
+            "hint: graftwork convert {file} clean.pth --all  writes the same as plain values, which it loads"
+        ));
     }
     out
 }

@@ -91,15 +91,24 @@ fn select(opened: &Opened, request: &str) -> Result<Tensor> {
         .into());
     }
     let all = [&opened.state_dict, &opened.other_tensors];
-    let record = all.iter().flat_map(|tensors| tensors.records()).find(|(record, _)| *record == name);
+    let record = all
+        .iter()
+        .flat_map(|tensors| tensors.records())
+        .find(|(record, _)| *record == name);
     if let Some((record, it)) = record {
-        let parts: Vec<String> = it.parts.iter().map(|(part, _)| format!("`{record}.{part}`")).collect();
+        let parts: Vec<String> = it
+            .parts
+            .iter()
+            .map(|(part, _)| format!("`{record}.{part}`"))
+            .collect();
         let error = UsageError::new(format!(
             "`{}` is a {} tensor, which is not one array",
             plain(record),
             it.kind.as_str()
         ));
-        return Err(error.with_hint(format!("its parts are {}", parts.join(", "))).into());
+        return Err(error
+            .with_hint(format!("its parts are {}", parts.join(", ")))
+            .into());
     }
     let names = opened.state_dict.names().chain(opened.other_tensors.names());
     let near = nearest(name, names);

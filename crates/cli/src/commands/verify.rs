@@ -32,9 +32,10 @@ pub(crate) fn run(args: &VerifyArgs) -> Result<u8> {
     };
     let is_whole = found.faults.is_empty();
     if args.json {
-        let faults = found.faults.iter().map(|fault| {
-            json!({ "id": fault.id, "record": fault.record, "detail": fault.detail })
-        });
+        let faults = found
+            .faults
+            .iter()
+            .map(|fault| json!({ "id": fault.id, "record": fault.record, "detail": fault.detail }));
         json(&json!({
             "file": args.file.display().to_string(),
             "format": found.format,

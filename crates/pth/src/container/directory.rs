@@ -80,7 +80,9 @@ impl Directory<'_> {
 pub(crate) fn bytes_of(source: &Source, range: Range<usize>) -> Result<Cow<'_, [u8]>, Error> {
     match source.as_slice() {
         Some(bytes) => Ok(Cow::Borrowed(bytes.get(range).unwrap_or_default())),
-        None => Ok(Cow::Owned(source.read(range).map_err(|error| source.error(error))?)),
+        None => Ok(Cow::Owned(
+            source.read(range).map_err(|error| source.error(error))?,
+        )),
     }
 }
 
@@ -151,11 +153,15 @@ pub(crate) fn read<'s>(
     for index in 0..n_entries {
         let rest = bytes.get(at..).unwrap_or_default();
         if rest.len() < ENTRY_BYTES || !rest.starts_with(ENTRY) {
-            sink(broken(format!("entry {index} of {n_entries} is not where it should be")))?;
+            sink(broken(format!(
+                "entry {index} of {n_entries} is not where it should be"
+            )))?;
             break;
         }
         let Some((member, n_bytes)) = entry(rest, at, &end, &mut locals, sink)? else {
-            sink(broken(format!("entry {index} of {n_entries} reaches past its end")))?;
+            sink(broken(format!(
+                "entry {index} of {n_entries} reaches past its end"
+            )))?;
             break;
         };
         members.push(member);
@@ -163,14 +169,21 @@ pub(crate) fn read<'s>(
     }
     if at < bytes.len() && members.len() == n_entries {
         let hidden = bytes.len().saturating_sub(at);
-        sink(broken(format!("{hidden} bytes behind the {n_entries} entries that it claims")))?;
+        sink(broken(format!(
+            "{hidden} bytes behind the {n_entries} entries that it claims"
+        )))?;
     }
     let directory = Directory { bytes, members };
     let first = directory.members.iter().map(|member| member.header_start).min();
     let in_front = first.unwrap_or(0).saturating_sub(end.base);
     if in_front > 0 && first < Some(source.len()) && !allow_prefix {
         let detail = format!("{in_front} bytes in front of the first record");
-        sink(Finding::new("zip.prefix", Severity::High, "central directory", detail))?;
+        sink(Finding::new(
+            "zip.prefix",
+            Severity::High,
+            "central directory",
+            detail,
+        ))?;
     }
     check_overlaps(&directory, sink)?;
     Ok(directory)
@@ -193,9 +206,13 @@ fn find_end(source: &Source, allow_prefix: bool, sink: Sink<'_>) -> Result<End, 
     };
     let signatures = || {
         let last = tail.len().saturating_sub(END_BYTES);
-        (0..=last).rev().filter(|&at| tail.get(at..).is_some_and(|rest| rest.starts_with(END)))
+        (0..=last)
+            .rev()
+            .filter(|&at| tail.get(at..).is_some_and(|rest| rest.starts_with(END)))
     };
-    let is_last = |at: usize| comment_len(at).is_some_and(|len| at.saturating_add(END_BYTES).saturating_add(len) == tail.len());
+    let is_last = |at: usize| {
+        comment_len(at).is_some_and(|len| at.saturating_add(END_BYTES).saturating_add(len) == tail.len())
+    };
     let end_at = match signatures().find(|&at| is_last(at)) {
         Some(at) => at,
         None => {
@@ -208,7 +225,12 @@ fn find_end(source: &Source, allow_prefix: bool, sink: Sink<'_>) -> Result<End, 
                 Some(extra) => format!("{extra} bytes behind the archive"),
                 None => format!("its comment should have {claimed} bytes, {behind} are left"),
             };
-            sink(Finding::new("zip.suffix", Severity::High, "end of central directory", detail))?;
+            sink(Finding::new(
+                "zip.suffix",
+                Severity::High,
+                "end of central directory",
+                detail,
+            ))?;
             at
         }
     };
@@ -253,7 +275,12 @@ fn find_end(source: &Source, allow_prefix: bool, sink: Sink<'_>) -> Result<End, 
     let base = start.checked_sub(offset).ok_or_else(outside)?;
     if base > 0 && !allow_prefix {
         let detail = format!("{base} bytes in front of the archive, or between its directory and its end");
-        sink(Finding::new("zip.prefix", Severity::High, "central directory", detail))?;
+        sink(Finding::new(
+            "zip.prefix",
+            Severity::High,
+            "central directory",
+            detail,
+        ))?;
     }
     Ok(End {
         n_entries,
@@ -284,7 +311,9 @@ fn end64(
     if disk != 0 || fields.u32() > 1 {
         sink(broken("it is a part of a split archive".to_owned()))?;
     }
-    let usual = tail_start.saturating_add(end_at).checked_sub(LOCATOR_BYTES.saturating_add(END64_BYTES));
+    let usual = tail_start
+        .saturating_add(end_at)
+        .checked_sub(LOCATOR_BYTES.saturating_add(END64_BYTES));
     for at in [Some(told), usual.filter(|_| allow_prefix)].into_iter().flatten() {
         let end = at.saturating_add(END64_BYTES);
         if end <= tail_start.saturating_add(end_at) && bytes_of(source, at..end)?.starts_with(END64) {
@@ -378,14 +407,21 @@ fn entry(
     let mut fields = Fields(local.split_at(6).1);
     let (local_flags, local_method) = (fields.u16(), fields.u16());
     fields.skip::<4>();
-    let told = [u64::from(fields.u32()), u64::from(fields.u32()), u64::from(fields.u32())];
+    let told = [
+        u64::from(fields.u32()),
+        u64::from(fields.u32()),
+        u64::from(fields.u32()),
+    ];
     let (local_name_len, local_extra_len) = (usize::from(fields.u16()), usize::from(fields.u16()));
     let meant = [u64::from(crc), compressed, size];
     let is_deferred = flags & DEFERRED_FLAG != 0;
     let [told_crc, told_compressed, told_size] = told;
     let mut told = [told_crc, told_compressed, told_size];
     if [told_compressed, told_size].contains(&IN_ZIP64) {
-        let start = member.header_start.saturating_add(LOCAL_BYTES).saturating_add(local_name_len);
+        let start = member
+            .header_start
+            .saturating_add(LOCAL_BYTES)
+            .saturating_add(local_name_len);
         let extra = start..start.saturating_add(local_extra_len).min(locals.source.len());
         let extra = bytes_of(locals.source, extra)?;
         let mut wide = Fields(extra_field(&extra, 1).unwrap_or_default());
@@ -410,14 +446,20 @@ fn entry(
         None
     };
     if let Some(what) = what {
-        tell("zip.mismatch", Severity::High, format!("its local header has {what}"))?;
+        tell(
+            "zip.mismatch",
+            Severity::High,
+            format!("its local header has {what}"),
+        )?;
     }
     let data_start = member
         .header_start
         .saturating_add(LOCAL_BYTES)
         .saturating_add(local_name_len)
         .saturating_add(local_extra_len);
-    let data_end = usize::try_from(compressed).ok().and_then(|n| data_start.checked_add(n));
+    let data_end = usize::try_from(compressed)
+        .ok()
+        .and_then(|n| data_start.checked_add(n));
     match data_end.filter(|&data_end| data_end <= end.range.start) {
         Some(data_end) => member.data = data_start..data_end,
         None => {
@@ -462,7 +504,9 @@ impl Locals<'_> {
             None => {
                 let window_end = self.window_start.saturating_add(self.window.len());
                 if start < self.window_start || end > window_end {
-                    let window_end = start.saturating_add(WINDOW_BYTES.max(n_bytes)).min(self.source.len());
+                    let window_end = start
+                        .saturating_add(WINDOW_BYTES.max(n_bytes))
+                        .min(self.source.len());
                     self.window = self
                         .source
                         .read(start..window_end)
@@ -488,7 +532,13 @@ fn check_overlaps(directory: &Directory<'_>, sink: Sink<'_>) -> Result<(), Error
         order = members.iter().collect();
         order.sort_by_key(|member| member.header_start);
     }
-    let at = |i: usize| if starts_in_order { members.get(i) } else { order.get(i).copied() };
+    let at = |i: usize| {
+        if starts_in_order {
+            members.get(i)
+        } else {
+            order.get(i).copied()
+        }
+    };
     for i in 1..members.len() {
         let (Some(first), Some(second)) = (at(i.saturating_sub(1)), at(i)) else {
             break;
@@ -496,7 +546,12 @@ fn check_overlaps(directory: &Directory<'_>, sink: Sink<'_>) -> Result<(), Error
         let header_end = first.header_start.saturating_add(LOCAL_BYTES);
         if second.header_start < first.data.end.max(header_end) {
             let detail = format!("overlaps record `{}`", directory.text(first));
-            sink(Finding::new("zip.overlap", Severity::High, directory.text(second), detail))?;
+            sink(Finding::new(
+                "zip.overlap",
+                Severity::High,
+                directory.text(second),
+                detail,
+            ))?;
         }
     }
     Ok(())

@@ -189,7 +189,9 @@ fn storages(
         let mut count = [0; 8];
         let has_count = !is_cut && end_of_count <= source.len();
         if has_count {
-            source.read_at(at, &mut count).map_err(|error| source.error(error))?;
+            source
+                .read_at(at, &mut count)
+                .map_err(|error| source.error(error))?;
         }
         let count = i64::from_le_bytes(count);
         if count < 0 {

@@ -1,4 +1,9 @@
 //! What holds the pickle and the storages.
+#![deny(
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects,
+    clippy::as_conversions
+)]
 
 use std::collections::HashMap;
 use std::fmt;
@@ -119,7 +124,11 @@ impl Keys {
 
     pub(crate) fn get(&self, key: &[u8]) -> Option<u32> {
         match self.slot(key) {
-            Some(slot) => self.numbered.get(slot).copied().filter(|&index| index != NO_STORAGE),
+            Some(slot) => self
+                .numbered
+                .get(slot)
+                .copied()
+                .filter(|&index| index != NO_STORAGE),
             None => self.others.get(key).copied(),
         }
     }

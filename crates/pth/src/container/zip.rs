@@ -71,11 +71,7 @@ pub(crate) struct Archive<'s> {
 }
 
 impl<'s> Archive<'s> {
-    pub(crate) fn read(
-        source: &'s Source,
-        allow_prefix: bool,
-        sink: Sink<'_>,
-    ) -> Result<Archive<'s>, Error> {
+    pub(crate) fn read(source: &'s Source, allow_prefix: bool, sink: Sink<'_>) -> Result<Archive<'s>, Error> {
         let directory = directory::read(source, allow_prefix, sink)?;
         let first = directory.members.first().map(|member| directory.text(member));
         let root = first
@@ -111,7 +107,10 @@ impl<'s> Archive<'s> {
 
     /// The member that torch would take for `<root>/name`: it does not tell capitals from small letters.
     pub(crate) fn find(&self, name: &str) -> Option<&Member> {
-        let mut few = self.few.iter().filter_map(|&index| self.directory.members.get(index));
+        let mut few = self
+            .few
+            .iter()
+            .filter_map(|&index| self.directory.members.get(index));
         few.find(|member| {
             self.inner(self.directory.name(member))
                 .is_some_and(|inner| inner.eq_ignore_ascii_case(name.as_bytes()))
@@ -120,7 +119,11 @@ impl<'s> Archive<'s> {
 
     /// Whether a member is called `data.pkl` in a folder, however the folder is spelled.
     pub(crate) fn has_pickle_anywhere(&self) -> bool {
-        let mut names = self.directory.members.iter().map(|member| self.directory.name(member));
+        let mut names = self
+            .directory
+            .members
+            .iter()
+            .map(|member| self.directory.name(member));
         names.any(|name| {
             let folded = name.to_ascii_lowercase();
             folded.ends_with(b"/data.pkl") || folded.ends_with(b"\\data.pkl")
@@ -136,7 +139,8 @@ impl<'s> Archive<'s> {
         let root = self.root.as_deref().unwrap_or_default().to_ascii_lowercase();
         for member in &self.directory.members {
             let name = self.directory.name(member);
-            let tell = |id, severity, detail: &str| Finding::new(id, severity, self.directory.text(member), detail);
+            let tell =
+                |id, severity, detail: &str| Finding::new(id, severity, self.directory.text(member), detail);
             let inner = self.inner(name);
             let storage = inner.and_then(|inner| inner.strip_prefix(b"data/"));
             let mut is_known = |key: &[u8]| {
@@ -149,7 +153,10 @@ impl<'s> Archive<'s> {
                 Some(true) => true,
                 None => {
                     let folded = name.to_ascii_lowercase();
-                    let folded: Vec<u8> = folded.iter().map(|&b| if b == b'\\' { b'/' } else { b }).collect();
+                    let folded: Vec<u8> = folded
+                        .iter()
+                        .map(|&b| if b == b'\\' { b'/' } else { b })
+                        .collect();
                     let key = folded
                         .strip_prefix(root.as_bytes())
                         .and_then(|rest| rest.strip_prefix(b"/data/"));
@@ -160,15 +167,23 @@ impl<'s> Archive<'s> {
                 }
             };
             if is_twice {
-                sink(tell("zip.duplicate", Severity::Critical, "a second record of this name"))?;
+                sink(tell(
+                    "zip.duplicate",
+                    Severity::Critical,
+                    "a second record of this name",
+                ))?;
             }
             if inner.is_none() {
                 let detail = format!("it lies outside the archive's root `{root}/`");
                 sink(tell("zip.root", Severity::High, &detail))?;
             }
-            let is_odd = name.iter().any(|&byte| byte < b' ' || byte == 0x7f || byte == b'\\')
+            let is_odd = name
+                .iter()
+                .any(|&byte| byte < b' ' || byte == 0x7f || byte == b'\\')
                 || name.starts_with(b"/")
-                || name.split(|&byte| byte == b'/').any(|part| part == b".." || part == b".")
+                || name
+                    .split(|&byte| byte == b'/')
+                    .any(|part| part == b".." || part == b".")
                 || name.get(1) == Some(&b':');
             // Marks that turn the direction of writing round, and so hide what a name is.
             let is_turned = storage.is_none()
@@ -176,7 +191,11 @@ impl<'s> Archive<'s> {
                     .chars()
                     .any(|c| matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}'));
             if is_odd || is_turned {
-                sink(tell("zip.name", Severity::Flag, "a name that would be unsafe to extract"))?;
+                sink(tell(
+                    "zip.name",
+                    Severity::Flag,
+                    "a name that would be unsafe to extract",
+                ))?;
             }
         }
         Ok(())
@@ -266,7 +285,9 @@ impl<'s> Archive<'s> {
             } else {
                 bytes.len().to_string()
             };
-            return Err(fault(format!("it inflates to {found} bytes, declared are {declared}")));
+            return Err(fault(format!(
+                "it inflates to {found} bytes, declared are {declared}"
+            )));
         }
         Ok(bytes)
     }

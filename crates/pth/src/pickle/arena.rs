@@ -45,7 +45,9 @@ pub(crate) struct Span {
 
 impl Span {
     pub(crate) fn new(start: usize, len: usize) -> Span {
-        let small = |n: usize| u32::try_from(n).expect("a pickle, its children and its unescaped texts are below 4 Gi");
+        let small = |n: usize| {
+            u32::try_from(n).expect("a pickle, its children and its unescaped texts are below 4 Gi")
+        };
         Span {
             start: small(start),
             len: small(len),

@@ -11,5 +11,4 @@ pub(crate) mod safety;
 mod text;
 pub(crate) mod write;
 
-
 pub(crate) use arena::{Arena, Node, NodeId};

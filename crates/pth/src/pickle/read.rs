@@ -91,7 +91,10 @@ pub(crate) fn long_texts(text: &[u8]) -> Vec<&[u8]> {
     // A fault was told of when the pickle was surveyed.
     let _ = machine.run();
     let texts = machine.texts.unwrap_or_default();
-    texts.into_iter().filter(|text| text.len() >= LEAST_BYTES).collect()
+    texts
+        .into_iter()
+        .filter(|text| text.len() >= LEAST_BYTES)
+        .collect()
 }
 
 struct Machine<'t> {
@@ -391,7 +394,9 @@ impl<'t> Machine<'t> {
             op::INT if bytes == b"01" => Stored::Bool(true),
             op::INT | op::LONG => {
                 let digits = bytes.strip_suffix(b"L").unwrap_or(bytes);
-                let value = std::str::from_utf8(digits).ok().and_then(|text| text.trim().parse::<i128>().ok());
+                let value = std::str::from_utf8(digits)
+                    .ok()
+                    .and_then(|text| text.trim().parse::<i128>().ok());
                 let value = value.ok_or(PickleFault::BadText("an integer"))?.to_le_bytes();
                 match small_long(&value) {
                     Some(small) => Stored::Int(small.to_le_bytes()),
@@ -399,7 +404,9 @@ impl<'t> Machine<'t> {
                 }
             }
             op::FLOAT => {
-                let value = std::str::from_utf8(bytes).ok().and_then(|text| text.trim().parse::<f64>().ok());
+                let value = std::str::from_utf8(bytes)
+                    .ok()
+                    .and_then(|text| text.trim().parse::<f64>().ok());
                 Stored::Float(value.ok_or(PickleFault::BadText("a float"))?.to_le_bytes())
             }
             op::STRING => {

@@ -130,7 +130,13 @@ impl Writer {
                     Some(class) => class,
                     None => UNTYPED,
                 };
-                self.storage(tensor.storage(), class, tensor.dtype().size(), tensor.dtype(), name)?;
+                self.storage(
+                    tensor.storage(),
+                    class,
+                    tensor.dtype().size(),
+                    tensor.dtype(),
+                    name,
+                )?;
             }
             Value::DType(dtype) => self.global("torch", dtype),
             Value::Device(device) => {
@@ -144,7 +150,11 @@ impl Writer {
                 self.tuple(&sizes, name)?;
                 self.out.extend([op::TUPLE1, op::REDUCE]);
             }
-            Value::FrozenSet(_) | Value::Module(..) | Value::Array(_) | Value::Global(_) | Value::Object(_) => {
+            Value::FrozenSet(_)
+            | Value::Module(..)
+            | Value::Array(_)
+            | Value::Global(_)
+            | Value::Object(_) => {
                 return Err(inexpressible(name, format!("{value} is no plain value")));
             }
         }
@@ -207,7 +217,8 @@ impl Writer {
 
     fn text(&mut self, text: &str) {
         self.out.push(op::BINUNICODE);
-        let len = u32::try_from(text.len()).expect("texts come from a pickle of at most 1 GiB, or from a program's own names");
+        let len = u32::try_from(text.len())
+            .expect("texts come from a pickle of at most 1 GiB, or from a program's own names");
         self.out.extend(len.to_le_bytes());
         self.out.extend_from_slice(text.as_bytes());
     }
@@ -326,7 +337,10 @@ impl Writer {
     fn tensor(&mut self, tensor: &Tensor, name: &str) -> Result<(), Error> {
         let dtype = tensor.dtype();
         if tensor.requires_grad() && !dtype.is_float() && !dtype.is_complex() {
-            return Err(inexpressible(name, format!("torch gives no gradients to {dtype}")));
+            return Err(inexpressible(
+                name,
+                format!("torch gives no gradients to {dtype}"),
+            ));
         }
         let is_parameter = tensor.is_parameter() && self.profile == Profile::Torch;
         if is_parameter {
@@ -347,13 +361,22 @@ impl Writer {
         let function = match class {
             Some(_) => "_rebuild_tensor_v2",
             None if self.profile == Profile::LibTorch => {
-                return Err(inexpressible(name, format!("libtorch does not read {dtype} from a file")));
+                return Err(inexpressible(
+                    name,
+                    format!("libtorch does not read {dtype} from a file"),
+                ));
             }
             None => "_rebuild_tensor_v3",
         };
         self.global("torch._utils", function);
         self.out.push(op::MARK);
-        self.storage(tensor.storage(), class.unwrap_or(UNTYPED), dtype.size(), dtype, name)?;
+        self.storage(
+            tensor.storage(),
+            class.unwrap_or(UNTYPED),
+            dtype.size(),
+            dtype,
+            name,
+        )?;
         self.size(tensor.storage_offset());
         self.sizes(tensor.shape());
         self.sizes(tensor.stride());
@@ -432,7 +455,10 @@ impl Writer {
 
     fn record(&mut self, record: &Record, name: &str) -> Result<(), Error> {
         if self.profile == Profile::LibTorch {
-            let fault = format!("libtorch does not read a {} tensor from a file", record.kind.as_str());
+            let fault = format!(
+                "libtorch does not read a {} tensor from a file",
+                record.kind.as_str()
+            );
             return Err(inexpressible(name, fault));
         }
         if record.is_parameter {
@@ -471,7 +497,13 @@ impl Writer {
             .ok_or_else(|| inexpressible(name, format!("{} is no quantized type", record.dtype)))?;
         self.global("torch._utils", "_rebuild_qtensor");
         self.out.push(op::MARK);
-        self.storage(int_repr.storage(), class, int_repr.dtype().size(), int_repr.dtype(), name)?;
+        self.storage(
+            int_repr.storage(),
+            class,
+            int_repr.dtype().size(),
+            int_repr.dtype(),
+            name,
+        )?;
         self.size(int_repr.storage_offset());
         self.sizes(&record.shape);
         self.sizes(&record.stride);

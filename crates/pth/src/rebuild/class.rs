@@ -29,7 +29,9 @@ pub(crate) enum Callee {
     Jagged,
     MetaTensor,
     /// The class of an old tensor, parameter or variable, whose state says what it is.
-    Class { is_parameter: bool },
+    Class {
+        is_parameter: bool,
+    },
     Uninitialized,
     /// Nothing that makes a tensor.
     Other,
@@ -50,9 +52,13 @@ pub(crate) fn callee(module: &str, name: &str) -> Callee {
         ("torch._utils", "_rebuild_tensor_v2") => Callee::Tensor(Version::V2),
         ("torch._utils", "_rebuild_tensor_v3") => Callee::Tensor(Version::V3),
         ("torch._utils", "_rebuild_parameter" | "_rebuild_parameter_with_state") => Callee::Parameter,
-        ("torch._tensor" | "torch.tensor", "_rebuild_from_type" | "_rebuild_from_type_v2") => Callee::FromType,
+        ("torch._tensor" | "torch.tensor", "_rebuild_from_type" | "_rebuild_from_type_v2") => {
+            Callee::FromType
+        }
         ("torch._utils", "_rebuild_device_tensor_from_cpu_tensor") => Callee::DeviceFromCpu,
-        ("torch._utils", "_rebuild_device_tensor_from_numpy" | "_rebuild_xla_tensor") => Callee::DeviceFromNumpy,
+        ("torch._utils", "_rebuild_device_tensor_from_numpy" | "_rebuild_xla_tensor") => {
+            Callee::DeviceFromNumpy
+        }
         ("torch._utils", "_rebuild_qtensor") => Callee::Quantized,
         ("torch._utils", "_rebuild_sparse_tensor" | "_rebuild_sparse_csr_tensor") => Callee::Sparse,
         ("torch._utils", "_rebuild_nested_tensor") => Callee::Nested,
@@ -199,7 +205,9 @@ impl StorageClasses {
 
     /// The name of the class of that number.
     pub(crate) fn name(&self, class_id: u16) -> &str {
-        self.known.get(usize::from(class_id)).map_or("", |class| class.name.as_str())
+        self.known
+            .get(usize::from(class_id))
+            .map_or("", |class| class.name.as_str())
     }
 }
 
@@ -214,7 +222,9 @@ pub(crate) fn key_bytes<'a>(arena: &'a Arena<'_>, key: NodeId) -> Option<Cow<'a,
 /// `torch.float32` and the like.
 pub(crate) fn dtype(arena: &Arena<'_>, node: NodeId) -> Result<DType, TensorFault> {
     let Some(("torch", name)) = arena.global_name(node) else {
-        return Err(TensorFault::Malformed("its dtype is not one of torch's".to_owned()));
+        return Err(TensorFault::Malformed(
+            "its dtype is not one of torch's".to_owned(),
+        ));
     };
     DType::from_name(name).ok_or_else(|| TensorFault::Unsupported(format!("dtype {name}")))
 }

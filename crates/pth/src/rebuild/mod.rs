@@ -122,7 +122,9 @@ impl<'c> Rebuilder<'c> {
             let inner = match callee {
                 Callee::Tensor(version) => {
                     let made = self.strided(version, args).map(|made| match (made, trains) {
-                        (Made::Tensor(tensor), Some(trains)) => Made::Tensor(tensor.with_requires_grad(trains)),
+                        (Made::Tensor(tensor), Some(trains)) => {
+                            Made::Tensor(tensor.with_requires_grad(trains))
+                        }
                         (made, _) => made,
                     });
                     return Some(made.map(|made| made.marked(parameter)));
@@ -142,7 +144,10 @@ impl<'c> Rebuilder<'c> {
                     callee = self.callee(function);
                     if callee == Callee::Other {
                         let needs = arena.global_name(function).unwrap_or(("", "an unnamed function"));
-                        return Some(Err(TensorFault::Unsupported(format!("needs {}.{}", needs.0, needs.1))));
+                        return Some(Err(TensorFault::Unsupported(format!(
+                            "needs {}.{}",
+                            needs.0, needs.1
+                        ))));
                     }
                     args = arena.items(inner);
                     is_tensor = true;
@@ -158,12 +163,16 @@ impl<'c> Rebuilder<'c> {
                     return Some(record.map(|record| Made::Record(Box::new(record)).marked(parameter)));
                 }
                 Callee::Uninitialized => {
-                    return Some(Err(TensorFault::Unsupported("it was never initialised".to_owned())));
+                    return Some(Err(TensorFault::Unsupported(
+                        "it was never initialised".to_owned(),
+                    )));
                 }
                 Callee::Class { is_parameter } => match self.old_state(node) {
                     Some(OldState::View(view)) => {
                         let made = self.strided(Version::V1, view).map(|made| match (made, trains) {
-                            (Made::Tensor(tensor), Some(trains)) => Made::Tensor(tensor.with_requires_grad(trains)),
+                            (Made::Tensor(tensor), Some(trains)) => {
+                                Made::Tensor(tensor.with_requires_grad(trains))
+                            }
                             (made, _) => made,
                         });
                         return Some(made.map(|made| made.marked(parameter)));
@@ -231,7 +240,10 @@ impl<'c> Rebuilder<'c> {
         let offset = self.natural(offset)?;
         let Some(view) = self.view(storage)? else {
             // On the meta device, where tensors have shape and type only.
-            let class_dtype = self.classes.reference(arena, storage).and_then(|reference| reference.class.dtype);
+            let class_dtype = self
+                .classes
+                .reference(arena, storage)
+                .and_then(|reference| reference.class.dtype);
             let Some(dtype) = told_dtype.or(class_dtype) else {
                 return malformed("no dtype");
             };
@@ -245,9 +257,11 @@ impl<'c> Rebuilder<'c> {
                 return Err(TensorFault::Unsupported(format!("a tensor over torch.{class}")));
             }
         };
-        let offset = offset.checked_add(view.offset).ok_or_else(|| TensorFault::Overflow {
-            shape: self.sizes.clone(),
-        })?;
+        let offset = offset
+            .checked_add(view.offset)
+            .ok_or_else(|| TensorFault::Overflow {
+                shape: self.sizes.clone(),
+            })?;
         let tensor = Tensor::view(view.storage, dtype, dims, offset)?;
         let tensor = tensor.with_requires_grad(requires_grad).with_pending(pending);
         Ok(Made::Tensor(tensor))
@@ -387,9 +401,13 @@ impl<'c> Rebuilder<'c> {
         // bfloat16 travels as float32 and is narrowed on arrival, which this crate leaves to whoever computes.
         if tensor.dtype() != dtype {
             let found = tensor.dtype();
-            return Err(TensorFault::Unsupported(format!("{dtype} stored as a numpy array of {found}")));
+            return Err(TensorFault::Unsupported(format!(
+                "{dtype} stored as a numpy array of {found}"
+            )));
         }
-        let trains = rest.first().is_some_and(|&flag| arena.node(flag) == Node::Bool(true));
+        let trains = rest
+            .first()
+            .is_some_and(|&flag| arena.node(flag) == Node::Bool(true));
         Ok(tensor.with_requires_grad(trains))
     }
 
@@ -401,10 +419,12 @@ impl<'c> Rebuilder<'c> {
             [storage, _, _, _] if matches!(arena.node(*storage), Node::Persistent(_)) => {
                 Some(OldState::View(state))
             }
-            [data, _, _, trains, _] if matches!(arena.node(*data), Node::Call { .. }) => Some(OldState::Data {
-                data,
-                requires_grad: arena.node(*trains) == Node::Bool(true),
-            }),
+            [data, _, _, trains, _] if matches!(arena.node(*data), Node::Call { .. }) => {
+                Some(OldState::Data {
+                    data,
+                    requires_grad: arena.node(*trains) == Node::Bool(true),
+                })
+            }
             _ => None,
         }
     }

@@ -80,11 +80,7 @@ impl<'c> Rebuilder<'c> {
     }
 
     /// `(scheme, scale, zero_point)` or `(scheme, scales, zero_points, axis)`
-    fn quantizer(
-        &mut self,
-        node: NodeId,
-        parts: &mut Vec<(String, Tensor)>,
-    ) -> Result<QScheme, TensorFault> {
+    fn quantizer(&mut self, node: NodeId, parts: &mut Vec<(String, Tensor)>) -> Result<QScheme, TensorFault> {
         let arena = &self.container.arena;
         let items = arena.items(node);
         let scheme = items.first().and_then(|&scheme| arena.global_name(scheme));
@@ -111,7 +107,9 @@ impl<'c> Rebuilder<'c> {
                 let zero_points = self.part(zero_points, DType::Int64)?;
                 // torch writes the schemes with float zero points under the name of the one with integers.
                 let name = match scheme {
-                    "per_channel_affine" if zero_points.dtype().is_float() => "per_channel_affine_float_qparams",
+                    "per_channel_affine" if zero_points.dtype().is_float() => {
+                        "per_channel_affine_float_qparams"
+                    }
                     "per_channel_affine" => "per_channel_affine",
                     "per_channel_symmetric" => "per_channel_symmetric",
                     "per_channel_affine_float_qparams" => "per_channel_affine_float_qparams",
@@ -198,7 +196,9 @@ impl<'c> Rebuilder<'c> {
         if let (RecordKind::SparseCoo { .. }, [(_, indices), (_, values)]) = (&kind, parts.as_slice()) {
             check_coo(indices, values, &shape)?;
         }
-        let values = parts.last().map(|(_, values)| (values.dtype(), values.requires_grad()));
+        let values = parts
+            .last()
+            .map(|(_, values)| (values.dtype(), values.requires_grad()));
         Ok(Record {
             kind,
             dtype: values.map_or_else(String::new, |(dtype, _)| dtype.to_string()),
@@ -218,7 +218,9 @@ impl<'c> Rebuilder<'c> {
             parts.push(((*name).to_owned(), self.tensor_part(node)?));
         }
         Ok(Record {
-            dtype: parts.first().map_or_else(String::new, |(_, values)| values.dtype().to_string()),
+            dtype: parts
+                .first()
+                .map_or_else(String::new, |(_, values)| values.dtype().to_string()),
             kind: RecordKind::Nested,
             shape: Vec::new(),
             stride: Vec::new(),
@@ -291,11 +293,15 @@ impl<'c> Rebuilder<'c> {
     ) -> Result<Record, TensorFault> {
         let arena = &self.container.arena;
         let name = |node| {
-            arena
-                .global_name(node)
-                .map_or_else(|| "an unnamed class".to_owned(), |(module, name)| format!("{module}.{name}"))
+            arena.global_name(node).map_or_else(
+                || "an unnamed class".to_owned(),
+                |(module, name)| format!("{module}.{name}"),
+            )
         };
-        let dtype = args.get(1).and_then(|&dtype| arena.global_name(dtype)).map(|(_, name)| name.to_owned());
+        let dtype = args
+            .get(1)
+            .and_then(|&dtype| arena.global_name(dtype))
+            .map(|(_, name)| name.to_owned());
         let shape = args.get(2).and_then(|&size| objects::sizes(arena, size));
         let mut parts = Vec::new();
         let mut values = Vec::new();
@@ -305,7 +311,9 @@ impl<'c> Rebuilder<'c> {
             if depth > MAX_SUBCLASSES {
                 return malformed("subclasses nested beyond all measure");
             }
-            let entries = state.map(|state| objects::state_entries(arena, state)).unwrap_or_default();
+            let entries = state
+                .map(|state| objects::state_entries(arena, state))
+                .unwrap_or_default();
             for (key, value) in entries {
                 let key = format!("{prefix}{}", arena.str(key).unwrap_or_default());
                 if let Some((class, state)) = objects::wrapped_subclass(arena, value) {

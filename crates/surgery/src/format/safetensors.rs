@@ -65,7 +65,8 @@ pub(super) fn read(source: &Source, path: &Path) -> Result<(StateDict, BTreeMap<
     // In memory of its own, so that what was checked cannot change.
     let mut header = vec![0; header_len];
     source.read_at(LENGTH_BYTES, &mut header).map_err(&read)?;
-    let header: Header = serde_json::from_slice(&header).map_err(|error| fault(format!("header: {error}")))?;
+    let header: Header =
+        serde_json::from_slice(&header).map_err(|error| fault(format!("header: {error}")))?;
 
     // The crate's rules: sizes fit shapes, no holes, no overlap.
     let mut by_offset = header.tensors.clone();
