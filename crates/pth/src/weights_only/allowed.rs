@@ -2,11 +2,11 @@
 //!
 //! As of torch 2.15 without the names that parts of it add when they are imported. [torch/_weights_only_unpickler.py, torch/_utils.py]
 
-use super::value::{DType, Function, Global, Kind};
+use super::value::{DType, DTypeFacts, Function, Global, Kind};
 
 macro_rules! dtypes {
     ($($constant:ident: $name:literal, $size:literal, $kind:ident;)*) => {
-        $(const $constant: DType = DType { name: $name, size: $size, kind: Kind::$kind };)*
+        $(const $constant: DType = &DTypeFacts { name: $name, size: $size, kind: Kind::$kind };)*
     };
 }
 

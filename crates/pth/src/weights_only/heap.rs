@@ -5,6 +5,8 @@
     clippy::as_conversions
 )]
 
+use std::collections::HashMap;
+
 use super::value::{Chain, Id, Run, Value};
 use super::{Fault, fault};
 
@@ -20,6 +22,9 @@ pub(super) struct Heap<'t> {
     hashable: Vec<bool>,
     items: Vec<Id>,
     links: Vec<Link>,
+    /// The ids of bytes and of ASCII characters, which come in great numbers where a text is unpacked.
+    bytes: HashMap<u8, Id>,
+    characters: HashMap<u8, Id>,
     /// How many more items may be walked over. What is memoised can be used again and again for a few bytes each time.
     budget: usize,
 }
@@ -32,8 +37,10 @@ impl<'t> Heap<'t> {
             hashable: Vec::new(),
             items: Vec::new(),
             links: Vec::new(),
-            // An honest pickle walks over each byte or item about once, and over shared sizes and names a few times.
-            budget: n_bytes.saturating_mul(16).saturating_add(4096),
+            bytes: HashMap::new(),
+            characters: HashMap::new(),
+            // An honest pickle walks over each byte or item about once. What is walked over may be kept, so this bounds memory as well.
+            budget: n_bytes.saturating_mul(2).saturating_add(8192),
         }
     }
 
@@ -151,16 +158,37 @@ impl<'t> Heap<'t> {
                 self.spend(bytes.len())?;
                 Ok(bytes
                     .iter()
-                    .map(|&byte| self.push(Value::Int(i64::from(byte))))
+                    .map(|&byte| match self.bytes.get(&byte) {
+                        Some(&id) => id,
+                        None => {
+                            let id = self.push(Value::Int(i64::from(byte)));
+                            self.bytes.insert(byte, id);
+                            id
+                        }
+                    })
                     .collect())
             }
             Value::Str(text) => {
                 self.spend(text.len())?;
                 Ok(characters(text)
-                    .map(|character| self.push(Value::Str(character)))
+                    .map(|character| self.character(character))
                     .collect())
             }
             other => fault(format!("{} cannot be unpacked", other.class_name())),
+        }
+    }
+
+    fn character(&mut self, character: &'t [u8]) -> Id {
+        let &[ascii] = character else {
+            return self.push(Value::Str(character));
+        };
+        match self.characters.get(&ascii) {
+            Some(&id) => id,
+            None => {
+                let id = self.push(Value::Str(character));
+                self.characters.insert(ascii, id);
+                id
+            }
         }
     }
 

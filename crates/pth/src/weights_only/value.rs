@@ -13,16 +13,19 @@ pub(super) enum Kind {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct DType {
+pub(super) struct DTypeFacts {
     pub(super) name: &'static str,
     /// Bytes of an element.
     pub(super) size: i64,
     pub(super) kind: Kind,
 }
 
-impl DType {
+/// Borrowed, which keeps a value small.
+pub(super) type DType = &'static DTypeFacts;
+
+impl DTypeFacts {
     /// Whether its tensors can require gradients.
-    pub(super) fn has_gradients(self) -> bool {
+    pub(super) fn has_gradients(&self) -> bool {
         matches!(self.kind, Kind::Float | Kind::Complex)
     }
 }
