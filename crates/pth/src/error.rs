@@ -81,7 +81,7 @@ pub enum Error {
     /// A value that the format to be written has no place for. For the caller.
     #[error("`{name}`: {fault}")]
     Inexpressible {
-        /// The value's dotted name; empty for the root.
+        /// The value's dotted name.
         name: String,
         /// Why it cannot be written.
         fault: String,

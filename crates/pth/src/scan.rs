@@ -416,27 +416,24 @@ impl<'s> Scanner<'s> {
             allow_opaque: true,
             ..OpenOptions::default()
         };
-        match legacy::open(self.source, &options) {
-            Ok(container) => {
-                if !container.sources.is_empty() {
-                    let detail = format!(
-                        "it carries the Python source of {} classes",
-                        container.sources.len()
-                    );
-                    self.tell("legacy.source", Severity::Note, "object", detail);
-                }
-                if let Some((start, n_bytes)) = container.trailing {
-                    let detail = format!("{n_bytes} bytes behind the checkpoint, from byte {start} on");
-                    self.tell("pickle.trailing", Severity::Flag, "file", detail);
-                    let end = start.saturating_add(n_bytes.min(limits::MAX_PICKLE_BYTES));
-                    match bytes_of(self.source, start..end) {
-                        Ok(rest) => self.sniff_bytes(&rest, "behind the checkpoint", start),
-                        Err(error) => self.give_up("pickle.trailing", "file", error.to_string()),
-                    }
+        // Of a failure `reading` tells.
+        if let Ok(container) = legacy::open(self.source, &options) {
+            if !container.sources.is_empty() {
+                let detail = format!(
+                    "it carries the Python source of {} classes",
+                    container.sources.len()
+                );
+                self.tell("legacy.source", Severity::Note, "object", detail);
+            }
+            if let Some((start, n_bytes)) = container.trailing {
+                let detail = format!("{n_bytes} bytes behind the checkpoint, from byte {start} on");
+                self.tell("pickle.trailing", Severity::Flag, "file", detail);
+                let end = start.saturating_add(n_bytes.min(limits::MAX_PICKLE_BYTES));
+                match bytes_of(self.source, start..end) {
+                    Ok(rest) => self.sniff_bytes(&rest, "behind the checkpoint", start),
+                    Err(error) => self.give_up("pickle.trailing", "file", error.to_string()),
                 }
             }
-            // `reading` tells of it.
-            Err(_) => {}
         }
     }
 

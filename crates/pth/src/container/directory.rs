@@ -239,9 +239,9 @@ fn find_end(source: &Source, allow_prefix: bool, sink: Sink<'_>) -> Result<End, 
     let (n_here, n_entries) = (u64::from(fields.u16()), u64::from(fields.u16()));
     let (size, offset) = (u64::from(fields.u32()), u64::from(fields.u32()));
     let mut numbers = [disk, first_disk, n_here, n_entries, size, offset];
-    let mut directory_end = tail_start.saturating_add(end_at);
-
-    if let Some(at) = end64(source, &tail, tail_start, end_at, allow_prefix, sink)? {
+    let at_64 = end64(source, &tail, tail_start, end_at, allow_prefix, sink)?;
+    let directory_end = at_64.unwrap_or(tail_start.saturating_add(end_at));
+    if let Some(at) = at_64 {
         let record = bytes_of(source, at..at.saturating_add(END64_BYTES))?;
         let mut fields = Fields(record.get(12..).unwrap_or_default());
         fields.skip::<4>();
@@ -262,7 +262,6 @@ fn find_end(source: &Source, allow_prefix: bool, sink: Sink<'_>) -> Result<End, 
             }
         }
         numbers = wide;
-        directory_end = at;
     }
     let [disk, first_disk, n_here, n_entries, size, offset] = numbers;
     if disk != 0 || first_disk != 0 || n_here != n_entries {
@@ -493,6 +492,7 @@ struct Locals<'s> {
 
 impl Locals<'_> {
     /// The fixed part of the local header at `start`, and the name of `name_len` bytes behind it.
+    #[expect(clippy::type_complexity, reason = "a pair that has one reader")]
     fn at(&mut self, start: usize, name_len: usize) -> Result<Option<(&[u8; LOCAL_BYTES], &[u8])>, Error> {
         const WINDOW_BYTES: usize = 1 << 16;
         let n_bytes = LOCAL_BYTES.saturating_add(name_len);

@@ -82,6 +82,7 @@ fn quantized_storage(dtype: &str) -> Option<&'static str> {
 }
 
 fn inexpressible(name: &str, fault: impl Into<String>) -> Error {
+    let name = if name.is_empty() { "(all of it)" } else { name };
     Error::Inexpressible {
         name: name.to_owned(),
         fault: fault.into(),

@@ -155,7 +155,7 @@ impl<'c> Rebuilder<'c> {
                 }
                 Callee::DeviceFromCpu => args.first(),
                 Callee::DeviceFromNumpy => {
-                    let tensor = self.from_numpy(args);
+                    let tensor = self.device_tensor(args);
                     return Some(tensor.map(|tensor| Made::Tensor(tensor).marked(parameter)));
                 }
                 Callee::Quantized | Callee::Sparse | Callee::Nested | Callee::Jagged | Callee::MetaTensor => {
@@ -385,8 +385,8 @@ impl<'c> Rebuilder<'c> {
         }))
     }
 
-    /// `_rebuild_device_tensor_from_numpy(array, dtype, device, requires_grad)`
-    fn from_numpy(&mut self, args: Args<'c>) -> Result<Tensor, TensorFault> {
+    /// `_rebuild_device_tensor_device_tensor(array, dtype, device, requires_grad)`
+    fn device_tensor(&mut self, args: Args<'c>) -> Result<Tensor, TensorFault> {
         let arena = &self.container.arena;
         let &[array, dtype, _, ref rest @ ..] = args else {
             return malformed("fewer than three arguments");
