@@ -12,6 +12,9 @@ use memmap2::{Mmap, MmapOptions};
 
 use crate::FileError;
 
+/// Reads from this size on are never copied out of a map.
+const LARGE_BYTES: usize = 1 << 16;
+
 /// How a file is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Backing {
@@ -130,13 +133,15 @@ impl Source {
         let Some(end) = end else {
             return Err(io::ErrorKind::UnexpectedEof.into());
         };
+        // A large part of a file is read even where the file is mapped: pages of a map, once touched, count as this process's memory.
+        let is_small = out.len() < LARGE_BYTES;
         match (self.as_slice(), &self.0.file) {
-            (Some(bytes), _) => match bytes.get(offset..end) {
+            (Some(bytes), file) if is_small || file.is_none() => match bytes.get(offset..end) {
                 Some(bytes) => out.copy_from_slice(bytes),
                 None => return Err(io::ErrorKind::UnexpectedEof.into()),
             },
-            (None, Some(watched)) => read_exact_at(&watched.file, out, offset)?,
-            (None, None) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            (_, Some(watched)) => read_exact_at(&watched.file, out, offset)?,
+            (_, None) => return Err(io::ErrorKind::UnexpectedEof.into()),
         }
         Ok(())
     }

@@ -342,8 +342,7 @@ impl Storage {
         let source = self.source();
         let start = self.entry().start;
         let (mut at, end) = (start.saturating_add(range.start), start.saturating_add(range.end));
-        // What is in memory, and what is small, is passed on where it lies. A large part of a file is read even where the file
-        // is mapped: pages of a map, once touched, count as this process's memory.
+        // What is in memory, and what is small, is passed on where it lies; the rest is read, see `Source::read_at`.
         let is_large = range.len() > CHUNK_BYTES && source.path().is_some();
         if let Some(bytes) = source
             .as_slice()
