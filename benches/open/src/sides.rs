@@ -114,18 +114,12 @@ fn graftwork(checkpoint: Checkpoint, task: Task, tally: &mut Tally) -> anyhow::R
     Ok(Box::new(checkpoint))
 }
 
-#[cfg(feature = "pread")]
 fn open_with_pread(path: &Path) -> anyhow::Result<Checkpoint> {
     let options = pth::OpenOptions {
         backing: pth::Backing::Read,
         ..pth::OpenOptions::default()
     };
     Ok(Checkpoint::open_with(path, &options)?)
-}
-
-#[cfg(not(feature = "pread"))]
-fn open_with_pread(_path: &Path) -> anyhow::Result<Checkpoint> {
-    bail!("this open-bench was built without the feature `pread`")
 }
 
 /// `PthTensors` is candle's lazy reader, also behind its `VarBuilder::from_pth` and `read_all`.
