@@ -135,6 +135,22 @@ impl StateDict {
         self.entries.keys().map(String::as_str)
     }
 
+    /// What wrappers around the model have put in front of every name: `module.` of DataParallel, `_orig_mod.` of `torch.compile`.
+    pub fn wrapper_prefix(&self) -> Option<String> {
+        const WRAPPERS: [&str; 3] = ["module.", "_orig_mod.", "_fsdp_wrapped_module."];
+        let mut prefix = String::new();
+        while let Some(wrapper) = WRAPPERS.iter().find(|wrapper| {
+            let all = |name: &str| {
+                name.strip_prefix(&prefix)
+                    .is_some_and(|rest| rest.starts_with(**wrapper))
+            };
+            !self.is_empty() && self.names().all(all)
+        }) {
+            prefix.push_str(wrapper);
+        }
+        (!prefix.is_empty()).then_some(prefix)
+    }
+
     /// torch's `_metadata`, in its order; empty where the file has none.
     pub fn metadata(&self) -> &[ModuleVersion] {
         &self.metadata
@@ -171,5 +187,31 @@ impl IntoIterator for StateDict {
 
     fn into_iter(self) -> Self::IntoIter {
         self.entries.into_iter()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::DType;
+
+    #[test]
+    fn prefixes_of_wrappers_are_named_only_where_every_name_has_them() {
+        let check = |names: &[&str], expected: Option<&str>| {
+            let tensor = Tensor::from_bytes(DType::Uint8, &[], vec![0]).unwrap();
+            let tensors: StateDict = names
+                .iter()
+                .map(|name| ((*name).to_owned(), tensor.clone()))
+                .collect();
+            assert_eq!(tensors.wrapper_prefix().as_deref(), expected);
+        };
+        check(&["module.a", "module.b.c"], Some("module."));
+        check(
+            &["_orig_mod.module.a", "_orig_mod.module.b"],
+            Some("_orig_mod.module."),
+        );
+        check(&["module.a", "b"], None);
+        check(&["modules.a"], None);
+        check(&[], None);
     }
 }

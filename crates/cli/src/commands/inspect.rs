@@ -67,6 +67,7 @@ fn as_json(opened: &Opened) -> Value {
     json!({
         "format": opened.format.to_string(),
         "wrapper": opened.wrapper,
+        "prefix": opened.state_dict.wrapper_prefix(),
         "tensors": tensors,
         "other": values.chain(metadata).chain(other_tensors).collect::<Vec<_>>(),
         "records": records.map(|(name, record)| record_json(name, record)).collect::<Vec<_>>(),
@@ -143,6 +144,14 @@ fn as_text(opened: &Opened, depth: usize) -> String {
         &mut out,
         format!("{}: {} tensors{place}", opened.format, grouped(tensors.len())),
     );
+    if let Some(prefix) = tensors.wrapper_prefix() {
+        line(
+            &mut out,
+            format!(
+                "every name begins with `{prefix}`, as wrappers leave it: convert --strip-prefix {prefix} takes it off"
+            ),
+        );
+    }
     out.push('\n');
     tree(&mut out, tensors, depth);
     if tensors.records().next().is_some() {
