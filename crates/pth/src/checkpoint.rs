@@ -13,7 +13,9 @@ use crate::finding::refuse_high;
 use crate::pickle::{Arena, Node, NodeId, render};
 use crate::rebuild::Rebuilder;
 use crate::walk::{self, Found, Walk};
-use crate::{Entry, Error, ModuleVersion, Record, Source, StateDict, Tensor, Value, numpy, objects, value};
+use crate::{
+    Entry, Error, ModuleVersion, Record, Source, StateDict, Tensor, Value, diagnose, numpy, objects, value,
+};
 
 /// Keys under which training scripts keep the state dict, the likelier first.
 const WRAPPERS: &[&str] = &[
@@ -95,6 +97,9 @@ impl Checkpoint {
     /// # Errors
     /// As [`open`](Checkpoint::open), as far as `options` do not allow it.
     pub fn open_with(path: &Path, options: &OpenOptions) -> Result<Checkpoint, Error> {
+        if let Some(found) = diagnose::folder(path) {
+            return Err(Error::not_a_checkpoint(found));
+        }
         Checkpoint::from_source(Source::open(path, options.backing)?, options)
     }
 

@@ -5,6 +5,8 @@
     clippy::as_conversions
 )]
 
+use std::path::Path;
+
 use crate::pickle::{Arena, render};
 
 /// Signatures at the start of a file, with what they mean.
@@ -157,8 +159,22 @@ pub(crate) fn zip_without_pickle(names: &[String]) -> String {
     }
 }
 
+/// What a folder is, if it is of PyTorch's making.
+pub(crate) fn folder(path: &Path) -> Option<&'static str> {
+    path.join(".metadata").is_file().then_some(
+        "this folder is a distributed checkpoint (torch.distributed.checkpoint), which is not read: gather it with dcp_to_torch_save",
+    )
+}
+
 /// A pickle that is none of torch's.
 pub(crate) fn plain_pickle(arena: &Arena<'_>) -> String {
+    let is_dcp = |id| {
+        let name = arena.global_name(id);
+        name.is_some_and(|(module, _)| module.starts_with("torch.distributed.checkpoint"))
+    };
+    if arena.ids().any(is_dcp) {
+        return "this is the metadata of a distributed checkpoint (torch.distributed.checkpoint), which is not read".to_owned();
+    }
     let refers = arena
         .ids()
         .any(|id| matches!(arena.node(id), crate::pickle::Node::Persistent(_)));

@@ -30,6 +30,9 @@ const LOCAL: &[u8] = b"PK\x03\x04";
 const IN_ZIP64: u64 = 0xffff_ffff;
 const MAX_COMMENT_BYTES: usize = 0xffff;
 
+/// What else bytes in front of an archive may be than a prefix.
+const SEVERAL: &str = ", or between its directory and its end; a `.distcp` file of a distributed checkpoint is several archives one after the other";
+
 /// The file is encrypted, strongly encrypted, or its directory is.
 const ENCRYPTED_FLAGS: u16 = 1 | 1 << 6 | 1 << 13;
 /// Sizes and CRC follow the data instead of standing in the local header.
@@ -176,17 +179,26 @@ pub(crate) fn read<'s>(
     let directory = Directory { bytes, members };
     let first = directory.members.iter().map(|member| member.header_start).min();
     let in_front = first.unwrap_or(0).saturating_sub(end.base);
-    if in_front > 0 && first < Some(source.len()) && !allow_prefix {
+    if in_front > 0 && first < Some(source.len()) {
         let detail = format!("{in_front} bytes in front of the first record");
         sink(Finding::new(
             "zip.prefix",
-            Severity::High,
+            of_prefix(allow_prefix),
             "central directory",
             detail,
         ))?;
     }
     check_overlaps(&directory, sink)?;
     Ok(directory)
+}
+
+/// How much bytes in front of an archive weigh.
+fn of_prefix(is_allowed: bool) -> Severity {
+    if is_allowed {
+        Severity::Flag
+    } else {
+        Severity::High
+    }
 }
 
 fn broken(detail: String) -> Finding {
@@ -272,11 +284,11 @@ fn find_end(source: &Source, allow_prefix: bool, sink: Sink<'_>) -> Result<End, 
     let offset = usize::try_from(offset).map_err(|_| outside())?;
     let start = directory_end.checked_sub(size).ok_or_else(outside)?;
     let base = start.checked_sub(offset).ok_or_else(outside)?;
-    if base > 0 && !allow_prefix {
-        let detail = format!("{base} bytes in front of the archive, or between its directory and its end");
+    if base > 0 {
+        let detail = format!("{base} bytes in front of the archive{SEVERAL}");
         sink(Finding::new(
             "zip.prefix",
-            Severity::High,
+            of_prefix(allow_prefix),
             "central directory",
             detail,
         ))?;
@@ -310,19 +322,33 @@ fn end64(
     if disk != 0 || fields.u32() > 1 {
         sink(broken("it is a part of a split archive".to_owned()))?;
     }
-    let usual = tail_start
+    // It stands right in front of its locator. In a file of several archives, what the locator tells may be another's: offsets in
+    // an archive do not know how much is in front of it.
+    let at = tail_start
         .saturating_add(end_at)
         .checked_sub(LOCATOR_BYTES.saturating_add(END64_BYTES));
-    for at in [Some(told), usual.filter(|_| allow_prefix)].into_iter().flatten() {
-        let end = at.saturating_add(END64_BYTES);
-        if end <= tail_start.saturating_add(end_at) && bytes_of(source, at..end)?.starts_with(END64) {
-            return Ok(Some(at));
-        }
+    let missing = || {
+        let fault = "its zip64 end record is not where it should be";
+        Error::container("central directory", fault)
+    };
+    let at = at.ok_or_else(missing)?;
+    if !bytes_of(source, at..at.saturating_add(END64_BYTES))?.starts_with(END64) {
+        return Err(missing());
     }
-    Err(Error::container(
-        "central directory",
-        "its zip64 end record is not where it should be",
-    ))
+    match at.checked_sub(told) {
+        Some(0) => {}
+        Some(in_front) => {
+            let detail = format!("{in_front} bytes in front of the archive{SEVERAL}");
+            sink(Finding::new(
+                "zip.prefix",
+                of_prefix(allow_prefix),
+                "central directory",
+                detail,
+            ))?;
+        }
+        None => return Err(missing()),
+    }
+    Ok(Some(at))
 }
 
 /// The entry at the start of `rest`, and how many bytes it takes; none if it reaches past the end.

@@ -206,6 +206,20 @@ fn dialects(cases: &mut Vec<Case>) {
         torch.bytes(),
         Expect::Loads(&["w"]),
     ));
+    // As in a `.distcp` file: the second's locator tells where the first's zip64 end record is, since both are laid out alike.
+    let other = Archive::of(streamed.clone()).with(|zip| {
+        zip.end64 = Some(crate::build::zip::End64::default());
+        zip.entries[4].data.fill(b'x');
+    });
+    cases.push(
+        case(
+            "C10-two-archives-alike",
+            &["C10", "R27"],
+            [torch.bytes(), other.bytes()].concat(),
+            Expect::Rejects("bytes in front of the archive"),
+        )
+        .scan(&["zip.prefix"]),
+    );
     // modelaudit #1655: zip64 sizes in part, and a descriptor of 64 bits.
     let wide = torch.clone().with(|zip| {
         for entry in &mut zip.entries {

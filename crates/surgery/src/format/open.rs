@@ -62,6 +62,17 @@ pub fn open(path: &Path) -> Result<Opened, Error> {
 /// # Errors
 /// As [`open`].
 pub fn open_with(path: &Path, options: &OpenOptions) -> Result<Opened, Error> {
+    let named = |source| match source {
+        pth::Error::File(error) => Error::File(error),
+        source => Error::Checkpoint {
+            path: path.to_owned(),
+            source,
+        },
+    };
+    if path.is_dir() {
+        // No folder is read; what it is, the checkpoint's reader knows.
+        Checkpoint::open_with(path, options).map_err(named)?;
+    }
     let source = Source::open(path, options.backing)?;
     if is_safetensors(&source) {
         let (state_dict, metadata) = safetensors::read(&source, path)?;
@@ -76,13 +87,7 @@ pub fn open_with(path: &Path, options: &OpenOptions) -> Result<Opened, Error> {
             sources: Vec::new(),
         });
     }
-    let checkpoint = Checkpoint::from_source(source, options).map_err(|source| match source {
-        pth::Error::File(error) => Error::File(error),
-        source => Error::Checkpoint {
-            path: path.to_owned(),
-            source,
-        },
-    })?;
+    let checkpoint = Checkpoint::from_source(source, options).map_err(named)?;
     Ok(Opened {
         format: Format::Pth(checkpoint.format()),
         wrapper: checkpoint.wrapper().to_owned(),
