@@ -161,6 +161,17 @@ impl Checkpoint {
                 }
             })?;
         }
+        // Where the last of equal keys wins, the others are meant to be lost.
+        let n_unseen = rebuilder.n_unseen();
+        if n_unseen > 0 && !self.options.last_wins {
+            self.problems.push(Problem {
+                name: "(unnamed)".to_owned(),
+                fault: TensorFault::Unsupported(format!(
+                    "{n_unseen} tensors lie where no name leads: attributes of other tensors, or values that nothing refers to"
+                )),
+                in_state_dict: false,
+            });
+        }
         if let Some((at, n_bytes)) = container.trailing {
             self.problems.push(Problem {
                 name: "(behind the checkpoint)".to_owned(),
@@ -350,6 +361,7 @@ fn unread_object(arena: &Arena<'_>, node: NodeId) -> Option<(String, String)> {
         module,
         "builtins"
             | "__builtin__"
+            | "_io"
             | "_codecs"
             | "collections"
             | "datetime"

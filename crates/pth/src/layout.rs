@@ -21,7 +21,8 @@ pub(crate) fn contiguous_stride(shape: &[usize]) -> Vec<usize> {
     let mut next = 1_usize;
     for (slot, &size) in stride.iter_mut().zip(shape).rev() {
         *slot = next;
-        next = next.saturating_mul(size.max(1));
+        // Only of an empty tensor can it not fit; torch counts in 64 bits with a sign.
+        next = next.saturating_mul(size.max(1)).min(isize::MAX.unsigned_abs());
     }
     stride
 }

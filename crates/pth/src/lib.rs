@@ -46,5 +46,5 @@ pub use source::{Backing, Source};
 pub use state_dict::{Entry, ModuleVersion, StateDict};
 pub use storage::{ByteOrder, Storage};
 pub use tensor::Tensor;
-pub use value::{Dict, Object, Value};
+pub use value::{Dict, Module, Object, Value};
 pub use verify::{Verification, verify};

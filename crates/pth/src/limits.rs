@@ -26,5 +26,16 @@ pub(crate) fn max_visits(n_bytes: usize) -> usize {
     n_bytes.saturating_mul(4).saturating_add(1 << 16)
 }
 
+/// How many visits a value with `n_text_bytes` of name and text counts for: a text of a megabyte is repeated by an alias of two bytes.
+pub(crate) fn visits_for(n_text_bytes: usize) -> usize {
+    n_text_bytes.checked_div(16).unwrap_or(0).saturating_add(1)
+}
+
+/// The longest name of a module or of something in it; the longest that have been seen are below 200 bytes.
+pub(crate) const MAX_GLOBAL_BYTES: usize = 1 << 17;
+
+/// How often state may be built onto an object. pickle does it once.
+pub(crate) const MAX_STATES: usize = 8;
+
 /// How deep values may be nested, so that names stay bounded too.
 pub(crate) const MAX_DEPTH: usize = 1_000;

@@ -5,6 +5,7 @@
     clippy::as_conversions
 )]
 
+use crate::limits;
 use crate::pickle::{Arena, Node, NodeId};
 use crate::rebuild::StorageClass;
 
@@ -82,6 +83,22 @@ fn given_entries(arena: &Arena<'_>, arg: NodeId) -> Option<Vec<(NodeId, NodeId)>
     }
 }
 
+/// Whether a container's arguments are its content, and not something beside it.
+pub(crate) fn args_are_content(arena: &Arena<'_>, node: NodeId) -> bool {
+    matches!(
+        arena.callee_name(node),
+        Some(
+            (
+                "collections" | "_collections",
+                "OrderedDict" | "defaultdict" | "Counter"
+            ) | (
+                "builtins" | "__builtin__",
+                "dict" | "set" | "frozenset" | "list" | "tuple"
+            ) | ("torch", "Size")
+        )
+    )
+}
+
 /// The items of a list, tuple or set, or of an object that was appended to.
 pub(crate) fn sequence<'a>(arena: &'a Arena<'_>, node: NodeId) -> Option<&'a [NodeId]> {
     match arena.node(node) {
@@ -106,24 +123,41 @@ pub(crate) fn sequence<'a>(arena: &'a Arena<'_>, node: NodeId) -> Option<&'a [No
 
 /// The attributes that BUILD gave an object: of a dict, or of `(dict, slots)`.
 pub(crate) fn attributes(arena: &Arena<'_>, node: NodeId) -> Option<Vec<(NodeId, NodeId)>> {
-    let mut all = Vec::new();
-    for &state in arena.states(node) {
-        all.extend(state_entries(arena, state));
+    let states = arena.states(node);
+    if states.len() > limits::MAX_STATES {
+        return None;
     }
+    let all: Vec<_> = states
+        .iter()
+        .filter_map(|&state| state_entries(arena, state))
+        .flatten()
+        .collect();
     (!all.is_empty()).then_some(all)
 }
 
-/// The attributes in a state: a dict, or `(dict, slots)`.
-pub(crate) fn state_entries(arena: &Arena<'_>, state: NodeId) -> Vec<(NodeId, NodeId)> {
-    match arena.node(state) {
-        Node::Tuple => {
-            let parts = arena.items(state).iter();
-            parts
-                .flat_map(|&part| mapping(arena, part).unwrap_or_default())
-                .collect()
-        }
-        _ => mapping(arena, state).unwrap_or_default(),
+/// The states of an object that are no attributes.
+pub(crate) fn opaque_states<'a>(arena: &'a Arena<'_>, node: NodeId) -> impl Iterator<Item = NodeId> + 'a {
+    let states = arena.states(node);
+    let is_opaque =
+        move |state: &NodeId| states.len() > limits::MAX_STATES || state_entries(arena, *state).is_none();
+    states.iter().copied().filter(is_opaque)
+}
+
+/// The attributes in a state: a dict, or `(dict, slots)`; none in anything else.
+pub(crate) fn state_entries(arena: &Arena<'_>, state: NodeId) -> Option<Vec<(NodeId, NodeId)>> {
+    if arena.node(state) != Node::Tuple {
+        return mapping(arena, state);
     }
+    let &[attributes, slots] = arena.items(state) else {
+        return None;
+    };
+    let mut entries = Vec::new();
+    for part in [attributes, slots] {
+        if arena.node(part) != Node::None {
+            entries.extend(mapping(arena, part)?);
+        }
+    }
+    Some(entries)
 }
 
 /// Class and state of a tensor subclass that is made of its attributes.

@@ -5,6 +5,8 @@
     clippy::as_conversions
 )]
 
+use std::collections::HashSet;
+
 use crate::numpy::Number;
 use crate::record::RecordKind;
 use crate::value::{Dict, Object, Value};
@@ -72,9 +74,15 @@ fn plain(value: Value, name: &str, changes: &mut Vec<Change>) -> Value {
             tell("a class or function became its name".to_owned());
             Value::Str(global)
         }
-        Value::Module(class, state_dict) => {
-            tell(format!("the module {class} became its state dict"));
-            Value::from(state_dict)
+        Value::Module(module) => {
+            tell(format!("the module {} became its state dict", module.class));
+            if !module.left_out.is_empty() {
+                tell(format!(
+                    "tensors of it that no state dict has were left out: {}",
+                    module.left_out.join(", ")
+                ));
+            }
+            Value::from(module.state_dict)
         }
         Value::Record(record)
             if matches!(
@@ -106,10 +114,10 @@ fn plain(value: Value, name: &str, changes: &mut Vec<Change>) -> Value {
         }
         Value::Tuple(items) => Value::Tuple(list(items, name, changes)),
         Value::List(items) => Value::List(list(items, name, changes)),
-        Value::Set(items) => Value::Set(list(items, name, changes)),
+        Value::Set(items) => Value::Set(keys(items, name, changes)),
         Value::FrozenSet(items) => {
             tell("a frozenset became a set".to_owned());
-            Value::Set(list(items, name, changes))
+            Value::Set(keys(items, name, changes))
         }
         Value::Dict(dict) => Value::Dict(Dict {
             items: pairs(dict.items, name, changes),
@@ -121,72 +129,138 @@ fn plain(value: Value, name: &str, changes: &mut Vec<Change>) -> Value {
     }
 }
 
-fn object(object: Object, name: &str, changes: &mut Vec<Change>) -> Value {
-    let class = object.class.as_str();
+/// The parts of an object that hold something, by the names they get where there are several.
+const PARTS: [&str; 5] = ["args", "attributes", "state", "items", "appended"];
+
+fn object(mut object: Object, name: &str, changes: &mut Vec<Change>) -> Value {
+    let class = object.class.clone();
     let mut tell = |what: String| {
         changes.push(Change {
             name: name.to_owned(),
             what,
         });
     };
-    let as_dict = |items| {
-        Value::Dict(Dict {
-            items,
-            ..Dict::default()
-        })
-    };
     if class.starts_with("pathlib.") && object.args.iter().all(|part| matches!(part, Value::Str(_))) {
         tell(format!("{class} became text"));
-        let parts: Vec<&str> = object
-            .args
-            .iter()
-            .filter_map(|part| match part {
-                Value::Str(part) => Some(part.as_str()),
-                _ => None,
-            })
-            .collect();
+        let parts: Vec<&str> = object.args.iter().filter_map(as_text).collect();
         // The first part of an absolute path is its slash.
         return Value::Str(match parts.split_first() {
             Some((&"/", rest)) => format!("/{}", rest.join("/")),
             _ => parts.join("/"),
         });
     }
-    if matches!(class, "collections.defaultdict" | "collections.Counter") {
-        tell(format!("{class} became a dict"));
-        let mut items = Vec::new();
-        for arg in object.args {
-            if let Value::Dict(dict) = arg {
-                items.extend(dict.items);
+    // (content, position, attributes)
+    if class == "_io.BytesIO"
+        && let [Value::Tuple(state)] = object.states.as_slice()
+        && let [Value::Bytes(bytes), ..] = state.as_slice()
+    {
+        tell("a BytesIO became its bytes".to_owned());
+        return Value::Bytes(bytes.clone());
+    }
+    match class.as_str() {
+        // The factory is code, and how long a deque may get says nothing of what is in it.
+        "collections.defaultdict" => object
+            .args
+            .retain(|arg| !matches!(arg, Value::Global(_) | Value::None)),
+        "collections.deque" => object.args.retain(|arg| !is_empty_or_number(arg)),
+        "collections.Counter" if object.items.is_empty() => {
+            if let [Value::Dict(dict)] = object.args.as_mut_slice() {
+                object.items = std::mem::take(&mut dict.items);
+                object.args.clear();
             }
         }
-        items.extend(object.items);
-        return as_dict(pairs(items, name, changes));
+        _ => {}
     }
-    if class == "collections.deque" || (object.attributes.is_empty() && !object.appended.is_empty()) {
-        tell(format!("{class} became a list"));
-        return Value::List(list(object.appended, name, changes));
+    let is_filled = [
+        !object.args.is_empty(),
+        !object.attributes.is_empty(),
+        !object.states.is_empty(),
+        !object.items.is_empty(),
+        !object.appended.is_empty(),
+    ];
+    let as_dict = |items| {
+        Value::Dict(Dict {
+            items,
+            ..Dict::default()
+        })
+    };
+    match is_filled {
+        [false, true, false, false, false] => {
+            tell(format!("{class} became a dict of its attributes"));
+            as_dict(pairs(object.attributes, name, changes))
+        }
+        [false, false, false, _, false] if is_filled.contains(&true) || class.starts_with("collections.") => {
+            tell(format!("{class} became a dict"));
+            as_dict(pairs(object.items, name, changes))
+        }
+        [false, false, false, false, true] => {
+            tell(format!("{class} became a list"));
+            Value::List(list(object.appended, name, changes))
+        }
+        // Only its class could explain it, so that all of it is kept side by side.
+        _ => {
+            tell(format!("{class} became a dict of its class's name and its parts"));
+            let text = |text: &str| Value::Str(text.to_owned());
+            let attributes = as_dict(pairs(object.attributes, name, changes));
+            let items = as_dict(pairs(object.items, name, changes));
+            let parts = [
+                Value::Tuple(list(object.args, name, changes)),
+                attributes,
+                Value::Tuple(list(object.states, name, changes)),
+                items,
+                Value::List(list(object.appended, name, changes)),
+            ];
+            let mut entries = vec![(text("class"), text(&class))];
+            for ((part, value), is_filled) in PARTS.into_iter().zip(parts).zip(is_filled) {
+                if is_filled {
+                    entries.push((text(part), value));
+                }
+            }
+            as_dict(entries)
+        }
     }
-    if object.attributes.is_empty() && !object.items.is_empty() {
-        tell(format!("{class} became a dict"));
-        return as_dict(pairs(object.items, name, changes));
+}
+
+fn as_text(value: &Value) -> Option<&str> {
+    match value {
+        Value::Str(text) => Some(text),
+        _ => None,
     }
-    if !object.attributes.is_empty() {
-        tell(format!("{class} became a dict of its attributes"));
-        let mut items = object.attributes;
-        items.extend(object.items);
-        return as_dict(pairs(items, name, changes));
+}
+
+fn is_empty_or_number(value: &Value) -> bool {
+    match value {
+        Value::Tuple(items) | Value::List(items) => items.is_empty(),
+        Value::Int(_) | Value::None => true,
+        _ => false,
     }
-    // An object that only its class could explain.
-    tell(format!("{class} became a dict of its class's name and arguments"));
-    let text = |text: &str| Value::Str(text.to_owned());
-    let mut items = vec![(text("class"), text(class))];
-    if !object.args.is_empty() {
-        items.push((text("args"), Value::Tuple(list(object.args, name, changes))));
+}
+
+/// What Python takes for a key or into a set: an object becomes text, and a set a tuple.
+fn key(value: Value, name: &str, changes: &mut Vec<Change>) -> Value {
+    match value {
+        Value::Object(object) => {
+            changes.push(Change {
+                name: name.to_owned(),
+                what: format!("a key of class {} became text", object.class),
+            });
+            let args: Vec<String> = object.args.iter().map(ToString::to_string).collect();
+            Value::Str(format!("{}({})", object.class, args.join(", ")))
+        }
+        Value::Tuple(items) => Value::Tuple(keys(items, name, changes)),
+        Value::Set(items) | Value::FrozenSet(items) => {
+            changes.push(Change {
+                name: name.to_owned(),
+                what: "a frozenset as a key became a tuple".to_owned(),
+            });
+            Value::Tuple(keys(items, name, changes))
+        }
+        other => plain(other, name, changes),
     }
-    if !object.states.is_empty() {
-        items.push((text("state"), Value::Tuple(list(object.states, name, changes))));
-    }
-    as_dict(items)
+}
+
+fn keys(items: Vec<Value>, name: &str, changes: &mut Vec<Change>) -> Vec<Value> {
+    items.into_iter().map(|item| key(item, name, changes)).collect()
 }
 
 fn list(items: Vec<Value>, name: &str, changes: &mut Vec<Change>) -> Vec<Value> {
@@ -198,13 +272,21 @@ fn list(items: Vec<Value>, name: &str, changes: &mut Vec<Change>) -> Vec<Value> 
 }
 
 fn pairs(items: Vec<(Value, Value)>, name: &str, changes: &mut Vec<Change>) -> Vec<(Value, Value)> {
-    let each = |(key, value): (Value, Value)| {
-        let key = plain(key, name, changes);
-        let name = match &key {
+    // Texts that objects became, which may be equal where the objects were not.
+    let mut made: HashSet<String> = HashSet::new();
+    let mut each = |(old_key, value): (Value, Value)| {
+        let is_made = !matches!(old_key, Value::Str(_));
+        let mut new_key = key(old_key, name, changes);
+        if let (true, Value::Str(text)) = (is_made, &mut new_key) {
+            while !made.insert(text.clone()) {
+                text.push('\'');
+            }
+        }
+        let name = match &new_key {
             Value::Str(key) => join(name, key),
             key => join(name, &key.to_string()),
         };
-        (key, plain(value, &name, changes))
+        (new_key, plain(value, &name, changes))
     };
-    items.into_iter().map(each).collect()
+    items.into_iter().map(&mut each).collect()
 }

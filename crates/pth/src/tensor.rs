@@ -90,6 +90,11 @@ impl Tensor {
         let overflow = || TensorFault::Overflow {
             shape: shape.to_vec(),
         };
+        // torch counts in 64 bits with a sign.
+        let fits = |n: usize| isize::try_from(n).is_ok();
+        if !fits(storage_offset) || !stride.iter().all(|&step| fits(step)) {
+            return Err(overflow());
+        }
         let numel = layout::numel(shape).ok_or_else(overflow)?;
         numel.checked_mul(dtype.size()).ok_or_else(overflow)?;
         let needed = layout::extent(shape, stride, storage_offset)
@@ -225,18 +230,27 @@ impl Tensor {
         if let Some(range) = self.plain_range() {
             return self.storage.read(range);
         }
-        let limit =
-            limits::FREE_EXPANSION_BYTES.max(self.storage.nbytes().saturating_mul(limits::MAX_EXPANSION));
-        if self.nbytes() > limit {
-            return Err(Error::Limit {
-                what: format!("gathering a view of shape {:?}", self.shape()),
-                needed: u64::try_from(self.nbytes()).unwrap_or(u64::MAX),
-                limit: u64::try_from(limit).unwrap_or(u64::MAX),
-            });
-        }
+        self.check_expansion()?;
         let mut bytes = Vec::with_capacity(self.nbytes());
         self.write_to(&mut bytes)?;
         Ok(Cow::Owned(bytes))
+    }
+
+    /// Refuses a view that repeats its storage beyond all proportion (`expand`): a few bytes that would become terabytes.
+    ///
+    /// # Errors
+    /// More than a GiB, and more than 64 times the storage.
+    pub fn check_expansion(&self) -> Result<(), Error> {
+        let limit =
+            limits::FREE_EXPANSION_BYTES.max(self.storage.nbytes().saturating_mul(limits::MAX_EXPANSION));
+        if self.nbytes() <= limit {
+            return Ok(());
+        }
+        Err(Error::Limit {
+            what: format!("gathering a view of shape {:?}", self.shape()),
+            needed: u64::try_from(self.nbytes()).unwrap_or(u64::MAX),
+            limit: u64::try_from(limit).unwrap_or(u64::MAX),
+        })
     }
 
     /// Writes the elements, contiguous and little-endian, through a buffer of bounded size.
@@ -380,7 +394,7 @@ impl Tensor {
         }
         let (mut sizes, mut strides) = (self.shape().to_vec(), self.stride().to_vec());
         sizes[dim] = len;
-        strides[dim] = stride.saturating_mul(step);
+        strides[dim] = stride.saturating_mul(step).min(usize::MAX / 2);
         let mut slice = self.clone();
         slice.dims = Dims::new(&sizes, &strides);
         // A slice of a parameter is no parameter.

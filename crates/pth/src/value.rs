@@ -32,8 +32,10 @@ pub enum Value {
     Float(f64),
     /// Real and imaginary part.
     Complex(f64, f64),
-    /// Text; lone surrogates have become replacement characters.
+    /// Text.
     Str(String),
+    /// Text with lone surrogates, which Python allows: its bytes, as UTF-8 with the surrogates encoded like other characters.
+    RawStr(Vec<u8>),
     /// `bytes` or `bytearray`
     Bytes(Vec<u8>),
     /// A tuple.
@@ -52,8 +54,8 @@ pub enum Value {
     Record(Box<Record>),
     /// A storage on its own, as a tensor of one dimension over all of it.
     Storage(Tensor),
-    /// A pickled `nn.Module`: the name of its class, and what its `state_dict()` would return.
-    Module(String, StateDict),
+    /// A pickled `nn.Module`.
+    Module(Box<Module>),
     /// `torch.float32`, by its name without the prefix.
     DType(String),
     /// `torch.device`, as torch prints it: `cuda:0`.
@@ -77,6 +79,17 @@ pub struct Dict {
     pub is_ordered: bool,
     /// Attributes of an `OrderedDict`, such as `_metadata`.
     pub attributes: Vec<(Value, Value)>,
+}
+
+/// A pickled `nn.Module`.
+#[derive(Debug, Clone)]
+pub struct Module {
+    /// `module.name` of its class.
+    pub class: String,
+    /// What its `state_dict()` would return.
+    pub state_dict: StateDict,
+    /// Names of the tensors that are no part of it: buffers that are not persistent, plain attributes.
+    pub left_out: Vec<String>,
 }
 
 /// An instance of a class that is only a name here.
@@ -170,7 +183,9 @@ type Pairs = Vec<(Value, Value)>;
 impl<'a> Reader<'a, '_> {
     fn value(&mut self, node: NodeId, name: &str) -> Result<Value, Error> {
         let limit = limits::max_visits(self.arena.n_bytes());
-        self.n_visits = self.n_visits.saturating_add(1);
+        let n_text_bytes = self.arena.str_bytes(node).map_or(0, <[u8]>::len);
+        let n_text_bytes = n_text_bytes.saturating_add(name.len());
+        self.n_visits = self.n_visits.saturating_add(limits::visits_for(n_text_bytes));
         if self.n_visits > limit || self.path.len() >= MAX_DEPTH {
             let limit = if self.n_visits > limit { limit } else { MAX_DEPTH };
             let limit = u64::try_from(limit).unwrap_or(u64::MAX);
@@ -192,14 +207,16 @@ impl<'a> Reader<'a, '_> {
             }
             None => {}
         }
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         Ok(match self.arena.node(node) {
             Node::None => Value::None,
             Node::Bool(value) => Value::Bool(value),
             Node::Int(value) => Value::Int(value),
             Node::BigInt(span) => Value::BigInt(self.arena.bytes(span).to_vec()),
             Node::Float(value) => Value::Float(value),
-            Node::Str(span) => Value::Str(text(self.arena.bytes(span))),
+            Node::Str(span) => match std::str::from_utf8(self.arena.bytes(span)) {
+                Ok(text) => Value::Str(text.to_owned()),
+                Err(_) => Value::RawStr(self.arena.bytes(span).to_vec()),
+            },
             Node::Bytes(span) => Value::Bytes(self.arena.bytes(span).to_vec()),
             Node::Global | Node::Persistent(_) => self.global(node),
             _ => {
@@ -303,16 +320,12 @@ impl<'a> Reader<'a, '_> {
             None => "an unnamed class".to_owned(),
         };
         let attributes = objects::attributes(arena, node).unwrap_or_default();
-        let states = if attributes.is_empty() {
-            arena.states(node)
-        } else {
-            &[]
-        };
+        let states: Vec<NodeId> = objects::opaque_states(arena, node).collect();
         Ok(Value::Object(Box::new(Object {
             class,
             args: self.list(arena.args(node), name)?,
             attributes: self.pairs(&attributes, name)?,
-            states: self.list(states, name)?,
+            states: self.list(&states, name)?,
             items: self.pairs(&objects::pairs(arena.items(node)), name)?,
             appended: self.list(arena.appended(node), name)?,
         })))
@@ -324,6 +337,7 @@ impl<'a> Reader<'a, '_> {
             None => "an unnamed class".to_owned(),
         };
         let mut state_dict = StateDict::new();
+        let mut left_out = Vec::new();
         let mut walk = Walk::new(self.arena, self.rebuilder, false);
         walk.run(node, "", true, &mut |inner, found, in_state_dict| {
             let entry = match found {
@@ -337,12 +351,18 @@ impl<'a> Reader<'a, '_> {
             };
             if in_state_dict {
                 state_dict.insert_entry(inner, entry);
+            } else {
+                left_out.push(inner.to_owned());
             }
             Ok(())
         })?;
         let mut metadata = checkpoint::metadata(self.arena, node);
         metadata.append(&mut walk.modules);
-        Ok(Value::Module(class, state_dict.with_metadata(metadata)))
+        Ok(Value::Module(Box::new(Module {
+            class,
+            state_dict: state_dict.with_metadata(metadata),
+            left_out,
+        })))
     }
 
     fn list(&mut self, nodes: &[NodeId], name: &str) -> Result<Vec<Value>, Error> {
@@ -394,7 +414,8 @@ impl std::fmt::Display for Value {
             Value::Array(array) => write!(f, "{array}"),
             Value::Global(name) => f.write_str(name),
             Value::Tensor(tensor) => write!(f, "<tensor {}{:?}>", tensor.dtype(), tensor.shape()),
-            Value::Module(class, _) => write!(f, "<module {class}>"),
+            Value::Module(module) => write!(f, "<module {}>", module.class),
+            Value::RawStr(bytes) => write!(f, "'{}'", String::from_utf8_lossy(bytes).escape_debug()),
             Value::Object(object) => write!(f, "<{}>", object.class),
             Value::BigInt(bytes) => write!(f, "<integer of {} bytes>", bytes.len()),
             Value::Complex(re, im) => write!(f, "({re}{im:+}j)"),

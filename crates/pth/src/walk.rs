@@ -153,8 +153,9 @@ impl<'a, 'r> Walk<'a, 'r> {
             in_state_dict,
             in_object,
         } = child;
-        self.spend()?;
         push_segment(self.arena, name, segment);
+        let n_text_bytes = self.arena.str_bytes(node).map_or(0, <[u8]>::len);
+        self.spend_on(name.len().saturating_add(n_text_bytes))?;
         let mut is_unread = false;
         match self.rebuilder.tensor(node) {
             Some(Ok(Made::Tensor(tensor))) => return sink(name, Found::Tensor(tensor), in_state_dict),
@@ -224,7 +225,12 @@ impl<'a, 'r> Walk<'a, 'r> {
     }
 
     fn spend(&mut self) -> Result<(), Error> {
-        self.n_visits = self.n_visits.saturating_add(1);
+        self.spend_on(0)
+    }
+
+    /// Pays for one visit, and for text that an alias of two bytes may repeat.
+    fn spend_on(&mut self, n_text_bytes: usize) -> Result<(), Error> {
+        self.n_visits = self.n_visits.saturating_add(limits::visits_for(n_text_bytes));
         let limit = limits::max_visits(self.arena.n_bytes());
         if self.n_visits > limit {
             return Err(beyond_measure(limit));
@@ -265,48 +271,52 @@ impl<'a, 'r> Walk<'a, 'r> {
         {
             return Ok(Some(Children::Pairs(flat)));
         }
+        let is_call = arena.callee(node).is_some();
+        let mut children: Vec<Child> = Vec::new();
+        let mut is_container = true;
         if let Some(entries) = objects::mapping(arena, node) {
             let entries = self.unique(entries, name)?;
-            let mut children: Vec<Child> = entries
-                .iter()
-                .map(|&(key, value)| child(Segment::Key(key), value, in_state_dict, in_object))
-                .collect();
-            // Attributes of an OrderedDict: `_metadata` holds numbers only.
-            for (key, value) in objects::attributes(arena, node).unwrap_or_default() {
-                if arena.str_bytes(key) != Some(b"_metadata") {
-                    children.push(child(Segment::Key(key), value, false, true));
-                }
-            }
-            return Ok(Some(Children::List(children)));
-        }
-        if let Some(items) = objects::sequence(arena, node) {
-            let visit =
-                |(i, &item): (usize, &NodeId)| child(Segment::Index(i), item, in_state_dict, in_object);
-            return Ok(Some(Children::List(
-                items.iter().enumerate().map(visit).collect(),
-            )));
-        }
-        if arena.callee(node).is_none() {
+            let visit = |(key, value)| child(Segment::Key(key), value, in_state_dict, in_object);
+            children.extend(entries.into_iter().map(visit));
+        } else if let Some(items) = objects::sequence(arena, node) {
+            let visit = |(i, &item)| child(Segment::Index(i), item, in_state_dict, in_object);
+            children.extend(items.iter().enumerate().map(visit));
+        } else if is_call {
+            is_container = false;
+        } else {
             return Ok(None);
         }
-        let mut children: Vec<Child> = Vec::new();
-        for (i, &arg) in arena.args(node).iter().enumerate() {
-            children.push(child(Segment::Index(i), arg, in_state_dict, true));
+        if !is_call {
+            return Ok(Some(Children::List(children)));
         }
-        match objects::attributes(arena, node) {
-            Some(attributes) => {
-                for (key, value) in attributes {
-                    children.push(child(Segment::Key(key), value, in_state_dict, true));
-                }
+        // An object may hold something in each of these places.
+        let beside = in_state_dict && !is_container;
+        if !is_container || !objects::args_are_content(arena, node) {
+            for (i, &arg) in arena.args(node).iter().enumerate() {
+                children.push(child(Segment::Index(i), arg, beside, true));
             }
-            None => {
-                for &state in arena.states(node) {
-                    children.push(child(Segment::Name("state"), state, in_state_dict, true));
-                }
+        }
+        if !is_container {
+            for &(key, value) in &objects::pairs(arena.items(node)) {
+                children.push(child(Segment::Key(key), value, beside, true));
             }
+        }
+        if objects::sequence(arena, node) != Some(arena.appended(node)) {
+            for (i, &item) in arena.appended(node).iter().enumerate() {
+                children.push(child(Segment::Index(i), item, beside, true));
+            }
+        }
+        for (key, value) in objects::attributes(arena, node).unwrap_or_default() {
+            // The attribute of an OrderedDict that holds numbers only.
+            if !is_container || arena.str_bytes(key) != Some(b"_metadata") {
+                children.push(child(Segment::Key(key), value, beside, true));
+            }
+        }
+        for state in objects::opaque_states(arena, node) {
+            children.push(child(Segment::Name("state"), state, beside, true));
         }
         // The object itself is a value to be reported, unless a tensor is inside of it.
-        let is_descended = in_object && !children.is_empty() || self.holds_tensor(node)?;
+        let is_descended = is_container || in_object && !children.is_empty() || self.holds_tensor(node)?;
         Ok(is_descended.then_some(Children::List(children)))
     }
 
@@ -370,6 +380,14 @@ impl<'a, 'r> Walk<'a, 'r> {
             .collect();
         let mut children = Vec::new();
         let mut after = Vec::new();
+        // Entries that are None are not visited, and are paid for here.
+        let n_entries = ["_parameters", "_buffers", "_modules"].map(|key| entries(key).len());
+        self.spend_on(
+            n_entries
+                .iter()
+                .fold(attributes.len(), |sum, &n| sum.saturating_add(n))
+                .saturating_mul(16),
+        )?;
         for (key, value) in entries("_parameters") {
             if !is_none(value) {
                 children.push(child(key, value, in_state_dict));

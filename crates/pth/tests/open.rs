@@ -377,3 +377,74 @@ fn a_legacy_file_that_holds_an_end_record_stays_a_legacy_file() {
         data
     );
 }
+
+fn names(checkpoint: &Checkpoint) -> Vec<String> {
+    checkpoint
+        .all_tensors()
+        .map(|(name, _)| name.to_owned())
+        .collect()
+}
+
+/// Found by review: a state that is a tuple with a dict in it was taken for attributes and slots, and its tensor lost.
+#[test]
+fn every_place_of_an_object_is_looked_into() {
+    let thing = || one_tensor().str("x").global("some.where", "Thing");
+    let tensor = |pickle: Pickle| pickle.tensor("0", 4, 0, &[1], &[1]);
+    let in_state = tensor(thing().op(b")\x81")).op(b"}\x86bs").stop();
+    assert_eq!(names(&open_pickle(&in_state).unwrap()), ["w", "x.state.0"]);
+    let in_args = tensor(thing().op(b"("))
+        .op(b"tR}")
+        .str("a")
+        .int(1)
+        .op(b"sbs")
+        .stop();
+    assert_eq!(names(&open_pickle(&in_args).unwrap()), ["w", "x.0"]);
+    let appended = tensor(thing().op(b")\x81")).op(b"a}").str("t");
+    let appended = tensor(appended).op(b"sbs").stop();
+    let found = names(&open_pickle(&appended).unwrap());
+    assert!(found == ["w", "x.0", "x.t"], "{found:?}");
+    // What no name leads to is told of: here, an attribute of a tensor.
+    let attribute = dict("w")
+        .global("torch._tensor", "_rebuild_from_type_v2")
+        .op(b"(")
+        .global("torch._utils", "_rebuild_tensor_v2")
+        .global("torch", "Tensor")
+        .op(b"((")
+        .str("storage")
+        .global("torch", "FloatStorage")
+        .str("0")
+        .str("cpu")
+        .int(4)
+        .op(b"tQ")
+        .int(0)
+        .ints(&[4])
+        .ints(&[1])
+        .op(b"\x89Nt}")
+        .str("mask");
+    let attribute = tensor(attribute).op(b"stRs").stop();
+    let checkpoint = open_pickle(&attribute).unwrap();
+    assert_eq!(names(&checkpoint), ["w"]);
+    let told: Vec<String> = checkpoint
+        .problems()
+        .iter()
+        .map(|problem| problem.fault.to_string())
+        .collect();
+    assert!(
+        told.len() == 1 && told[0].contains("1 tensors lie where no name leads"),
+        "{told:?}"
+    );
+}
+
+/// Found by review: a megabyte of key is named again by each alias of two bytes.
+#[test]
+fn names_cost_no_more_than_the_file_warrants() {
+    let key = "k".repeat(1 << 20);
+    let list = Pickle::new()
+        .op(b"}")
+        .str(&key)
+        .op(b"](")
+        .tensor("0", 4, 0, &[1], &[1])
+        .op(b"q\x00");
+    let list = list.op(&b"h\x00".repeat(20_000)).op(b"es").stop();
+    assert!(matches!(open_pickle(&list), Err(Error::Limit { .. })));
+}

@@ -286,3 +286,66 @@ fn everything_else_survives_as_typed_values() {
     assert_eq!(changes, []);
     assert!(pth::save_to_bytes(&value, Profile::Torch).unwrap() == saved);
 }
+
+/// Found by review: an object may hold something in each of its places, and short forms kept one of them.
+#[test]
+fn nothing_of_an_object_is_lost_on_the_way_to_plain_values() {
+    let text = |text: &str| Value::Str(text.to_owned());
+    let object = |change: &dyn Fn(&mut pth::Object)| {
+        let mut object = pth::Object {
+            class: "some.where.Thing".to_owned(),
+            ..pth::Object::default()
+        };
+        change(&mut object);
+        Value::Object(Box::new(object))
+    };
+    let entry = (text("a"), Value::Int(1));
+    let list_with_attribute = object(&|object| {
+        object.appended = vec![Value::Int(2)];
+        object.attributes = vec![entry.clone()];
+    });
+    let (plain, changes) = list_with_attribute.into_plain();
+    assert!(matches!(plain.get("appended"), Some(Value::List(items)) if items.len() == 1));
+    assert!(matches!(plain.get("attributes"), Some(Value::Dict(dict)) if dict.items.len() == 1));
+    assert_eq!(changes.len(), 1);
+    let (plain, _) = object(&|object| object.attributes = vec![entry.clone()]).into_plain();
+    assert!(matches!(plain.get("a"), Some(Value::Int(1))));
+    // Keys that Python would not take, and that would become equal.
+    let key = |n| object(&|object| object.args = vec![Value::Int(n)]);
+    let dict = Value::Dict(Dict {
+        items: vec![
+            (key(1), Value::Int(1)),
+            (key(1), Value::Int(2)),
+            (Value::FrozenSet(vec![Value::Int(3)]), Value::None),
+        ],
+        ..Dict::default()
+    });
+    let (plain, _) = dict.into_plain();
+    assert!(matches!(plain.get("some.where.Thing(1)"), Some(Value::Int(1))));
+    assert!(matches!(plain.get("some.where.Thing(1)'"), Some(Value::Int(2))));
+    let saved = pth::save_to_bytes(&plain, Profile::Torch).unwrap();
+    assert_eq!(
+        pth::scan(&Source::from_bytes(saved)).weights_only,
+        WeightsOnly::Loads
+    );
+    let unhashable = Value::Set(vec![Value::List(Vec::new())]);
+    let error = pth::save_to_bytes(&unhashable, Profile::Torch).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "`(all of it)`: <list of 0> cannot be a key or in a set"
+    );
+    // Lone surrogates are kept as they are.
+    let surrogates = [b"a\xed\xa0\x80".to_vec(), b"a\xed\xa0\x81".to_vec()];
+    let raw = Value::List(surrogates.iter().cloned().map(Value::RawStr).collect());
+    let saved = pth::save_to_bytes(&raw, Profile::Torch).unwrap();
+    match opened(saved).value().unwrap() {
+        Value::List(items) => {
+            let found: Vec<_> = items
+                .iter()
+                .map(|item| matches!(item, Value::RawStr(bytes) if surrogates.contains(bytes)))
+                .collect();
+            assert_eq!(found, [true, true]);
+        }
+        other => panic!("{other}"),
+    }
+}

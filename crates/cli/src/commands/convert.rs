@@ -143,6 +143,13 @@ fn keep_all(args: &ConvertArgs) -> Result<u8> {
         source,
     };
     let checkpoint = Checkpoint::open_with(&args.input, &args.open.options()).map_err(named)?;
+    for problem in checkpoint.problems() {
+        remark(&format!(
+            "problem: `{}`: {}",
+            plain(&problem.name),
+            plain(&problem.fault.to_string())
+        ));
+    }
     let (value, changes) = checkpoint.value().map_err(named)?.into_plain();
     for change in &changes {
         let name = if change.name.is_empty() {

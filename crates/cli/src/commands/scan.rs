@@ -68,10 +68,20 @@ fn verdict(scan: &Scan) -> &'static str {
     match scan.worst() {
         Some(Severity::Critical) => "made to run code, or to be read in two ways",
         _ if !scan.is_complete => "not understood to its end",
-        Some(Severity::High) => "holds what is not read, or is damaged",
+        Some(Severity::High) if only_unknown(scan) => "calls classes that are on no list",
+        Some(Severity::High) => "damaged, or it contradicts itself",
         Some(Severity::Flag) => "out of the ordinary",
         _ => "nothing found",
     }
+}
+
+/// Whether nothing weighs heavily but classes that few know: of numpy, of a training framework.
+fn only_unknown(scan: &Scan) -> bool {
+    let heavy = scan
+        .findings
+        .iter()
+        .filter(|finding| finding.severity >= Severity::High);
+    heavy.into_iter().all(|finding| finding.id == "global.unknown")
 }
 
 fn of_global(verdict: GlobalVerdict) -> &'static str {
@@ -136,17 +146,14 @@ fn as_text(args: &ScanArgs, scan: &Scan) -> String {
         ));
     }
     // One line for each name, however often it is mentioned.
-    let mut globals: Vec<(String, GlobalVerdict, usize)> = Vec::new();
+    let mut globals: indexmap::IndexMap<String, GlobalVerdict> = indexmap::IndexMap::new();
     for global in &scan.globals {
-        let name = format!("{}.{}", global.module, global.name);
-        match globals.iter_mut().find(|(known, ..)| *known == name) {
-            Some((_, _, n)) => *n += 1,
-            None => globals.push((name, global.verdict, 1)),
-        }
+        globals.insert(format!("{}.{}", global.module, global.name), global.verdict);
     }
-    globals.sort_by_key(|(_, verdict, _)| std::cmp::Reverse(*verdict));
-    for (name, verdict, n) in globals {
-        line(format!("{:<8}  {name} ({n}x)", of_global(verdict)));
+    let mut globals: Vec<(String, GlobalVerdict)> = globals.into_iter().collect();
+    globals.sort_by_key(|(_, verdict)| std::cmp::Reverse(*verdict));
+    for (name, verdict) in globals {
+        line(format!("{:<8}  {name}", of_global(verdict)));
     }
     let is_wanted = scan.worst() < Some(Severity::Critical) && scan.is_complete;
     if is_wanted && scan.weights_only != WeightsOnly::Loads && scan.format.starts_with("pytorch") {

@@ -37,6 +37,9 @@ pub(crate) struct ShowArgs {
 pub(crate) fn run(args: &ShowArgs) -> Result<u8> {
     let opened = surgery::open_with(&args.file, &args.open.options())?;
     let tensor = select(&opened, &args.name)?;
+    if args.npy.is_some() || args.stats {
+        tensor.check_expansion()?;
+    }
     if let Some(path) = &args.npy {
         let existing = if args.force {
             Existing::Replace

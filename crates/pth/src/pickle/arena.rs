@@ -31,6 +31,11 @@ impl NodeId {
         self.0 & STORED != 0
     }
 
+    /// The place of a stored node among all of them.
+    pub(crate) fn place(self) -> usize {
+        self.slot()
+    }
+
     fn slot(self) -> usize {
         usize::try_from(self.0 & !STORED).expect("at least 32-bit addresses")
     }

@@ -7,6 +7,8 @@
 
 use std::borrow::Cow;
 
+use indexmap::IndexMap;
+
 use super::arena::{Arena, Named, Node, NodeId, Nodes, Span, Stored, small_long};
 use super::{op, safety, text};
 use crate::error::PickleFault;
@@ -24,7 +26,7 @@ pub(crate) enum Policy {
     Read,
 }
 
-/// One mention of a global.
+/// A global, where it is mentioned first, and whether any mention is called.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Mention {
     pub(crate) module: String,
@@ -80,7 +82,22 @@ pub(crate) fn survey(text: &[u8]) -> (Vec<Mention>, usize, Option<Broken>) {
     let mut machine = Machine::new(text);
     machine.mentions = Some(Vec::new());
     let broken = machine.run().err();
-    (machine.mentions.unwrap_or_default(), machine.at, broken)
+    let mut found = IndexMap::new();
+    for (at, &(offset, is_called)) in machine.mentions.iter().flatten().enumerate() {
+        let named = u32::try_from(at).ok().and_then(|at| machine.nodes.named(at));
+        if let Some(Named { module, name, .. }) = named {
+            let key = (machine.nodes.text(text, module), machine.nodes.text(text, name));
+            found.entry(key).or_insert((offset, false)).1 |= is_called;
+        }
+    }
+    let text_of = |bytes| String::from_utf8_lossy(bytes).into_owned();
+    let mention = |((module, name), (offset, is_called))| Mention {
+        module: text_of(module),
+        name: text_of(name),
+        offset,
+        is_called,
+    };
+    (found.into_iter().map(mention).collect(), machine.at, broken)
 }
 
 /// Every text or run of bytes of a sound pickle that is long enough to be a pickle itself.
@@ -110,8 +127,8 @@ struct Machine<'t> {
     /// Where the current frame ends.
     frame_end: usize,
     first_unsafe: Option<(usize, String)>,
-    /// Only kept for a survey.
-    mentions: Option<Vec<Mention>>,
+    /// Where each global is mentioned, and whether it is called; only kept for a survey.
+    mentions: Option<Vec<(usize, bool)>>,
     /// Only kept for a search.
     texts: Option<Vec<&'t [u8]>>,
 }
@@ -427,16 +444,14 @@ impl<'t> Machine<'t> {
         let (Ok(module_text), Ok(name_text)) = (as_text(module), as_text(name)) else {
             return Err(PickleFault::BadText("the name of a global"));
         };
+        if module_text.len().max(name_text.len()) > limits::MAX_GLOBAL_BYTES {
+            return Err(PickleFault::BadText("the name of a global"));
+        }
         if self.first_unsafe.is_none() && safety::is_unsafe(module_text, name_text) {
             self.first_unsafe = Some((self.op_start, format!("{module_text}.{name_text}")));
         }
         if let Some(mentions) = &mut self.mentions {
-            mentions.push(Mention {
-                module: module_text.to_owned(),
-                name: name_text.to_owned(),
-                offset: self.op_start,
-                is_called: false,
-            });
+            mentions.push((self.op_start, false));
         }
         let is_unsafe_to_call = safety::is_unsafe_call(module_text, name_text);
         Ok(self.nodes.global(Named {
@@ -489,7 +504,7 @@ impl<'t> Machine<'t> {
         if let Some(mentions) = &mut self.mentions
             && let Some(mention) = usize::try_from(at).ok().and_then(|at| mentions.get_mut(at))
         {
-            mention.is_called = true;
+            mention.1 = true;
         }
     }
 

@@ -53,7 +53,14 @@ fn value(arena: &Arena<'_>, node: NodeId, depth: usize, out: &mut String, todo: 
         Node::Int(int) => write!(out, "{int}").expect("a String takes every write"),
         Node::BigInt(span) => big_int(arena.bytes(span), out),
         Node::Float(float) => out.push_str(&float_repr(float)),
-        Node::Str(span) => quoted(&arena.text(span), out),
+        Node::Str(span) => {
+            // No more of it than can be printed: it may be a megabyte, and repeated.
+            let bytes = arena.bytes(span);
+            let shown = bytes
+                .get(..bytes.len().min(MAX_CHARS.saturating_mul(4)))
+                .unwrap_or_default();
+            quoted(&String::from_utf8_lossy(shown), out);
+        }
         Node::Bytes(span) => {
             write!(out, "<{} bytes>", span.len).expect("a String takes every write");
         }

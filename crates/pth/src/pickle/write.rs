@@ -89,6 +89,17 @@ fn inexpressible(name: &str, fault: impl Into<String>) -> Error {
     }
 }
 
+/// Python takes no list, dict or set as a key or in a set.
+fn check_hashable(key: &Value, name: &str) -> Result<(), Error> {
+    match key {
+        Value::List(_) | Value::Dict(_) | Value::Set(_) => {
+            Err(inexpressible(name, format!("{key} cannot be a key or in a set")))
+        }
+        Value::Tuple(items) => items.iter().try_for_each(|item| check_hashable(item, name)),
+        _ => Ok(()),
+    }
+}
+
 impl Writer {
     fn value(&mut self, value: &Value, name: &str) -> Result<(), Error> {
         match value {
@@ -104,6 +115,7 @@ impl Writer {
                 self.out.extend([op::TUPLE2, op::REDUCE]);
             }
             Value::Str(text) => self.text(text),
+            Value::RawStr(bytes) => self.text_bytes(bytes),
             Value::Bytes(bytes) => {
                 // Latin-1 maps each byte to the character of its number.
                 let text: String = bytes.iter().copied().map(char::from).collect();
@@ -118,6 +130,9 @@ impl Writer {
                 self.append(items, name)?;
             }
             Value::Set(items) => {
+                for item in items {
+                    check_hashable(item, name)?;
+                }
                 self.global("__builtin__", "set");
                 self.out.push(op::EMPTY_LIST);
                 self.append(items, name)?;
@@ -217,11 +232,16 @@ impl Writer {
     }
 
     fn text(&mut self, text: &str) {
+        self.text_bytes(text.as_bytes());
+    }
+
+    /// UTF-8, perhaps with lone surrogates, which torch decodes with `surrogatepass`.
+    fn text_bytes(&mut self, text: &[u8]) {
         self.out.push(op::BINUNICODE);
         let len = u32::try_from(text.len())
             .expect("texts come from a pickle of at most 1 GiB, or from a program's own names");
         self.out.extend(len.to_le_bytes());
-        self.out.extend_from_slice(text.as_bytes());
+        self.out.extend_from_slice(text);
     }
 
     /// Text that occurs often.
@@ -316,6 +336,7 @@ impl Writer {
         for batch in items.chunks(BATCH) {
             self.out.push(op::MARK);
             for (key, value) in batch {
+                check_hashable(key, name)?;
                 self.value(key, name)?;
                 match (key, value) {
                     (_, Value::None | Value::Bool(_) | Value::Int(_) | Value::Float(_) | Value::Str(_)) => {

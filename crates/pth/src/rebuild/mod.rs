@@ -50,6 +50,8 @@ pub(crate) struct Rebuilder<'c> {
     classes: StorageClasses,
     /// The class under which each storage was first referred to, by index.
     class_of: Vec<u16>,
+    /// Nodes that were looked at as tensors, by their place in the arena.
+    is_seen: Vec<bool>,
     dims: Vec<Option<Dims>>,
     sizes: Vec<usize>,
     strides: Vec<usize>,
@@ -71,6 +73,7 @@ impl<'c> Rebuilder<'c> {
             callees: HashMap::default(),
             classes: StorageClasses::default(),
             class_of: vec![NO_CLASS; container.table.len()],
+            is_seen: vec![false; container.arena.ids().count()],
             dims: vec![None; N_DIMS],
             sizes: Vec::new(),
             strides: Vec::new(),
@@ -96,6 +99,14 @@ impl<'c> Rebuilder<'c> {
         }
     }
 
+    /// How many tensors there are that nothing has looked at: attributes of tensors, and places that are not understood.
+    pub(crate) fn n_unseen(&mut self) -> usize {
+        let arena = &self.container.arena;
+        let unseen = |id: &NodeId| !self.is_seen.get(id.place()).copied().unwrap_or(true);
+        let ids: Vec<NodeId> = arena.ids().filter(unseen).collect();
+        ids.into_iter().filter(|&id| self.makes_tensor(id)).count()
+    }
+
     /// The tensor that `node` stands for; none if it stands for something else.
     pub(crate) fn tensor(&mut self, node: NodeId) -> Option<Result<Made, TensorFault>> {
         let arena = &self.container.arena;
@@ -114,6 +125,9 @@ impl<'c> Rebuilder<'c> {
         let mut args: Args<'c> = arena.args(node);
         let mut is_tensor = false;
         for _ in 0..MAX_WRAPPERS {
+            if let Some(seen) = self.is_seen.get_mut(node.place()) {
+                *seen = true;
+            }
             let is_class = matches!(callee, Callee::Class { .. } | Callee::Other);
             if !is_class && arena.is_changed_later(node) {
                 return Some(malformed("a tensor that is changed after it was made"));
@@ -343,7 +357,9 @@ impl<'c> Rebuilder<'c> {
         let offset = usize::try_from(reference.view_offset)
             .map_err(|_| claims_none("view offset", reference.view_offset))?;
         let storage = match self.container.storage(&key) {
-            Some(storage) => storage,
+            // A torch bug leaves one byte or more in the records of some empty storages; nothing can reach it.
+            Some(storage) if expected > 0 || storage.nbytes() == 0 => storage,
+            Some(_) => Storage::owned(Vec::new()),
             // libtorch writes no record for what is empty.
             None if expected == 0 => Storage::owned(Vec::new()),
             None => {
@@ -354,8 +370,7 @@ impl<'c> Rebuilder<'c> {
             }
         };
         let found = storage.nbytes();
-        // A torch bug leaves one byte or more in the records of some empty storages; nothing can reach it.
-        if found != expected && expected > 0 {
+        if found != expected {
             let wide = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
             return Err(TensorFault::StorageSize {
                 key: text(),

@@ -312,7 +312,7 @@ impl<'c> Rebuilder<'c> {
                 return malformed("subclasses nested beyond all measure");
             }
             let entries = state
-                .map(|state| objects::state_entries(arena, state))
+                .and_then(|state| objects::state_entries(arena, state))
                 .unwrap_or_default();
             for (key, value) in entries {
                 let key = format!("{prefix}{}", arena.str(key).unwrap_or_default());

@@ -207,6 +207,10 @@ fn plan<'t>(
     }
     let mut infos = Vec::with_capacity(tensors.len());
     for (name, tensor) in tensors.iter() {
+        tensor.check_expansion().map_err(|source| Error::Tensor {
+            name: name.to_owned(),
+            source,
+        })?;
         if name == METADATA_KEY {
             return Err(Error::ReservedName(name.to_owned()));
         }
