@@ -237,14 +237,26 @@ impl<'c> Rebuilder<'c> {
         let Some(entries) = entries else {
             return malformed("a jagged tensor without its state");
         };
-        let mut parts = Vec::new();
+        // One level down: its cache of the longest and shortest row.
+        let mut todo: Vec<(String, NodeId)> = Vec::new();
         for (key, value) in entries {
+            let name = arena.str(key).unwrap_or_default();
+            let name = name.strip_prefix('_').unwrap_or(&name).to_owned();
+            match objects::mapping(arena, value) {
+                Some(inner) => {
+                    for (key, value) in inner {
+                        todo.push((format!("{name}.{}", arena.str(key).unwrap_or_default()), value));
+                    }
+                }
+                None => todo.push((name, value)),
+            }
+        }
+        let mut parts = Vec::new();
+        for (name, value) in todo {
             if let Some(tensor) = self.tensor(value) {
                 let Made::Tensor(tensor) = tensor? else {
                     return malformed("a part of it is no plain tensor");
                 };
-                let name = arena.str(key).unwrap_or_default();
-                let name = name.strip_prefix('_').unwrap_or(&name).to_owned();
                 parts.push((name, tensor));
             }
         }
