@@ -85,7 +85,14 @@ def storage_bytes(tensor):
 def jagged_parts(tensor):
     """What `_rebuild_njt` is given: the attributes that hold tensors, as the file orders them."""
     _rebuild_from_type, (_rebuild, _class, (state,), _attributes) = tensor.__reduce_ex__(2)
-    return OrderedDict((name, part) for name, part in state.items() if isinstance(part, torch.Tensor))
+    flat = OrderedDict()
+    for name, value in state.items():
+        # Its cache of the longest and the shortest row is a dict of tensors.
+        inner = value.items() if isinstance(value, dict) else [(None, value)]
+        for key, part in inner:
+            if isinstance(part, torch.Tensor):
+                flat[name.removeprefix("_") if key is None else f"{name.removeprefix('_')}.{key}"] = part
+    return flat
 
 
 def parts_of(tensor):

@@ -8,6 +8,7 @@
 use std::borrow::Cow;
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
+use std::hash::BuildHasher;
 
 use crate::error::TensorFault;
 use crate::pickle::arena::Quick;
@@ -463,7 +464,13 @@ fn repeated_key(arena: &Arena<'_>, mut keys: impl Iterator<Item = NodeId> + Clon
             return None;
         }
     }
+    // Hashes alone take a third of the memory of keys; only where two are equal the keys themselves are looked at.
     let hasher = foldhash::fast::RandomState::default();
+    let mut hashes: HashSet<u64, Quick> = HashSet::with_capacity_and_hasher(n_keys, Quick);
+    let mut all = keys.clone().filter_map(|key| comparable(arena, key));
+    if all.all(|key| hashes.insert(hasher.hash_one(key))) {
+        return None;
+    }
     let mut seen = HashSet::with_capacity_and_hasher(n_keys, hasher);
     keys.find(|&key| comparable(arena, key).is_some_and(|key| !seen.insert(key)))
 }

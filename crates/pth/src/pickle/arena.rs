@@ -21,6 +21,9 @@ pub(crate) struct NodeId(u32);
 const STORED: u32 = 1 << 31;
 
 impl NodeId {
+    /// No node: there are never so many.
+    pub(super) const NONE: NodeId = NodeId(u32::MAX);
+
     /// The plain value whose opcode stands at `offset` of the pickle.
     pub(crate) fn plain(offset: usize) -> NodeId {
         NodeId(u32::try_from(offset).expect("a pickle is at most 1 GiB"))
@@ -313,6 +316,11 @@ impl<'t> Arena<'t> {
     /// Size of the pickle in bytes.
     pub(crate) fn n_bytes(&self) -> usize {
         self.n_bytes
+    }
+
+    /// How many nodes can hold others.
+    pub(crate) fn n_stored(&self) -> usize {
+        self.nodes.nodes.len()
     }
 
     /// Every node that can hold others.

@@ -120,7 +120,8 @@ struct Machine<'t> {
     stack: Vec<NodeId>,
     /// Heights of the stack at each MARK.
     marks: Vec<usize>,
-    memo: Vec<Option<NodeId>>,
+    /// [`NodeId::NONE`] where nothing was stored.
+    memo: Vec<NodeId>,
     n_memo: usize,
     at: usize,
     op_start: usize,
@@ -579,16 +580,16 @@ impl<'t> Machine<'t> {
             return Err(PickleFault::MemoIndex(index));
         };
         if slot == self.memo.len() {
-            self.memo.push(Some(top));
+            self.memo.push(top);
             self.n_memo = self.n_memo.saturating_add(1);
             return Ok(());
         }
         if slot > self.memo.len() {
-            self.memo.resize(slot.saturating_add(1), None);
+            self.memo.resize(slot.saturating_add(1), NodeId::NONE);
         }
         if let Some(slot) = self.memo.get_mut(slot) {
-            self.n_memo = self.n_memo.saturating_add(usize::from(slot.is_none()));
-            *slot = Some(top);
+            self.n_memo = self.n_memo.saturating_add(usize::from(*slot == NodeId::NONE));
+            *slot = top;
         }
         Ok(())
     }
@@ -596,7 +597,8 @@ impl<'t> Machine<'t> {
     fn recall(&mut self, index: u64) -> Result<(), PickleFault> {
         let entry = usize::try_from(index)
             .ok()
-            .and_then(|index| self.memo.get(index).copied().flatten());
+            .and_then(|index| self.memo.get(index).copied())
+            .filter(|&id| id != NodeId::NONE);
         self.stack.push(entry.ok_or(PickleFault::MissingMemo(index))?);
         Ok(())
     }

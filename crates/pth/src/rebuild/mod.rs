@@ -73,7 +73,7 @@ impl<'c> Rebuilder<'c> {
             callees: HashMap::default(),
             classes: StorageClasses::default(),
             class_of: vec![NO_CLASS; container.table.len()],
-            is_seen: vec![false; container.arena.ids().count()],
+            is_seen: vec![false; container.arena.n_stored()],
             dims: vec![None; N_DIMS],
             sizes: Vec::new(),
             strides: Vec::new(),
@@ -102,9 +102,14 @@ impl<'c> Rebuilder<'c> {
     /// How many tensors there are that nothing has looked at: attributes of tensors, and places that are not understood.
     pub(crate) fn n_unseen(&mut self) -> usize {
         let arena = &self.container.arena;
-        let unseen = |id: &NodeId| !self.is_seen.get(id.place()).copied().unwrap_or(true);
-        let ids: Vec<NodeId> = arena.ids().filter(unseen).collect();
-        ids.into_iter().filter(|&id| self.makes_tensor(id)).count()
+        let mut n_unseen = 0_usize;
+        for id in arena.ids() {
+            let is_seen = self.is_seen.get(id.place()).copied().unwrap_or(true);
+            if !is_seen && arena.callee(id).is_some() && self.makes_tensor(id) {
+                n_unseen = n_unseen.saturating_add(1);
+            }
+        }
+        n_unseen
     }
 
     /// The tensor that `node` stands for; none if it stands for something else.
