@@ -48,7 +48,9 @@ fuzz_target!(|bytes: &[u8]| {
         let again = Checkpoint::from_source(source.clone(), &OpenOptions::default());
         // A name may itself be one of the names that wrap a state dict.
         let again = again.expect("a saved state dict opens");
-        assert_eq!(pth::scan(&source).weights_only, WeightsOnly::Loads);
+        // Indices of a sparse tensor are data, and copied as they are: what lies outside was told of before.
+        let is_sound = scan.findings.iter().all(|finding| finding.id != "tensor.extent");
+        assert!(!is_sound || pth::scan(&source).weights_only == WeightsOnly::Loads);
         for (name, tensor) in checkpoint.state_dict().iter() {
             if let Some(found) = again.state_dict().get(name) {
                 assert_eq!(found.dtype(), tensor.dtype());
