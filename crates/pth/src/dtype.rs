@@ -4,7 +4,7 @@ use std::fmt;
 
 /// The element type of a tensor: everything torch stores one value per whole number of bytes.
 ///
-/// Quantized types are absent: their values mean nothing without a scale and a zero point.
+/// Quantized types are absent: their values mean nothing without a scale and a zero point, and are read as [`Record`](crate::Record)s.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 #[expect(missing_docs, reason = "each variant is the torch dtype of the same name")]

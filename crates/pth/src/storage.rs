@@ -300,11 +300,6 @@ impl Storage {
         self.judge(hasher.finalize(), expected)
     }
 
-    /// Whether the container has a CRC for the bytes.
-    pub fn has_crc(&self) -> bool {
-        self.entry().crc.is_some()
-    }
-
     fn judge(&self, found: u32, expected: u32) -> Result<(), Error> {
         if found != expected {
             let fault = format!("its CRC is {found:08x}, expected {expected:08x}");

@@ -181,24 +181,20 @@ pub(crate) fn read<'s>(
     let in_front = first.unwrap_or(0).saturating_sub(end.base);
     if in_front > 0 && first < Some(source.len()) {
         let detail = format!("{in_front} bytes in front of the first record");
-        sink(Finding::new(
-            "zip.prefix",
-            of_prefix(allow_prefix),
-            "central directory",
-            detail,
-        ))?;
+        sink(prefix(detail, allow_prefix))?;
     }
     check_overlaps(&directory, sink)?;
     Ok(directory)
 }
 
-/// How much bytes in front of an archive weigh.
-fn of_prefix(is_allowed: bool) -> Severity {
-    if is_allowed {
+/// Bytes in front of an archive, which weigh less where they are expected.
+fn prefix(detail: String, is_allowed: bool) -> Finding {
+    let severity = if is_allowed {
         Severity::Flag
     } else {
         Severity::High
-    }
+    };
+    Finding::new("zip.prefix", severity, "central directory", detail)
 }
 
 fn broken(detail: String) -> Finding {
@@ -286,12 +282,7 @@ fn find_end(source: &Source, allow_prefix: bool, sink: Sink<'_>) -> Result<End, 
     let base = start.checked_sub(offset).ok_or_else(outside)?;
     if base > 0 {
         let detail = format!("{base} bytes in front of the archive{SEVERAL}");
-        sink(Finding::new(
-            "zip.prefix",
-            of_prefix(allow_prefix),
-            "central directory",
-            detail,
-        ))?;
+        sink(prefix(detail, allow_prefix))?;
     }
     Ok(End {
         n_entries,
@@ -339,12 +330,7 @@ fn end64(
         Some(0) => {}
         Some(in_front) => {
             let detail = format!("{in_front} bytes in front of the archive{SEVERAL}");
-            sink(Finding::new(
-                "zip.prefix",
-                of_prefix(allow_prefix),
-                "central directory",
-                detail,
-            ))?;
+            sink(prefix(detail, allow_prefix))?;
         }
         None => return Err(missing()),
     }
