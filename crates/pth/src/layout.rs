@@ -56,6 +56,41 @@ pub(crate) fn extent(shape: &[usize], stride: &[usize], storage_offset: usize) -
     last.checked_add(1)
 }
 
+/// The strides of a view of the same elements in the same order under `new`, of as many elements; none where there is no such view.
+///
+/// Dimensions that lie densely in each other form blocks; each block's elements can be dealt out anew, but not across blocks.
+pub(crate) fn view_stride(shape: &[usize], stride: &[usize], new: &[usize]) -> Option<Vec<usize>> {
+    if shape.contains(&0) || is_contiguous(shape, stride) {
+        return Some(contiguous_stride(new));
+    }
+    // Blocks, innermost first: (elements, stride).
+    let mut blocks: Vec<(usize, usize)> = Vec::new();
+    for (&size, &step) in shape.iter().zip(stride).rev().filter(|(size, _)| **size != 1) {
+        match blocks.last_mut() {
+            Some((elements, inner)) if step == inner.checked_mul(*elements)? => {
+                *elements = elements.checked_mul(size)?;
+            }
+            _ => blocks.push((size, step)),
+        }
+    }
+    let mut blocks = blocks.into_iter();
+    let (mut left, mut step) = blocks.next().unwrap_or((1, 1));
+    let mut strides = Vec::with_capacity(new.len());
+    for &size in new.iter().rev() {
+        if left == 1 && size != 1 {
+            (left, step) = blocks.next()?;
+        }
+        strides.push(step);
+        if left.checked_rem(size)? != 0 {
+            return None;
+        }
+        left = left.checked_div(size)?;
+        step = step.checked_mul(size)?;
+    }
+    strides.reverse();
+    Some(strides)
+}
+
 /// Calls `run(start, len)` for each run of consecutive elements of the view, in row-major order.
 ///
 /// The caller has proven `extent` to lie inside the storage, so that no sum here can overflow.

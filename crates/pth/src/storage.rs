@@ -161,6 +161,58 @@ impl Storage {
         Some(Arc::new(table).storage(index))
     }
 
+    /// Windows of one file, little-endian, of which the n-th is the storage that [`key`](Storage::key) calls n. They lie in one table,
+    /// so that a hundred thousand of them cost no allocation each. None if one is outside of the file.
+    pub fn windows(
+        source: &Source,
+        ranges: impl ExactSizeIterator<Item = Range<usize>>,
+    ) -> Option<Vec<Storage>> {
+        let mut table = Table::new(source.clone(), ByteOrder::Little);
+        table.reserve(ranges.len());
+        for (number, range) in ranges.enumerate() {
+            if range.start > range.end || range.end > source.len() {
+                return None;
+            }
+            table.push(Key::Number(u64::try_from(number).ok()?), range, None);
+        }
+        let n = u32::try_from(table.len()).ok()?;
+        let table = Arc::new(table);
+        Some((0..n).map(|index| table.storage(index)).collect())
+    }
+
+    /// Bytes that do not exist yet: for a tensor that is about to be written. Reading them is an error.
+    pub fn promised(nbytes: usize) -> Storage {
+        let mut table = Table::new(Source::from_bytes(Vec::new()), ByteOrder::Little);
+        let index = table.push(Key::Text("promised".into()), 0..nbytes, None);
+        Arc::new(table).storage(index)
+    }
+
+    /// Whether the container has a CRC for it that nothing has checked yet, so that the first reading reads all of it.
+    pub fn awaits_check(&self) -> bool {
+        self.pending_crc().is_some()
+    }
+
+    /// The CRC that is still to be checked.
+    pub(crate) fn pending_crc(&self) -> Option<u32> {
+        let entry = self.entry();
+        entry.crc.filter(|_| !entry.is_verified.load(Ordering::Relaxed))
+    }
+
+    /// Whether its bytes lie in its source as they are.
+    pub(crate) fn is_plain(&self) -> bool {
+        self.compressed().is_none()
+    }
+
+    /// Fills `out` with the bytes from `at` on, unchecked; of a plain storage.
+    pub(crate) fn read_into(&self, at: usize, out: &mut [u8]) -> Result<(), Error> {
+        self.check_range(&(at..at.saturating_add(out.len())))?;
+        let source = self.source();
+        let start = self.entry().start.saturating_add(at);
+        source
+            .read_at(start, out)
+            .map_err(|error| source.error(error).into())
+    }
+
     #[cfg(test)]
     pub(crate) fn with_byte_order(self, byte_order: ByteOrder) -> Storage {
         let bytes = self.read(0..self.nbytes()).unwrap().into_owned();
@@ -217,7 +269,7 @@ impl Storage {
     }
 
     /// The bytes as they are in the file, where they lie there or in memory as they are; not checked against a CRC.
-    fn as_slice(&self) -> Option<&[u8]> {
+    pub(crate) fn as_slice(&self) -> Option<&[u8]> {
         if self.compressed().is_some() {
             return None;
         }
@@ -300,7 +352,7 @@ impl Storage {
         self.judge(hasher.finalize(), expected)
     }
 
-    fn judge(&self, found: u32, expected: u32) -> Result<(), Error> {
+    pub(crate) fn judge(&self, found: u32, expected: u32) -> Result<(), Error> {
         if found != expected {
             let fault = format!("its CRC is {found:08x}, expected {expected:08x}");
             return Err(Error::container(format!("data/{}", self.key()), fault));
@@ -317,7 +369,7 @@ impl Storage {
         Err(Error::container(format!("data/{}", self.key()), fault))
     }
 
-    fn check_unchanged(&self) -> Result<(), Error> {
+    pub(crate) fn check_unchanged(&self) -> Result<(), Error> {
         if self.source().is_unchanged() {
             return Ok(());
         }

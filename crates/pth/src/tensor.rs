@@ -295,7 +295,7 @@ impl Tensor {
     }
 
     /// The bytes of the storage from the view's first element to its last.
-    fn touched(&self) -> Range<usize> {
+    pub(crate) fn touched(&self) -> Range<usize> {
         let size = self.dtype.size();
         let end = layout::extent(self.shape(), self.stride(), self.storage_offset)
             .expect("a tensor is made with an extent that fits");
@@ -312,7 +312,7 @@ impl Tensor {
     }
 
     /// Brings gathered elements into little-endian order and carries out what they still await.
-    fn finish(&self, bytes: &mut [u8]) {
+    pub(crate) fn finish(&self, bytes: &mut [u8]) {
         let component = self.dtype.component_size();
         if self.storage.byte_order() == ByteOrder::Big {
             bytes.chunks_exact_mut(component).for_each(<[u8]>::reverse);
@@ -345,6 +345,50 @@ impl Tensor {
         copy.requires_grad = self.requires_grad;
         copy.is_parameter = self.is_parameter;
         Ok(copy)
+    }
+
+    /// The view with dimensions in another order: `torch.permute`.
+    ///
+    /// # Errors
+    /// `dims` does not name every dimension once.
+    pub fn permute(&self, dims: &[usize]) -> Result<Tensor, Error> {
+        let mut sorted = dims.to_vec();
+        sorted.sort_unstable();
+        if !sorted.into_iter().eq(0..self.shape().len()) {
+            return Err(Error::Layout(TensorFault::TooFewDimensions {
+                dim: dims.iter().copied().max().unwrap_or(0),
+                rank: self.shape().len(),
+            }));
+        }
+        let shape: Vec<usize> = dims.iter().map(|&dim| self.shape()[dim]).collect();
+        let stride: Vec<usize> = dims.iter().map(|&dim| self.stride()[dim]).collect();
+        Ok(self.with_dims(&shape, &stride))
+    }
+
+    /// The view with another shape of as many elements, where the strides allow one: `Tensor.view`.
+    pub fn view_as(&self, shape: &[usize]) -> Option<Tensor> {
+        if layout::numel(shape)? != self.numel() {
+            return None;
+        }
+        let stride = layout::view_stride(self.shape(), self.stride(), shape)?;
+        Some(self.with_dims(shape, &stride))
+    }
+
+    /// A view of the same elements is no parameter.
+    fn with_dims(&self, shape: &[usize], stride: &[usize]) -> Tensor {
+        let mut view = self.clone();
+        view.dims = Dims::new(shape, stride);
+        view.is_parameter = false;
+        view
+    }
+
+    /// A reader of the elements from `start` on, counted in row-major order: contiguous and little-endian, as
+    /// [`to_bytes`](Tensor::to_bytes) has them.
+    ///
+    /// # Errors
+    /// As [`to_bytes`](Tensor::to_bytes).
+    pub fn reader_at(&self, start: usize) -> Result<crate::TensorReader, Error> {
+        crate::TensorReader::new(self.clone(), start)
     }
 
     /// The slice `tensor[index]`: a view without the first dimension.
