@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 
 use pth::{DType, FileError};
 
+use crate::plan::PlanError;
+
 /// Why a file could not be read or written, or an operation not be done.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -88,6 +90,64 @@ pub enum Error {
         name: String,
     },
 
+    /// A plan that cannot be read, or a step of it that cannot be done.
+    #[error(transparent)]
+    Plan(Box<PlanError>),
+
+    /// What verbs of values need, and a record is not.
+    #[error("tensor `{name}` is {kind}, which is not one array")]
+    NotOneArray {
+        /// The tensor.
+        name: String,
+        /// What it is: `quantized`, `sparse_coo`.
+        kind: &'static str,
+    },
+
+    /// Tensors that are to become one are not alike.
+    #[error("`{first}` is {first_is}, but `{second}` is {second_is}")]
+    Disagree {
+        /// The one.
+        first: String,
+        /// Its type and shape.
+        first_is: String,
+        /// The other.
+        second: String,
+        /// Its type and shape.
+        second_is: String,
+    },
+
+    /// An input of a merge lacks what another has.
+    #[error("tensor `{name}` of `{has}` is missing in `{lacks}`")]
+    MissingInInput {
+        /// The tensor.
+        name: String,
+        /// An input that has it.
+        has: String,
+        /// The input that does not.
+        lacks: String,
+    },
+
+    /// State dicts that cannot be merged so.
+    #[error("{0}")]
+    Merge(String),
+
+    /// NaN where none may be.
+    #[error("tensor `{name}`{} holds NaN", input.as_ref().map(|input| format!(" of `{input}`")).unwrap_or_default())]
+    NotANumber {
+        /// The tensor.
+        name: String,
+        /// The file it is in, where that is known.
+        input: Option<String>,
+    },
+
+    /// A value could not be made; the caller knows of which tensor.
+    #[error("a tensor's values could not be read")]
+    Computed(#[source] pth::Error),
+
+    /// The work was stopped from outside.
+    #[error("interrupted")]
+    Interrupted,
+
     /// A tensor cannot be converted to the type asked for.
     #[error("tensor `{name}` is {from}, which is not converted to {to}")]
     Cast {
@@ -101,6 +161,25 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether it is about a file, so that the plan that names the file has nothing to add.
+    pub(crate) fn is_of_a_file(&self) -> bool {
+        matches!(
+            self,
+            Error::File(_) | Error::Checkpoint { .. } | Error::Safetensors { .. }
+        )
+    }
+
+    /// The error with the name of the tensor whose making it ended.
+    pub(crate) fn of_tensor(self, name: &str) -> Error {
+        match self {
+            Error::Computed(source) => Error::Tensor {
+                name: name.to_owned(),
+                source,
+            },
+            error => error,
+        }
+    }
+
     pub(crate) fn safetensors(path: &Path, fault: impl Into<String>) -> Error {
         Error::Safetensors {
             path: path.to_owned(),

@@ -6,16 +6,26 @@
 mod distance;
 mod error;
 mod format;
+mod lazy;
 mod marks;
 mod op;
 mod pattern;
+mod plan;
+mod size;
+mod stream;
 
 pub use distance::edit_distance;
 pub use error::Error;
 pub use format::open::{Format, Opened, is_safetensors, open, open_with};
-pub use format::safetensors::{SaveReport, open_safetensors, save_safetensors, save_safetensors_as};
+pub use format::safetensors::{open_safetensors, save_safetensors};
+pub use lazy::{Distribution, Draw, Group, LazyEntry, LazyReader, LazyStateDict, LazyTensor, LazyValue};
 pub use marks::{can_train, is_buffer_name};
-pub use op::copy::deep_copy;
-pub use op::freeze::{freeze, unfreeze};
-pub use op::rename::{rename_prefix, strip_prefix};
-pub use pattern::Pattern;
+pub use op::deep_copy::deep_copy;
+pub use op::merge::{
+    INTEGER_POLICIES, IntegerPolicy, MISSING_POLICIES, MergeInput, MergeMethod, MergeOptions, MergeReport,
+    OddPolicy, merge, split_weight,
+};
+pub use pattern::{Captures, Pattern, PatternError, Target, Template};
+pub use plan::{Effect, OutputSpec, Plan, PlanError, StepReport, VERBS, Verb, open_whole};
+pub use size::parse_size;
+pub use stream::{Cost, Layout, OutputFormat, WriteOptions, WriteReport, write};

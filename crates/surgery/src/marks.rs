@@ -7,9 +7,66 @@ use std::collections::HashSet;
 use pth::{StateDict, Tensor};
 
 use crate::Pattern;
+use crate::lazy::{Group, LazyEntry, LazyStateDict};
 
 /// The key in `__metadata__`.
 pub(crate) const KEY: &str = "frozen";
+
+/// The key of the ordered groups: a JSON list of `{"name", "patterns", "lr_scale"}`.
+pub(crate) const GROUPS_KEY: &str = "groups";
+
+/// One group as `__metadata__` has it.
+#[derive(serde::Deserialize, serde::Serialize)]
+struct WrittenGroup {
+    name: String,
+    patterns: Vec<String>,
+    lr_scale: f64,
+}
+
+/// Puts the tensors into the groups of a `groups` entry; what is not of our form is not ours.
+pub(crate) fn apply_groups(tensors: &mut LazyStateDict, text: &str) {
+    let written: Vec<WrittenGroup> = serde_json::from_str(text).unwrap_or_default();
+    let patterns: Vec<Vec<Pattern>> = written
+        .iter()
+        .map(|group| {
+            group
+                .patterns
+                .iter()
+                .map(|pattern| pattern_or_name(pattern))
+                .collect()
+        })
+        .collect();
+    let is_in = |name: &str, patterns: &Vec<Pattern>| patterns.iter().any(|pattern| pattern.matches(name));
+    for (name, entry) in tensors.iter_mut() {
+        entry.group = patterns.iter().position(|patterns| is_in(name, patterns));
+    }
+    let group = |group: WrittenGroup| Group {
+        name: group.name,
+        lr_scale: group.lr_scale,
+    };
+    tensors.groups = written.into_iter().map(group).collect();
+}
+
+/// The text for [`apply_groups`].
+pub(crate) fn describe_groups(tensors: &LazyStateDict) -> Option<String> {
+    let written: Vec<WrittenGroup> = tensors
+        .groups
+        .iter()
+        .enumerate()
+        .map(|(index, group)| WrittenGroup {
+            name: group.name.clone(),
+            patterns: patterns_of(tensors, |_, entry| {
+                if entry.group == Some(index) {
+                    Member::In
+                } else {
+                    Member::Out
+                }
+            }),
+            lr_scale: group.lr_scale,
+        })
+        .collect();
+    (!written.is_empty()).then(|| serde_json::to_string(&written).expect("strings and numbers make JSON"))
+}
 
 /// Whether training could change it: torch gives gradients to floating and complex tensors only.
 pub fn can_train(tensor: &Tensor) -> bool {
@@ -25,9 +82,14 @@ pub fn is_buffer_name(name: &str) -> bool {
 /// The patterns in a `frozen` entry: a JSON list, or one pattern as it is.
 pub(crate) fn parse(text: &str) -> Vec<Pattern> {
     match serde_json::from_str::<Vec<String>>(text) {
-        Ok(patterns) => patterns.iter().map(|pattern| Pattern::new(pattern)).collect(),
-        Err(_) => vec![Pattern::new(text)],
+        Ok(patterns) => patterns.iter().map(|pattern| pattern_or_name(pattern)).collect(),
+        Err(_) => vec![pattern_or_name(text)],
     }
+}
+
+/// A name that is no pattern, for a brace that stands alone, is itself.
+fn pattern_or_name(text: &str) -> Pattern {
+    Pattern::parse(text).unwrap_or_else(|_| Pattern::literal(text))
 }
 
 /// Freezes what matches and marks the rest trainable, as far as it can be trained.
@@ -48,30 +110,60 @@ pub(crate) fn mark(tensor: &Tensor, trains: bool, is_parameter: bool) -> Tensor 
     }
 }
 
-/// The shortest list of patterns that says which tensors are frozen; none where nothing is marked trainable, which is how a plain
-/// state dict is saved.
-pub(crate) fn describe(tensors: &StateDict) -> Option<String> {
-    let mut trainable_prefixes = HashSet::new();
-    for (name, _) in tensors.iter().filter(|(_, tensor)| tensor.requires_grad()) {
-        trainable_prefixes.extend(prefixes(name));
-    }
-    if trainable_prefixes.is_empty() {
+/// Whether a name belongs to a set that patterns are to describe.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Member {
+    /// It does.
+    In,
+    /// It does not.
+    Out,
+    /// It may be matched or not.
+    Either,
+}
+
+/// The patterns that say which tensors are frozen; none where nothing is marked, which is how a plain state dict is saved.
+pub(crate) fn describe(tensors: &LazyStateDict) -> Option<String> {
+    if !tensors.is_marked() {
         return None;
+    }
+    let patterns = patterns_of(tensors, |name, entry| {
+        match (entry.requires_grad, LazyStateDict::can_train(name, entry)) {
+            (true, _) => Member::Out,
+            (false, true) => Member::In,
+            (false, false) => Member::Either,
+        }
+    });
+    Some(serde_json::to_string(&patterns).expect("strings make JSON"))
+}
+
+/// The shortest list of patterns of the form `module.**` or `name` that match the members and nothing that is none.
+fn patterns_of(tensors: &LazyStateDict, member: impl Fn(&str, &LazyEntry) -> Member) -> Vec<String> {
+    let members: Vec<(&str, Member)> = tensors
+        .iter()
+        .map(|(name, entry)| (name, member(name, entry)))
+        .collect();
+    let names = |wanted: Member| {
+        let entries = members.iter().filter(move |(_, member)| *member == wanted);
+        entries.map(|(name, _)| *name)
+    };
+    let mut prefixes_of_others = HashSet::new();
+    for name in names(Member::Out) {
+        prefixes_of_others.extend(prefixes(name));
+    }
+    if prefixes_of_others.is_empty() {
+        return names(Member::In).take(1).map(|_| "**".to_owned()).collect();
     }
     let mut patterns: Vec<String> = Vec::new();
     let mut covered = HashSet::new();
-    for (name, tensor) in tensors.iter() {
-        if tensor.requires_grad() || !can_train(tensor) || is_buffer_name(name) {
-            continue;
-        }
-        // The outermost module without anything trainable stands for all that it holds.
-        let module = prefixes(name).find(|prefix| !prefix.is_empty() && !trainable_prefixes.contains(prefix));
+    for name in names(Member::In) {
+        // The outermost module without anything else stands for all that it holds.
+        let module = prefixes(name).find(|prefix| !prefix.is_empty() && !prefixes_of_others.contains(prefix));
         let pattern = module.map_or_else(|| name.to_owned(), |prefix| format!("{prefix}**"));
         if covered.insert(pattern.clone()) {
             patterns.push(pattern);
         }
     }
-    Some(serde_json::to_string(&patterns).expect("strings make JSON"))
+    patterns
 }
 
 /// `a.b.c` -> ``, `a.`, `a.b.`
@@ -109,10 +201,10 @@ mod tests {
             ("bias", false),
         ];
         let tensors = named(&names);
-        let text = describe(&tensors).unwrap();
+        let text = describe(&LazyStateDict::from(tensors.clone())).unwrap();
         assert_eq!(text, r#"["conv1.**","layer1.**","layer2.0.**","bias"]"#);
         let mut blank = named(&names.map(|(name, _)| (name, false)));
-        assert_eq!(describe(&blank), None);
+        assert_eq!(describe(&LazyStateDict::from(blank.clone())), None);
         apply(&mut blank, &parse(&text));
         let marks = |tensors: &StateDict| tensors.iter().map(|(_, t)| t.requires_grad()).collect::<Vec<_>>();
         assert_eq!(marks(&blank), marks(&tensors));

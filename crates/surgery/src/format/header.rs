@@ -11,15 +11,15 @@ use serde::ser::{Serialize, SerializeMap, Serializer};
 use pth::DType;
 
 /// The largest header that the format allows, in bytes.
-pub(super) const MAX_HEADER_BYTES: usize = 100_000_000;
+pub(crate) const MAX_HEADER_BYTES: usize = 100_000_000;
 
 /// The member that is no tensor.
-pub(super) const METADATA_KEY: &str = "__metadata__";
+pub(crate) const METADATA_KEY: &str = "__metadata__";
 
 /// Members in file order; the crate's own type forgets the order and takes the last of equal names.
-pub(super) struct Header {
-    pub(super) metadata: BTreeMap<String, String>,
-    pub(super) tensors: Vec<(String, TensorInfo)>,
+pub(crate) struct Header {
+    pub(crate) metadata: BTreeMap<String, String>,
+    pub(crate) tensors: Vec<(String, TensorInfo)>,
 }
 
 impl<'de> Deserialize<'de> for Header {
@@ -95,16 +95,16 @@ const DTYPES: [(DType, Dtype); 20] = [
     (DType::Float4E2M1FnX2, Dtype::F4),
 ];
 
-pub(super) fn to_safetensors(dtype: DType) -> Option<Dtype> {
+pub(crate) fn to_safetensors(dtype: DType) -> Option<Dtype> {
     DTYPES.iter().find(|row| row.0 == dtype).map(|row| row.1)
 }
 
-pub(super) fn from_safetensors(dtype: Dtype) -> Option<DType> {
+pub(crate) fn from_safetensors(dtype: Dtype) -> Option<DType> {
     DTYPES.iter().find(|row| row.1 == dtype).map(|row| row.0)
 }
 
 /// safetensors counts 4-bit floats, torch counts the bytes that hold two of them.
-pub(super) fn shape_in_safetensors(dtype: DType, shape: &[usize]) -> Vec<usize> {
+pub(crate) fn shape_in_safetensors(dtype: DType, shape: &[usize]) -> Vec<usize> {
     let mut shape = shape.to_vec();
     if let (DType::Float4E2M1FnX2, Some(last)) = (dtype, shape.last_mut()) {
         *last *= 2;
@@ -113,7 +113,7 @@ pub(super) fn shape_in_safetensors(dtype: DType, shape: &[usize]) -> Vec<usize> 
 }
 
 /// The reverse of [`shape_in_safetensors`]; none for an odd number of 4-bit floats.
-pub(super) fn shape_in_torch(dtype: DType, mut shape: Vec<usize>) -> Option<Vec<usize>> {
+pub(crate) fn shape_in_torch(dtype: DType, mut shape: Vec<usize>) -> Option<Vec<usize>> {
     if dtype == DType::Float4E2M1FnX2 {
         let last = shape.last_mut()?;
         if !last.is_multiple_of(2) {

@@ -3,31 +3,19 @@
 //! The rules are those of the `safetensors` crate 0.8; here a repeated name is refused too, and names keep the header's order.
 //! Data lies in descending order of alignment, as the crate writes it, so that every tensor is aligned for its type.
 
-use std::collections::{BTreeMap, HashMap};
-use std::io::{BufWriter, Write};
+use std::collections::BTreeMap;
 use std::path::Path;
 
-use ::safetensors::tensor::{Metadata, TensorInfo};
-use pth::{AtomicFile, Backing, DType, Existing, FileError, Source, StateDict, Storage, Tensor};
+use ::safetensors::tensor::Metadata;
+use pth::{Backing, Existing, FileError, Source, StateDict, Storage, Tensor};
 
-use super::header::{
-    Header, MAX_HEADER_BYTES, METADATA_KEY, from_safetensors, shape_in_safetensors, shape_in_torch,
-    to_safetensors,
-};
-use crate::op::cast::{self, Cast, is_castable};
+use super::header::{Header, MAX_HEADER_BYTES, from_safetensors, shape_in_torch};
+use crate::lazy::LazyStateDict;
+use crate::stream::{self, OutputFormat, WriteOptions, WriteReport};
 use crate::{Error, marks};
 
 /// Bytes of the length in front of the header.
 const LENGTH_BYTES: usize = 8;
-
-/// What was written.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SaveReport {
-    /// Size of the file.
-    pub n_bytes: u64,
-    /// Names whose tensors shared bytes, one group per storage. In the file each has its own.
-    pub shared: Vec<Vec<String>>,
-}
 
 /// Opens a safetensors file: its tensors, in the header's order, as views of one memory map, and its `__metadata__`.
 ///
@@ -118,167 +106,22 @@ pub fn save_safetensors(
     tensors: &StateDict,
     metadata: &BTreeMap<String, String>,
     existing: Existing,
-) -> Result<SaveReport, Error> {
-    save_safetensors_as(path, tensors, metadata, existing, None)
-}
-
-/// As [`save_safetensors`], with the floating tensors converted to `dtype` on the way.
-///
-/// # Errors
-/// As [`save_safetensors`], and for a floating type that is not converted (8-bit and smaller).
-pub fn save_safetensors_as(
-    path: &Path,
-    tensors: &StateDict,
-    metadata: &BTreeMap<String, String>,
-    existing: Existing,
-    dtype: Option<DType>,
-) -> Result<SaveReport, Error> {
-    if let Some(dtype) = dtype {
-        cast::check(tensors, dtype)?;
-    }
-    let layout = plan(tensors, metadata, dtype)?;
-    let mut header = serde_json::to_vec(&layout.header).expect("strings and numbers make JSON");
-    header.resize(header.len().next_multiple_of(LENGTH_BYTES), b' ');
-    if header.len() > MAX_HEADER_BYTES {
-        return Err(Error::HeaderTooLarge {
-            needed: header.len(),
-            limit: MAX_HEADER_BYTES,
-        });
-    }
-
-    let mut file = AtomicFile::create(path, existing)?;
-    let write = FileError::at("write", path);
-    let mut out = BufWriter::with_capacity(1 << 20, &mut file);
-    out.write_all(&bytes_of(header.len()).to_le_bytes())
-        .map_err(&write)?;
-    out.write_all(&header).map_err(&write)?;
-    for (name, tensor) in layout.data {
-        let (from, to) = (tensor.dtype(), written_dtype(tensor, dtype));
-        let result = if to == from {
-            tensor.write_to(&mut out)
-        } else {
-            tensor.write_to(&mut Cast {
-                from,
-                to,
-                out: &mut out,
-            })
-        };
-        result.map_err(|error| match error {
-            pth::Error::Output { source } => Error::File(write(source)),
-            source => Error::Tensor {
-                name: name.to_owned(),
-                source,
-            },
-        })?;
-    }
-    out.flush().map_err(&write)?;
-    drop(out);
-    file.commit()?;
-    Ok(SaveReport {
-        n_bytes: bytes_of(LENGTH_BYTES + header.len() + layout.data_len),
-        shared: shared(tensors),
-    })
-}
-
-struct Layout<'t> {
-    /// In the state dict's order.
-    header: Header,
-    /// In the file's order.
-    data: Vec<(&'t str, &'t Tensor)>,
-    data_len: usize,
-}
-
-/// The type that a tensor has in the file.
-fn written_dtype(tensor: &Tensor, cast: Option<DType>) -> DType {
-    cast.filter(|_| is_castable(tensor.dtype()))
-        .unwrap_or(tensor.dtype())
-}
-
-fn plan<'t>(
-    tensors: &'t StateDict,
-    metadata: &BTreeMap<String, String>,
-    cast: Option<DType>,
-) -> Result<Layout<'t>, Error> {
-    if let Some((name, record)) = tensors.records().next() {
-        return Err(Error::Composed {
-            name: name.to_owned(),
-            kind: record.kind.as_str(),
-        });
-    }
-    let mut infos = Vec::with_capacity(tensors.len());
-    for (name, tensor) in tensors.iter() {
-        tensor.check_expansion().map_err(|source| Error::Tensor {
-            name: name.to_owned(),
-            source,
-        })?;
-        if name == METADATA_KEY {
-            return Err(Error::ReservedName(name.to_owned()));
-        }
-        let dtype = to_safetensors(written_dtype(tensor, cast)).filter(|_| {
-            // A 0-d pair of 4-bit floats would need a dimension to be counted in.
-            tensor.dtype() != DType::Float4E2M1FnX2 || !tensor.shape().is_empty()
-        });
-        let dtype = dtype.ok_or_else(|| Error::Inexpressible {
-            name: name.to_owned(),
-            dtype: tensor.dtype(),
-        })?;
-        let info = TensorInfo {
-            dtype,
-            shape: shape_in_safetensors(tensor.dtype(), tensor.shape()),
-            data_offsets: (0, 0),
-        };
-        infos.push((name.to_owned(), info));
-    }
-
-    let all: Vec<(&str, &Tensor)> = tensors.iter().collect();
-    let mut order: Vec<usize> = (0..all.len()).collect();
-    // Stable, so that within one alignment the state dict's order stays.
-    order.sort_by_key(|&i| std::cmp::Reverse(written_dtype(all[i].1, cast).size()));
-    let mut data_len = 0;
-    for &i in &order {
-        let end = data_len + all[i].1.numel() * written_dtype(all[i].1, cast).size();
-        infos[i].1.data_offsets = (data_len, end);
-        data_len = end;
-    }
-
-    let mut metadata = metadata.clone();
-    metadata
-        .entry("format".to_owned())
-        .or_insert_with(|| "pt".to_owned());
-    if let Some(patterns) = marks::describe(tensors) {
-        metadata.entry(marks::KEY.to_owned()).or_insert(patterns);
-    }
-    Ok(Layout {
-        header: Header {
-            metadata,
-            tensors: infos,
-        },
-        data: order.into_iter().map(|i| all[i]).collect(),
-        data_len,
-    })
-}
-
-/// Groups of names over one storage, in the order of their first.
-fn shared(tensors: &StateDict) -> Vec<Vec<String>> {
-    let mut group_of: HashMap<(usize, u32), usize> = HashMap::new();
-    let mut groups: Vec<Vec<String>> = Vec::new();
-    for (name, tensor) in tensors.iter().filter(|(_, tensor)| tensor.storage().nbytes() > 0) {
-        let group = *group_of.entry(tensor.storage().id()).or_insert_with(|| {
-            groups.push(Vec::new());
-            groups.len() - 1
-        });
-        groups[group].push(name.to_owned());
-    }
-    groups.retain(|group| group.len() > 1);
-    groups
-}
-
-fn bytes_of(n: usize) -> u64 {
-    u64::try_from(n).expect("no machine addresses more than 64 bits")
+) -> Result<WriteReport, Error> {
+    let mut tensors = LazyStateDict::from(tensors.clone());
+    tensors.metadata = metadata.clone();
+    let options = WriteOptions {
+        existing,
+        ..WriteOptions::new(OutputFormat::Safetensors)
+    };
+    stream::write_file(path, &tensors, &options)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
+    use pth::{AtomicFile, DType};
+
     use super::*;
 
     fn tensor(dtype: DType, shape: &[usize], first: u8) -> Tensor {
@@ -308,7 +151,7 @@ mod tests {
         let metadata = BTreeMap::from([("epoch".to_owned(), "3".to_owned())]);
         let report = save_safetensors(&path, &sample(), &metadata, Existing::Refuse).unwrap();
         assert_eq!(report.n_bytes, std::fs::metadata(&path).unwrap().len());
-        assert!(report.shared.is_empty());
+        assert!(report.tied.is_empty());
         let (tensors, metadata) = open_safetensors(&path).unwrap();
         assert_eq!(metadata["epoch"], "3");
         assert_eq!(metadata["format"], "pt");
@@ -346,18 +189,17 @@ mod tests {
     }
 
     #[test]
-    fn shared_bytes_are_reported() {
+    fn one_tensor_under_two_names_is_written_once() {
         let dir = tempfile::tempdir().unwrap();
         let mut tensors = sample();
         let tied = tensors.get("b.weight").unwrap().clone();
         tensors.insert("tied", tied);
-        let report = save_safetensors(
-            &dir.path().join("t"),
-            &tensors,
-            &BTreeMap::new(),
-            Existing::Refuse,
-        );
-        assert_eq!(report.unwrap().shared, [["b.weight", "tied"]]);
+        let path = dir.path().join("t");
+        let report = save_safetensors(&path, &tensors, &BTreeMap::new(), Existing::Refuse).unwrap();
+        assert_eq!(report.tied, [("tied".to_owned(), "b.weight".to_owned())]);
+        let (tensors, metadata) = open_safetensors(&path).unwrap();
+        assert_eq!(metadata["tied"], "b.weight");
+        assert!(!tensors.contains("tied"));
     }
 
     fn check_rejects(bytes: &[u8], message: &str) {

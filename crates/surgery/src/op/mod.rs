@@ -1,6 +1,19 @@
-//! What is done to state dicts.
+//! What is done to state dicts: the verbs of the language, one file per family.
+//!
+//! Each verb is a struct with what its words say, a function that reads it, and [`Operation::apply`](crate::plan::Operation).
 
 pub(crate) mod cast;
-pub(crate) mod copy;
+pub(crate) mod deep_copy;
+pub(crate) mod files;
 pub(crate) mod freeze;
-pub(crate) mod rename;
+pub(crate) mod group;
+pub(crate) mod join;
+pub(crate) mod merge;
+pub(crate) mod meta;
+pub(crate) mod names;
+pub(crate) mod select;
+pub(crate) mod shape;
+
+mod matching;
+
+use matching::{map_tensors, matched, pairs_of};

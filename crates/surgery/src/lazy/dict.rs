@@ -1,0 +1,365 @@
+//! A state dict whose tensors are not computed yet.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use indexmap::IndexMap;
+use pth::{DType, Entry, ModuleVersion, Record, StateDict};
+
+use super::{Identity, LazyTensor};
+use crate::{Error, Opened, marks};
+
+/// Names and lazy tensors in the order of the model, with all that a file says beside them.
+#[derive(Debug, Clone, Default)]
+pub struct LazyStateDict {
+    entries: IndexMap<String, LazyEntry>,
+    /// torch's `_metadata`.
+    pub versions: Vec<ModuleVersion>,
+    /// `__metadata__` of safetensors.
+    pub metadata: BTreeMap<String, String>,
+    /// Ordered groups of parameters, from the input to the output.
+    pub groups: Vec<Group>,
+    /// Tensors beside the state dict, under their whole names in the checkpoint.
+    pub others: StateDict,
+    /// Where in a checkpoint the state dict was found; empty for the root.
+    pub wrapper: String,
+}
+
+/// What a name stands for, and whether training would change it.
+#[derive(Debug, Clone)]
+pub struct LazyEntry {
+    /// The values.
+    pub value: LazyValue,
+    /// False is what a frozen parameter has.
+    pub requires_grad: bool,
+    /// Whether it is a `torch.nn.Parameter`.
+    pub is_parameter: bool,
+    /// Which of the state dict's groups it is in.
+    pub group: Option<usize>,
+}
+
+/// A tensor, or something that no verb but those of names changes.
+#[derive(Debug, Clone)]
+pub enum LazyValue {
+    /// One array.
+    Tensor(LazyTensor),
+    /// A quantized, sparse, nested or otherwise composed tensor.
+    Record(Box<Record>),
+}
+
+/// Parameters that are trained alike.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Group {
+    /// What it is called in tables.
+    pub name: String,
+    /// Factor of the learning rate.
+    pub lr_scale: f64,
+}
+
+impl LazyEntry {
+    /// A tensor without a mark.
+    pub fn unmarked(tensor: LazyTensor) -> LazyEntry {
+        LazyEntry {
+            value: LazyValue::Tensor(tensor),
+            requires_grad: false,
+            is_parameter: false,
+            group: None,
+        }
+    }
+
+    /// The tensor, if it is one array.
+    pub fn tensor(&self) -> Option<&LazyTensor> {
+        match &self.value {
+            LazyValue::Tensor(tensor) => Some(tensor),
+            LazyValue::Record(_) => None,
+        }
+    }
+
+    /// The same marks with other values.
+    pub(crate) fn with_tensor(&self, tensor: LazyTensor) -> LazyEntry {
+        LazyEntry {
+            value: LazyValue::Tensor(tensor),
+            ..self.clone()
+        }
+    }
+
+    /// Element type as torch spells it.
+    pub(crate) fn dtype_name(&self) -> &str {
+        match &self.value {
+            LazyValue::Tensor(tensor) => tensor.dtype().as_str(),
+            LazyValue::Record(record) => &record.dtype,
+        }
+    }
+
+    /// Size of its elements in bytes; of a record, of its parts.
+    pub(crate) fn nbytes(&self) -> usize {
+        match &self.value {
+            LazyValue::Tensor(tensor) => tensor.nbytes(),
+            LazyValue::Record(record) => record.parts.iter().map(|(_, part)| part.nbytes()).sum(),
+        }
+    }
+
+    /// Sizes, outermost first.
+    pub(crate) fn shape(&self) -> &[usize] {
+        match &self.value {
+            LazyValue::Tensor(tensor) => tensor.shape(),
+            LazyValue::Record(record) => &record.shape,
+        }
+    }
+}
+
+impl LazyStateDict {
+    /// What `opened` holds.
+    pub fn of(opened: Opened) -> LazyStateDict {
+        let mut tensors = LazyStateDict::from(opened.state_dict);
+        tensors.metadata = opened.metadata;
+        if let Some(text) = tensors.metadata.remove(marks::GROUPS_KEY) {
+            marks::apply_groups(&mut tensors, &text);
+        }
+        // Written anew from the marks.
+        tensors.metadata.remove(marks::KEY);
+        tensors.others = opened.other_tensors;
+        tensors.wrapper = opened.wrapper;
+        tensors
+    }
+
+    /// What it says beside its entries, without these.
+    pub(crate) fn emptied(&self) -> LazyStateDict {
+        LazyStateDict {
+            versions: self.versions.clone(),
+            metadata: self.metadata.clone(),
+            groups: self.groups.clone(),
+            ..LazyStateDict::default()
+        }
+    }
+
+    /// Number of entries.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether there is no entry.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// The entry called `name`.
+    pub fn get(&self, name: &str) -> Option<&LazyEntry> {
+        self.entries.get(name)
+    }
+
+    /// The entry called `name`, to be changed.
+    pub fn get_mut(&mut self, name: &str) -> Option<&mut LazyEntry> {
+        self.entries.get_mut(name)
+    }
+
+    /// The tensor called `name`.
+    pub fn tensor(&self, name: &str) -> Option<&LazyTensor> {
+        self.entries.get(name)?.tensor()
+    }
+
+    /// Whether there is an entry called `name`.
+    pub fn contains(&self, name: &str) -> bool {
+        self.entries.contains_key(name)
+    }
+
+    /// Puts `entry` at the end, or in the place of the entry of that name.
+    pub fn insert(&mut self, name: impl Into<String>, entry: LazyEntry) {
+        self.entries.insert(name.into(), entry);
+    }
+
+    /// Names and entries in order.
+    pub fn iter(&self) -> impl DoubleEndedIterator<Item = (&str, &LazyEntry)> + ExactSizeIterator {
+        self.entries.iter().map(|(name, entry)| (name.as_str(), entry))
+    }
+
+    /// Names and entries in order, to change the entries.
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = (&str, &mut LazyEntry)> {
+        self.entries
+            .iter_mut()
+            .map(|(name, entry)| (name.as_str(), entry))
+    }
+
+    /// Names in order.
+    pub fn names(&self) -> impl DoubleEndedIterator<Item = &str> + ExactSizeIterator {
+        self.entries.keys().map(String::as_str)
+    }
+
+    /// Keeps the entries for which `keep` says so.
+    pub fn retain(&mut self, mut keep: impl FnMut(&str, &LazyEntry) -> bool) {
+        self.entries.retain(|name, entry| keep(name, entry));
+    }
+
+    /// Whether any tensor is marked as trainable or as a parameter; if not, nothing is known of what is frozen.
+    pub fn is_marked(&self) -> bool {
+        self.entries
+            .values()
+            .any(|entry| entry.requires_grad || entry.is_parameter)
+    }
+
+    /// Replaces all entries by `entries`, in their order.
+    ///
+    /// # Errors
+    /// Two have one name: the error names what each was made of, which is the first of each tuple.
+    pub(crate) fn replace_entries(
+        &mut self,
+        entries: impl IntoIterator<Item = (String, String, LazyEntry)>,
+    ) -> Result<(), Error> {
+        let mut sources: HashMap<String, String> = HashMap::new();
+        let mut new = IndexMap::new();
+        for (source, name, entry) in entries {
+            if let Some(first) = sources.insert(name.clone(), source.clone()) {
+                return Err(Error::Collision {
+                    first,
+                    second: source,
+                    name,
+                });
+            }
+            new.insert(name, entry);
+        }
+        self.entries = new;
+        Ok(())
+    }
+
+    /// Gives each entry the name that `rename` says, all at once; returns how many names are others than before.
+    ///
+    /// torch's `_metadata` follows: a module that all its tensors have left is called as they are.
+    ///
+    /// # Errors
+    /// Two would have one name; nothing is renamed then.
+    pub(crate) fn rename(&mut self, mut rename: impl FnMut(&str) -> Option<String>) -> Result<usize, Error> {
+        let mut n_renamed = 0;
+        let mut modules: HashMap<String, String> = HashMap::new();
+        let renamed: Vec<(String, String, LazyEntry)> = self
+            .entries
+            .iter()
+            .map(|(old, entry)| {
+                let new = rename(old).unwrap_or_else(|| old.clone());
+                n_renamed += usize::from(new != *old);
+                if !self.versions.is_empty() {
+                    note_modules(&mut modules, old, &new);
+                }
+                (old.clone(), new, entry.clone())
+            })
+            .collect();
+        self.replace_entries(renamed)?;
+        if n_renamed > 0 {
+            let mut seen = HashSet::new();
+            for version in &mut self.versions {
+                if let Some(new) = modules.get(&version.module) {
+                    version.module.clone_from(new);
+                }
+            }
+            self.versions
+                .retain(|version| seen.insert(version.module.clone()));
+        }
+        Ok(n_renamed)
+    }
+
+    /// The tensors that several names stand for, and their names in order.
+    pub fn ties(&self) -> Vec<Vec<&str>> {
+        let mut groups: IndexMap<Identity, Vec<&str>> = IndexMap::new();
+        for (name, entry) in self.iter() {
+            if let Some(tensor) = entry.tensor().filter(|tensor| tensor.numel() > 0) {
+                groups.entry(tensor.identity()).or_default().push(name);
+            }
+        }
+        groups.into_values().filter(|names| names.len() > 1).collect()
+    }
+
+    /// The state dict with everything computed, in memory where it is not a view of a file.
+    ///
+    /// # Errors
+    /// A tensor that cannot be made.
+    pub fn compute(&self) -> Result<StateDict, Error> {
+        let mut made: HashMap<Identity, pth::Tensor> = HashMap::new();
+        let mut out = StateDict::new();
+        for (name, entry) in self.iter() {
+            let entry = match &entry.value {
+                LazyValue::Record(record) => Entry::Record(record.clone()),
+                LazyValue::Tensor(tensor) => {
+                    let identity = tensor.identity();
+                    let computed = match made.get(&identity) {
+                        Some(computed) => computed.clone(),
+                        None => tensor.compute().map_err(|error| error.of_tensor(name))?,
+                    };
+                    made.insert(identity, computed.clone());
+                    Entry::Tensor(entry.marked(computed))
+                }
+            };
+            out.insert_entry(name, entry);
+        }
+        Ok(out.with_metadata(self.versions.clone()))
+    }
+
+    /// Sizes of all elements, each tied tensor once.
+    pub fn nbytes(&self) -> usize {
+        let mut seen = HashSet::new();
+        let tensors = self.entries.values().filter_map(LazyEntry::tensor);
+        tensors
+            .filter(|tensor| seen.insert(tensor.identity()))
+            .fold(0, |sum: usize, tensor| sum.saturating_add(tensor.nbytes()))
+    }
+
+    /// Whether training could change the entry called `name`.
+    pub(crate) fn can_train(name: &str, entry: &LazyEntry) -> bool {
+        let is_float = |dtype: DType| dtype.is_float() || dtype.is_complex();
+        !marks::is_buffer_name(name) && entry.tensor().is_some_and(|tensor| is_float(tensor.dtype()))
+    }
+}
+
+impl LazyEntry {
+    /// `tensor` with this entry's marks.
+    pub(crate) fn marked(&self, tensor: pth::Tensor) -> pth::Tensor {
+        if self.is_parameter {
+            tensor.into_parameter(self.requires_grad)
+        } else {
+            tensor.with_requires_grad(self.requires_grad)
+        }
+    }
+}
+
+impl From<StateDict> for LazyStateDict {
+    fn from(tensors: StateDict) -> LazyStateDict {
+        let versions = tensors.metadata().to_vec();
+        let entries = tensors.into_iter().map(|(name, entry)| {
+            let entry = match entry {
+                Entry::Tensor(tensor) => LazyEntry {
+                    requires_grad: tensor.requires_grad(),
+                    is_parameter: tensor.is_parameter(),
+                    group: None,
+                    value: LazyValue::Tensor(LazyTensor::stored(tensor)),
+                },
+                Entry::Record(record) => LazyEntry {
+                    requires_grad: record.requires_grad,
+                    is_parameter: record.is_parameter,
+                    group: None,
+                    value: LazyValue::Record(record),
+                },
+            };
+            (name, entry)
+        });
+        LazyStateDict {
+            entries: entries.collect(),
+            versions,
+            ..LazyStateDict::default()
+        }
+    }
+}
+
+/// Which module became which, where a tensor's name changed in front of what stays: `layer3.0.w` to `train_.0.0.w` makes `layer3`
+/// `train_.0`, and `layer3.0` `train_.0.0`.
+fn note_modules(modules: &mut HashMap<String, String>, old: &str, new: &str) {
+    let mut ends = old.rmatch_indices('.').map(|(at, _)| at);
+    while let Some(at) = ends.next() {
+        let tail = &old[at..];
+        let module = match new.strip_suffix(tail) {
+            Some(module) => module,
+            // A prefix that is taken off whole leaves the root.
+            None if new == &tail[1..] => "",
+            None => return,
+        };
+        modules
+            .entry(old[..at].to_owned())
+            .or_insert_with(|| module.to_owned());
+    }
+}

@@ -1,0 +1,285 @@
+//! Tensors that are not computed yet.
+//!
+//! A [`LazyTensor`] has a shape and a type at once; its bytes are made when they are read, from the first element to the last, in
+//! chunks that the reader chooses. What can be said as a view of the file stays one; joins, casts and sums pass chunks on; only what
+//! needs all of a tensor at once (resampling, a view of a sum) holds it, and says so in [`LazyTensor::held_bytes`].
+
+mod convert;
+mod dict;
+mod draw;
+mod read;
+mod sum;
+mod view;
+
+use std::fmt;
+use std::sync::Arc;
+
+use pth::{DType, Tensor};
+
+pub use dict::{Group, LazyEntry, LazyStateDict, LazyValue};
+pub use draw::{Distribution, Draw};
+pub use read::LazyReader;
+
+pub(crate) use convert::is_convertible;
+pub(crate) use view::resolve_dim;
+
+use crate::Error;
+
+/// A tensor whose bytes are made when they are read. A clone is the same tensor, also when a state dict has it under two names.
+#[derive(Clone)]
+pub struct LazyTensor(Arc<Node>);
+
+struct Node {
+    dtype: DType,
+    shape: Box<[usize]>,
+    kind: Kind,
+}
+
+/// How the bytes come about.
+enum Kind {
+    /// A view of a file or of memory; as it was found there, or made here.
+    Stored(Tensor, Origin),
+    /// The same elements in the same order under another shape.
+    Reshaped(LazyTensor),
+    /// Another element type, by way of float32 as torch converts, or exactly where both are integers.
+    Cast(LazyTensor),
+    /// Joined along dimension `dim`.
+    Joined { dim: usize, parts: Vec<LazyTensor> },
+    /// Sum of weighted terms of the same shape, accumulated in float64 and rounded once.
+    Sum {
+        terms: Vec<(f64, LazyTensor)>,
+        nan: NanPolicy,
+    },
+    /// One value.
+    Filled(f64),
+    /// Random values that depend on a seed, a name and the place.
+    Drawn(Draw),
+    /// A view of something that is made whole for it.
+    View { base: LazyTensor, dims: Strided },
+    /// Made whole of whole inputs.
+    Computed {
+        inputs: Vec<LazyTensor>,
+        compute: Arc<Compute>,
+    },
+    /// Rows made of rows: see [`RowWise`].
+    Rows {
+        inputs: Vec<LazyTensor>,
+        rows: Arc<dyn RowWise>,
+    },
+    /// The same values, in which no NaN may be.
+    Checked { of: LazyTensor, name: String },
+}
+
+/// Whether a stored tensor is as its file has it, so that what it shares with others is meant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Origin {
+    Found,
+    Made,
+}
+
+/// Shape is the node's; strides and offset in elements of the base.
+#[derive(Debug, Clone)]
+struct Strided {
+    stride: Vec<usize>,
+    offset: usize,
+}
+
+/// Whole inputs in float64 to the whole output in float64.
+pub(crate) type Compute = dyn Fn(&[Vec<f64>]) -> Result<Vec<f64>, Error> + Send + Sync;
+
+/// What is made of the rows of its first input, a bounded number at a time, with all other inputs at hand whole.
+pub(crate) trait RowWise: Send + Sync {
+    /// `rows` are whole rows of the first input from row `first` on, changed in place; `others` the other inputs.
+    fn apply(&self, first: usize, rows: &mut [f64], others: &[Vec<f64>]) -> Result<(), Error>;
+}
+
+/// What a NaN in the terms of a sum means.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum NanPolicy {
+    /// It is passed on.
+    Allow,
+    /// It is an error, which tells the tensor's name and of which inputs the terms are.
+    Refuse { name: String, inputs: Arc<[String]> },
+}
+
+impl LazyTensor {
+    /// A tensor of a file or of memory.
+    pub fn stored(tensor: Tensor) -> LazyTensor {
+        LazyTensor::of_origin(tensor, Origin::Found)
+    }
+
+    fn of_origin(tensor: Tensor, origin: Origin) -> LazyTensor {
+        let (dtype, shape) = (tensor.dtype(), tensor.shape().into());
+        LazyTensor::node(dtype, shape, Kind::Stored(tensor, origin))
+    }
+
+    /// The tensor as its file has it, if it is one.
+    pub(crate) fn as_found(&self) -> Option<&Tensor> {
+        match self.kind() {
+            Kind::Stored(tensor, Origin::Found) => Some(tensor),
+            _ => None,
+        }
+    }
+
+    /// `value` everywhere, as `torch.full`.
+    pub fn filled(dtype: DType, shape: &[usize], value: f64) -> LazyTensor {
+        LazyTensor::node(dtype, shape.into(), Kind::Filled(value))
+    }
+
+    /// Random values, the same whenever and by however many threads they are made.
+    pub fn drawn(dtype: DType, shape: &[usize], draw: Draw) -> LazyTensor {
+        LazyTensor::node(dtype, shape.into(), Kind::Drawn(draw))
+    }
+
+    /// The same values in another type: floats by way of float32, rounding to nearest even, as `Tensor.to` does.
+    pub fn cast(&self, dtype: DType) -> LazyTensor {
+        match self.kind() {
+            _ if dtype == self.dtype() => self.clone(),
+            Kind::Filled(value) => LazyTensor::filled(dtype, self.shape(), *value),
+            _ => LazyTensor::node(dtype, self.0.shape.clone(), Kind::Cast(self.clone())),
+        }
+    }
+
+    /// `terms` weighted and added in float64, rounded once to `dtype`. All have one shape.
+    pub(crate) fn sum(dtype: DType, terms: Vec<(f64, LazyTensor)>, nan: NanPolicy) -> LazyTensor {
+        let shape = terms.first().expect("a sum of something").1.0.shape.clone();
+        debug_assert!(terms.iter().all(|(_, term)| *term.0.shape == *shape));
+        LazyTensor::node(dtype, shape, Kind::Sum { terms, nan })
+    }
+
+    /// Made whole of whole inputs; for what is small, or cannot be had otherwise.
+    pub(crate) fn computed(
+        dtype: DType,
+        shape: &[usize],
+        inputs: Vec<LazyTensor>,
+        compute: impl Fn(&[Vec<f64>]) -> Result<Vec<f64>, Error> + Send + Sync + 'static,
+    ) -> LazyTensor {
+        let compute = Arc::new(compute);
+        LazyTensor::node(dtype, shape.into(), Kind::Computed { inputs, compute })
+    }
+
+    /// Made row by row of the rows of `inputs[0]`; same shape and type as it.
+    pub(crate) fn row_wise(inputs: Vec<LazyTensor>, rows: Arc<dyn RowWise>) -> LazyTensor {
+        let first = inputs.first().expect("rows of something");
+        let (dtype, shape) = (first.dtype(), first.0.shape.clone());
+        LazyTensor::node(dtype, shape, Kind::Rows { inputs, rows })
+    }
+
+    /// The same values, and an error where one is NaN. `name` is told of.
+    pub(crate) fn checked(&self, name: &str) -> LazyTensor {
+        let kind = Kind::Checked {
+            of: self.clone(),
+            name: name.to_owned(),
+        };
+        LazyTensor::node(self.dtype(), self.0.shape.clone(), kind)
+    }
+
+    fn node(dtype: DType, shape: Box<[usize]>, kind: Kind) -> LazyTensor {
+        LazyTensor(Arc::new(Node { dtype, shape, kind }))
+    }
+
+    fn kind(&self) -> &Kind {
+        &self.0.kind
+    }
+
+    /// The element type.
+    pub fn dtype(&self) -> DType {
+        self.0.dtype
+    }
+
+    /// Sizes, outermost first.
+    pub fn shape(&self) -> &[usize] {
+        &self.0.shape
+    }
+
+    /// Number of elements.
+    pub fn numel(&self) -> usize {
+        self.shape().iter().product()
+    }
+
+    /// Size of its elements in bytes.
+    pub fn nbytes(&self) -> usize {
+        self.numel() * self.dtype().size()
+    }
+
+    /// The view of a file that it is, if it is one.
+    pub fn as_stored(&self) -> Option<&Tensor> {
+        match self.kind() {
+            Kind::Stored(tensor, _) => Some(tensor),
+            _ => None,
+        }
+    }
+
+    /// What is equal for two names of one tensor, and different for all other tensors alive.
+    pub(crate) fn identity(&self) -> Identity {
+        match self.kind() {
+            Kind::Stored(tensor, _) => Identity::View {
+                storage: tensor.storage().id(),
+                dtype: tensor.dtype(),
+                offset: tensor.storage_offset(),
+                dims: [tensor.shape(), tensor.stride()].concat(),
+            },
+            _ => Identity::Node(Arc::as_ptr(&self.0).addr()),
+        }
+    }
+
+    /// Bytes that are held in memory at once while it is read, beside the chunks.
+    pub fn held_bytes(&self) -> usize {
+        let wide = |tensor: &LazyTensor| tensor.numel().saturating_mul(8);
+        match self.kind() {
+            Kind::Stored(..) | Kind::Filled(_) => 0,
+            Kind::Drawn(draw) => draw.held_bytes(self.numel()),
+            Kind::Reshaped(of) | Kind::Cast(of) | Kind::Checked { of, .. } => of.held_bytes(),
+            Kind::Joined { parts, .. } => parts.iter().map(LazyTensor::held_bytes).sum(),
+            Kind::Sum { terms, .. } => terms.iter().map(|(_, term)| term.held_bytes()).sum(),
+            Kind::View { base, .. } => base.held_bytes() + base.nbytes(),
+            Kind::Computed { inputs, .. } => wide(self) + inputs.iter().map(wide).sum::<usize>(),
+            Kind::Rows { inputs, .. } => inputs[0].held_bytes() + inputs[1..].iter().map(wide).sum::<usize>(),
+        }
+    }
+
+    /// Calls `visit` for each view of a file that it is made of.
+    pub(crate) fn for_each_stored<'t>(&'t self, visit: &mut dyn FnMut(&'t Tensor)) {
+        match self.kind() {
+            Kind::Stored(tensor, _) => visit(tensor),
+            Kind::Filled(_) | Kind::Drawn(_) => {}
+            Kind::Reshaped(of) | Kind::Cast(of) | Kind::Checked { of, .. } => of.for_each_stored(visit),
+            Kind::View { base, .. } => base.for_each_stored(visit),
+            Kind::Joined { parts: inputs, .. }
+            | Kind::Computed { inputs, .. }
+            | Kind::Rows { inputs, .. } => inputs.iter().for_each(|input| input.for_each_stored(visit)),
+            Kind::Sum { terms, .. } => terms.iter().for_each(|(_, term)| term.for_each_stored(visit)),
+        }
+    }
+}
+
+/// See [`LazyTensor::identity`].
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) enum Identity {
+    View {
+        storage: (usize, u32),
+        dtype: DType,
+        offset: usize,
+        dims: Vec<usize>,
+    },
+    Node(usize),
+}
+
+impl fmt::Debug for LazyTensor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = match self.kind() {
+            Kind::Stored(..) => "stored",
+            Kind::Reshaped(_) => "reshaped",
+            Kind::Cast(_) => "cast",
+            Kind::Joined { .. } => "joined",
+            Kind::Sum { .. } => "sum",
+            Kind::Filled(_) => "filled",
+            Kind::Drawn(_) => "drawn",
+            Kind::View { .. } => "view",
+            Kind::Computed { .. } => "computed",
+            Kind::Rows { .. } => "rows",
+            Kind::Checked { .. } => "checked",
+        };
+        write!(f, "LazyTensor({} {:?}, {kind})", self.dtype(), self.shape())
+    }
+}

@@ -1,0 +1,134 @@
+//! Which entries a step means, and the rule that it must mean some.
+
+use std::collections::HashMap;
+
+use crate::lazy::{Identity, LazyStateDict, LazyTensor};
+use crate::pattern::Captures;
+use crate::plan::Fault;
+use crate::plan::args::{At, Pair, Patterns};
+use crate::{Error, Pattern};
+
+/// The names that any pattern matches and no exception does, in order. Every pattern must match something, unless `is_optional`.
+pub(crate) fn matched(
+    tensors: &LazyStateDict,
+    patterns: &Patterns,
+    is_optional: bool,
+) -> Result<Vec<String>, Fault> {
+    for pattern in patterns.any.iter().chain(&patterns.except) {
+        must_match(tensors, pattern, is_optional)?;
+    }
+    let is_meant = |name: &&str| {
+        patterns.any.iter().any(|pattern| pattern.value.matches(name))
+            && !patterns.except.iter().any(|pattern| pattern.value.matches(name))
+    };
+    Ok(tensors.names().filter(is_meant).map(str::to_owned).collect())
+}
+
+/// A rule that matches nothing is most likely a typing mistake.
+pub(crate) fn must_match(
+    tensors: &LazyStateDict,
+    pattern: &At<Pattern>,
+    is_optional: bool,
+) -> Result<(), Fault> {
+    if is_optional || tensors.names().any(|name| pattern.value.matches(name)) {
+        return Ok(());
+    }
+    Err(no_match(tensors, pattern))
+}
+
+/// The error of a pattern that matches nothing, with a name that is near to it.
+pub(crate) fn no_match(tensors: &LazyStateDict, pattern: &At<Pattern>) -> Fault {
+    let text = pattern.value.as_str();
+    let fault = Fault::from(Error::NoMatch {
+        rule: format!("matches `{text}`"),
+    })
+    .at(&pattern.span);
+    let is_plain = !text.contains(['*', '{', '/']);
+    let near = tensors
+        .names()
+        .min_by_key(|name| crate::edit_distance(name, text));
+    match near.filter(|near| is_plain && crate::edit_distance(near, text) <= 2.max(text.len() / 3)) {
+        Some(near) => fault.hint(format!(
+            "did you mean `{near}`? a `?` behind the verb allows a step to match nothing"
+        )),
+        None => fault.hint("a `?` behind the verb allows a step to match nothing"),
+    }
+}
+
+/// For each entry that a pair matches: its name, the pair, what the pair's pattern has captured. The first pair that matches counts.
+pub(crate) fn pairs_of<'p>(
+    tensors: &LazyStateDict,
+    pairs: &'p [Pair],
+    is_optional: bool,
+) -> Result<Vec<(String, &'p Pair, Captures)>, Fault> {
+    let mut found = Vec::new();
+    let mut is_used = vec![false; pairs.len()];
+    for name in tensors.names() {
+        let matching = pairs.iter().zip(&mut is_used).filter_map(|(pair, is_used)| {
+            let captures = pair.source.value.captures(name)?;
+            *is_used = true;
+            Some((pair, captures))
+        });
+        // All are asked, so that each knows whether it matches something.
+        if let Some((pair, captures)) = matching.reduce(|first, _| first) {
+            found.push((name.to_owned(), pair, captures));
+        }
+    }
+    match pairs.iter().zip(is_used).find(|(_, is_used)| !is_used) {
+        Some((pair, _)) if !is_optional => Err(no_match(tensors, &pair.source)),
+        _ => Ok(found),
+    }
+}
+
+/// The name that a pair makes of `name`.
+pub(crate) fn target_name(
+    pair: &Pair,
+    name: &str,
+    captures: &Captures,
+    part: usize,
+) -> Result<String, Fault> {
+    pair.target
+        .fill(&pair.source.value, name, captures, part)
+        .ok_or_else(|| {
+            Fault::new(format!("`{}` makes no name of `{name}`", pair.target.as_str())).at(&pair.source.span)
+        })
+}
+
+/// Changes the tensors called `names`; what is one tensor under several names stays one. Records are refused.
+pub(crate) fn map_tensors(
+    tensors: &mut LazyStateDict,
+    names: &[String],
+    mut change: impl FnMut(&str, &LazyTensor) -> Result<LazyTensor, Fault>,
+) -> Result<(), Fault> {
+    let mut made: HashMap<Identity, LazyTensor> = HashMap::new();
+    for name in names {
+        let entry = tensors
+            .get_mut(name)
+            .expect("names are taken from the state dict");
+        let Some(tensor) = entry.tensor() else {
+            return Err(Fault::from(record_error(name, entry)));
+        };
+        let changed = match made.get(&tensor.identity()) {
+            Some(changed) => changed.clone(),
+            None => {
+                let changed = change(name, tensor)?;
+                made.insert(tensor.identity(), changed.clone());
+                changed
+            }
+        };
+        *entry = entry.with_tensor(changed);
+    }
+    Ok(())
+}
+
+/// The error of a verb that needs one array.
+pub(crate) fn record_error(name: &str, entry: &crate::lazy::LazyEntry) -> Error {
+    let kind = match &entry.value {
+        crate::lazy::LazyValue::Record(record) => record.kind.as_str(),
+        crate::lazy::LazyValue::Tensor(_) => "a tensor",
+    };
+    Error::NotOneArray {
+        name: name.to_owned(),
+        kind,
+    }
+}
