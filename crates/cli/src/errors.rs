@@ -18,7 +18,11 @@ pub(crate) mod code {
 #[expect(clippy::print_stderr, reason = "this is where errors are said")]
 pub(crate) fn report(error: &anyhow::Error) -> u8 {
     let (code, hint) = judge(error);
-    eprintln!("error: {}", plain(&error.to_string()));
+    let lines: Vec<String> = error.to_string().split('\n').map(text_line).collect();
+    eprintln!("error: {}", lines.join("\n"));
+    if let Some(excerpt) = error.chain().find_map(excerpt) {
+        eprintln!("{excerpt}");
+    }
     for cause in error.chain().skip(1) {
         eprintln!("  caused by: {}", plain(&cause.to_string()));
     }
@@ -26,6 +30,23 @@ pub(crate) fn report(error: &anyhow::Error) -> u8 {
         eprintln!("hint: {hint}");
     }
     code
+}
+
+/// A line of an error; torch's own report of a state dict has several, and tabs in front of them.
+fn text_line(line: &str) -> String {
+    let tabs = line.len() - line.trim_start_matches('\t').len();
+    format!("{}{}", &line[..tabs], plain(&line[tabs..]))
+}
+
+/// Where in a plan it stands.
+fn excerpt(error: &(dyn std::error::Error + 'static)) -> Option<String> {
+    match error.downcast_ref() {
+        Some(surgery::Error::Plan(error)) => {
+            let lines: Vec<String> = error.excerpt().split('\n').map(plain).collect();
+            Some(lines.join("\n"))
+        }
+        _ => None,
+    }
 }
 
 /// The exit code, and what to do about it.
@@ -55,6 +76,28 @@ fn judge_one(error: &(dyn std::error::Error + 'static)) -> Option<(u8, Option<St
     }
     if let Some(pth::Error::Unsafe { .. }) = error.downcast_ref() {
         return Some((code::UNSAFE, None));
+    }
+    if let Some(surgery::Error::Plan(error)) = error.downcast_ref() {
+        let judged = error.cause.as_ref().and_then(|cause| judge_one(cause.as_ref()));
+        let (code, hint) = judged.unwrap_or((code::USAGE, None));
+        return Some((code, error.hint.clone().or(hint)));
+    }
+    match error.downcast_ref() {
+        Some(surgery::Error::NotANumber { .. }) => {
+            return Some((
+                code::BAD_INPUT,
+                Some("--allow-nan merges it all the same".to_owned()),
+            ));
+        }
+        Some(surgery::Error::Interrupted) => {
+            return Some((code::RUN_AGAIN, Some("nothing was written".to_owned())));
+        }
+        Some(surgery::Error::Merge(_)) => return Some((code::USAGE, None)),
+        Some(surgery::Error::MissingInInput { .. }) => {
+            let hint = "--missing skip leaves it out, --missing first takes it, --missing available averages what there is";
+            return Some((code::BAD_INPUT, Some(hint.to_owned())));
+        }
+        _ => {}
     }
     if let Some(surgery::Error::NoMatch { .. } | surgery::Error::Collision { .. }) = error.downcast_ref() {
         return Some((code::USAGE, None));

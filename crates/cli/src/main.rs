@@ -9,6 +9,7 @@ mod table;
 mod text;
 mod torch_print;
 mod usage;
+mod writing;
 
 use std::process::ExitCode;
 
@@ -41,6 +42,10 @@ enum Verb {
     Show(commands::show::ShowArgs),
     /// Any readable checkpoint to another format
     Convert(commands::convert::ConvertArgs),
+    /// Steps on a state dict: rename, slice, cast, freeze, graft, ...
+    Edit(commands::edit::EditArgs),
+    /// The average of several state dicts
+    Merge(commands::merge::MergeArgs),
     /// What a checkpoint would touch if PyTorch opened it; exit code 1 where something is found
     Scan(commands::scan::ScanArgs),
     /// Whether a checkpoint is whole: CRCs, sizes, extents; exit code 1 where it is not
@@ -60,6 +65,8 @@ fn main() -> ExitCode {
         Verb::Inspect(args) => commands::inspect::run(&args),
         Verb::Show(args) => commands::show::run(&args),
         Verb::Convert(args) => commands::convert::run(&args),
+        Verb::Edit(args) => commands::edit::run(&args),
+        Verb::Merge(args) => commands::merge::run(&args),
         Verb::Scan(args) => commands::scan::run(&args),
         Verb::Verify(args) => commands::verify::run(&args),
         Verb::Doctor(args) => commands::doctor::run(&args),

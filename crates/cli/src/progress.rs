@@ -14,6 +14,78 @@ static CANCEL: AtomicBool = AtomicBool::new(false);
 /// Between two lines where no terminal is.
 const LINE_EVERY: Duration = Duration::from_secs(10);
 
+/// The first Ctrl-C asks the job to stop at its next step, a second ends the process at once.
+fn on_interrupt() {
+    // Installing it twice in a process fails, and the first one serves.
+    let _ = ctrlc::set_handler(|| {
+        if CANCEL.swap(true, Ordering::Relaxed) {
+            std::process::exit(i32::from(crate::errors::code::RUN_AGAIN));
+        }
+    });
+}
+
+/// Watches bytes go by.
+pub(crate) struct Bytes {
+    what: &'static str,
+    bar: ProgressBar,
+    since: Instant,
+    last_line: Mutex<Instant>,
+}
+
+impl Bytes {
+    pub(crate) fn new(what: &'static str) -> Bytes {
+        on_interrupt();
+        Bytes {
+            what,
+            bar: ProgressBar::hidden(),
+            since: Instant::now(),
+            last_line: Mutex::new(Instant::now()),
+        }
+    }
+
+    /// The flag that Ctrl-C sets.
+    pub(crate) fn cancelled(&self) -> &'static AtomicBool {
+        &CANCEL
+    }
+
+    /// `total` bytes are to come.
+    pub(crate) fn begin(&self, total: u64) {
+        self.bar.set_length(total);
+        if is_watched() {
+            let template = "{msg:>18} [{bar:30}] {bytes}/{total_bytes}  {bytes_per_sec}  {eta} left";
+            let style =
+                ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+            self.bar.set_style(style.progress_chars("=> "));
+            self.bar.set_message(self.what);
+            self.bar.set_draw_target(indicatif::ProgressDrawTarget::stderr());
+        }
+    }
+
+    /// `done` bytes have gone by.
+    pub(crate) fn advance(&self, done: u64) {
+        if !self.bar.is_hidden() {
+            return self.bar.set_position(done);
+        }
+        let Ok(mut last) = self.last_line.try_lock() else {
+            return;
+        };
+        if last.elapsed() >= LINE_EVERY {
+            *last = Instant::now();
+            let megabytes = done as f64 / 1e6;
+            let rate = megabytes / self.since.elapsed().as_secs_f64();
+            let total = self.bar.length().unwrap_or(0) as f64 / 1e6;
+            remark(&format!(
+                "{} {megabytes:.0}/{total:.0} MB  {rate:.0} MB/s",
+                self.what
+            ));
+        }
+    }
+
+    pub(crate) fn end(&self) {
+        self.bar.finish_and_clear();
+    }
+}
+
 /// Watches one job.
 pub(crate) struct Watch {
     state: Mutex<State>,
@@ -27,14 +99,9 @@ struct State {
 }
 
 impl Watch {
-    /// The first Ctrl-C asks the job to stop at its next step, a second ends the process at once.
+    /// Heeds Ctrl-C from here on.
     pub(crate) fn new() -> Watch {
-        // Installing it twice in a process fails, and the first one serves.
-        let _ = ctrlc::set_handler(|| {
-            if CANCEL.swap(true, Ordering::Relaxed) {
-                std::process::exit(i32::from(crate::errors::code::RUN_AGAIN));
-            }
-        });
+        on_interrupt();
         let now = Instant::now();
         Watch {
             state: Mutex::new(State {

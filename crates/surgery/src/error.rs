@@ -32,6 +32,15 @@ pub enum Error {
         fault: String,
     },
 
+    /// A set of files is not what its index says.
+    #[error("`{}` is not a whole set: {fault}", path.display())]
+    Set {
+        /// The index, or the folder.
+        path: PathBuf,
+        /// What is wrong.
+        fault: String,
+    },
+
     /// safetensors has no such element type.
     #[error("tensor `{name}` is {dtype}, which safetensors cannot express")]
     Inexpressible {

@@ -3,10 +3,12 @@
 pub(crate) mod convert;
 pub(crate) mod demo;
 pub(crate) mod doctor;
+pub(crate) mod edit;
 pub(crate) mod eval;
 pub(crate) mod extract;
 pub(crate) mod fit;
 pub(crate) mod inspect;
+pub(crate) mod merge;
 pub(crate) mod predict;
 pub(crate) mod scan;
 pub(crate) mod show;

@@ -1,6 +1,6 @@
 //! The JSON header of a safetensors file, in the order in which it is written, without repeated names.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::fmt;
 
 use safetensors::Dtype;
@@ -16,7 +16,7 @@ pub(crate) const MAX_HEADER_BYTES: usize = 100_000_000;
 /// The member that is no tensor.
 pub(crate) const METADATA_KEY: &str = "__metadata__";
 
-/// Members in file order; the crate's own type forgets the order and takes the last of equal names.
+/// Members in file order; the crate's own type forgets the order and takes the last of equal names. Names are not compared here.
 pub(crate) struct Header {
     pub(crate) metadata: BTreeMap<String, String>,
     pub(crate) tensors: Vec<(String, TensorInfo)>,
@@ -36,12 +36,11 @@ impl<'de> Deserialize<'de> for Header {
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Header, A::Error> {
                 let mut metadata = None;
                 let mut tensors: Vec<(String, TensorInfo)> = Vec::new();
-                let mut seen = HashSet::new();
                 while let Some(name) = map.next_key::<String>()? {
-                    if !seen.insert(name.clone()) {
-                        return Err(A::Error::custom(format!("two entries are called `{name}`")));
-                    }
                     if name == METADATA_KEY {
+                        if metadata.is_some() {
+                            return Err(A::Error::custom(format!("two entries are called `{name}`")));
+                        }
                         metadata = Some(map.next_value()?);
                     } else {
                         tensors.push((name, map.next_value()?));

@@ -1,5 +1,6 @@
-//! Files of tensors: which format it is, and safetensors.
+//! Files of tensors: which format it is, safetensors, sets of files.
 
 pub(crate) mod header;
 pub(crate) mod open;
 pub(crate) mod safetensors;
+pub(crate) mod sharded;

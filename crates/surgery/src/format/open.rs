@@ -1,12 +1,12 @@
-//! Any supported file of tensors, by content.
+//! Any supported file or set of tensors, by content.
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use pth::{Checkpoint, ModuleSource, OpenOptions, Other, Problem, Source, StateDict};
 
-use super::safetensors;
+use super::{safetensors, sharded};
 use crate::Error;
 
 /// What a file of tensors is.
@@ -17,6 +17,16 @@ pub enum Format {
     Pth(pth::Format),
     /// safetensors.
     Safetensors,
+    /// Several safetensors files with an index.
+    ShardedSafetensors {
+        /// How many.
+        n_shards: usize,
+    },
+    /// Several PyTorch checkpoints with an index.
+    ShardedPth {
+        /// How many.
+        n_shards: usize,
+    },
 }
 
 impl fmt::Display for Format {
@@ -24,6 +34,8 @@ impl fmt::Display for Format {
         match self {
             Format::Pth(format) => format.fmt(f),
             Format::Safetensors => f.write_str("safetensors"),
+            Format::ShardedSafetensors { n_shards } => write!(f, "safetensors, {n_shards} shards"),
+            Format::ShardedPth { n_shards } => write!(f, "PyTorch checkpoints, {n_shards} shards"),
         }
     }
 }
@@ -49,10 +61,11 @@ pub struct Opened {
     pub sources: Vec<ModuleSource>,
 }
 
-/// Opens `path`, whatever it is called: a PyTorch checkpoint of any container, or safetensors.
+/// Opens `path`, whatever it is called: a PyTorch checkpoint of any container, safetensors, the index of a set of either, or the
+/// folder of one.
 ///
 /// # Errors
-/// The file cannot be read, or is neither.
+/// The file cannot be read, or is none of these; the files of a set are not those that its index lists.
 pub fn open(path: &Path) -> Result<Opened, Error> {
     open_with(path, &OpenOptions::default())
 }
@@ -62,17 +75,21 @@ pub fn open(path: &Path) -> Result<Opened, Error> {
 /// # Errors
 /// As [`open`].
 pub fn open_with(path: &Path, options: &OpenOptions) -> Result<Opened, Error> {
-    let named = |source| match source {
-        pth::Error::File(error) => Error::File(error),
-        source => Error::Checkpoint {
-            path: path.to_owned(),
-            source,
-        },
+    let path = &match path.is_dir() {
+        true => in_folder(path, options)?,
+        false => path.to_owned(),
     };
-    if path.is_dir() {
-        // No folder is read; what it is, the checkpoint's reader knows.
-        Checkpoint::open_with(path, options).map_err(named)?;
-    }
+    let mut opened = if sharded::is_index(path) {
+        sharded::open(path, options)?
+    } else {
+        open_file(path, options)?
+    };
+    safetensors::apply_metadata(&mut opened.state_dict, &mut opened.metadata);
+    Ok(opened)
+}
+
+/// One file; marks and ties in its metadata are left for the caller.
+pub(super) fn open_file(path: &Path, options: &OpenOptions) -> Result<Opened, Error> {
     let source = Source::open(path, options.backing)?;
     if is_safetensors(&source) {
         let (state_dict, metadata) = safetensors::read(&source, path)?;
@@ -87,7 +104,7 @@ pub fn open_with(path: &Path, options: &OpenOptions) -> Result<Opened, Error> {
             sources: Vec::new(),
         });
     }
-    let checkpoint = Checkpoint::from_source(source, options).map_err(named)?;
+    let checkpoint = Checkpoint::from_source(source, options).map_err(|source| named(path, source))?;
     Ok(Opened {
         format: Format::Pth(checkpoint.format()),
         wrapper: checkpoint.wrapper().to_owned(),
@@ -98,6 +115,64 @@ pub fn open_with(path: &Path, options: &OpenOptions) -> Result<Opened, Error> {
         sources: checkpoint.sources().to_vec(),
         state_dict: checkpoint.into_state_dict(),
     })
+}
+
+fn named(path: &Path, source: pth::Error) -> Error {
+    match source {
+        pth::Error::File(error) => Error::File(error),
+        source => Error::Checkpoint {
+            path: path.to_owned(),
+            source,
+        },
+    }
+}
+
+/// The file of a folder that stands for all of it, under the names that transformers gives: an index before a single file,
+/// safetensors before pickles.
+fn in_folder(folder: &Path, options: &OpenOptions) -> Result<PathBuf, Error> {
+    let names = [
+        "model.safetensors.index.json",
+        "model.safetensors",
+        "pytorch_model.bin.index.json",
+        "pytorch_model.bin",
+    ];
+    if let Some(path) = names
+        .iter()
+        .map(|name| folder.join(name))
+        .find(|path| path.is_file())
+    {
+        return Ok(path);
+    }
+    let read = pth::FileError::at("read", folder);
+    let mut paths = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(&read)? {
+        paths.push(entry.map_err(&read)?.path());
+    }
+    paths.sort();
+    let ends = |end: &str| {
+        let mut found = paths.iter().filter(|path| path.to_string_lossy().ends_with(end));
+        (found.next().cloned(), found.next().is_some())
+    };
+    for end in [".index.json", ".safetensors"] {
+        match ends(end) {
+            (Some(path), false) => return Ok(path),
+            (Some(_), true) => {
+                return Err(Error::Set {
+                    path: folder.to_owned(),
+                    fault: format!("it holds several `*{end}` files and none that is called `model{end}`"),
+                });
+            }
+            (None, _) => {}
+        }
+    }
+    // What else the folder is, the checkpoint's reader knows.
+    match Checkpoint::open_with(folder, options) {
+        Err(error) => Err(named(folder, error)),
+        Ok(_) => Err(Error::Set {
+            path: folder.to_owned(),
+            fault: "it holds no checkpoint".to_owned(),
+        }),
+    }
 }
 
 /// Whether `source` begins like a safetensors file: a length that the format allows, then the `{` that it demands.

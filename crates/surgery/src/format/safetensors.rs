@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use ::safetensors::tensor::Metadata;
+use ::safetensors::tensor::TensorInfo;
 use pth::{Backing, Existing, FileError, Source, StateDict, Storage, Tensor};
 
 use super::header::{Header, MAX_HEADER_BYTES, from_safetensors, shape_in_torch};
@@ -24,10 +24,12 @@ const LENGTH_BYTES: usize = 8;
 /// # Errors
 /// The file cannot be read, or breaks a rule of the format.
 pub fn open_safetensors(path: &Path) -> Result<(StateDict, BTreeMap<String, String>), Error> {
-    read(&Source::open(path, Backing::Map)?, path)
+    let (mut tensors, mut metadata) = read(&Source::open(path, Backing::Map)?, path)?;
+    apply_metadata(&mut tensors, &mut metadata);
+    Ok((tensors, metadata))
 }
 
-/// As [`open_safetensors`], of a file that is mapped already.
+/// The tensors of a file that is open, and its `__metadata__` as it is.
 pub(super) fn read(source: &Source, path: &Path) -> Result<(StateDict, BTreeMap<String, String>), Error> {
     let n_bytes = source.len();
     let fault = |fault: String| Error::safetensors(path, fault);
@@ -55,13 +57,7 @@ pub(super) fn read(source: &Source, path: &Path) -> Result<(StateDict, BTreeMap<
     source.read_at(LENGTH_BYTES, &mut header).map_err(&read)?;
     let header: Header =
         serde_json::from_slice(&header).map_err(|error| fault(format!("header: {error}")))?;
-
-    // The crate's rules: sizes fit shapes, no holes, no overlap.
-    let mut by_offset = header.tensors.clone();
-    by_offset.sort_by_key(|(_, info)| info.data_offsets);
-    let data_len = Metadata::new(None, by_offset)
-        .map_err(|error| fault(error.to_string()))?
-        .data_len();
+    let data_len = check_places(&header.tensors).map_err(&fault)?;
     if data_start.checked_add(data_len) != Some(n_bytes) {
         return Err(fault(format!(
             "{data_len} bytes of tensors, found {}",
@@ -69,8 +65,14 @@ pub(super) fn read(source: &Source, path: &Path) -> Result<(StateDict, BTreeMap<
         )));
     }
 
-    let mut tensors = StateDict::new();
-    for (name, info) in header.tensors {
+    let ranges = header.tensors.iter().map(|(_, info)| {
+        let (start, end) = info.data_offsets;
+        data_start + start..data_start + end
+    });
+    let storages = Storage::windows(source, ranges)
+        .expect("the places are inside the data, and the data is what the file has");
+    let mut tensors = StateDict::with_capacity(storages.len());
+    for ((name, info), storage) in header.tensors.into_iter().zip(storages) {
         let dtype = from_safetensors(info.dtype).ok_or_else(|| {
             fault(format!(
                 "tensor `{name}` is {:?}, which torch does not have",
@@ -79,19 +81,73 @@ pub(super) fn read(source: &Source, path: &Path) -> Result<(StateDict, BTreeMap<
         })?;
         let shape = shape_in_torch(dtype, info.shape)
             .ok_or_else(|| fault(format!("tensor `{name}` has an odd number of 4-bit values")))?;
-        let (start, end) = info.data_offsets;
-        let storage = Storage::window(source, data_start + start..data_start + end, &name)
-            .expect("the offsets are inside the data, and the data is what the file has");
         let tensor = Tensor::contiguous(storage, dtype, &shape).map_err(|source| Error::Tensor {
             name: name.clone(),
             source,
         })?;
+        if tensors.contains(&name) {
+            return Err(fault(format!("header: two entries are called `{name}`")));
+        }
         tensors.insert(name, tensor);
     }
-    if let Some(patterns) = header.metadata.get(marks::KEY) {
-        marks::apply(&mut tensors, &marks::parse(patterns));
-    }
     Ok((tensors, header.metadata))
+}
+
+/// The rules of the format for places: every tensor as large as its shape says, one behind the other, no gap, no overlap.
+/// Returns the bytes of all.
+fn check_places(tensors: &[(String, TensorInfo)]) -> Result<usize, String> {
+    let mut order: Vec<u32> = (0..u32::try_from(tensors.len()).map_err(|_| "too many tensors")?).collect();
+    let of = |&i: &u32| &tensors[i as usize];
+    // Already so in nearly every file.
+    if !order.is_sorted_by_key(|i| of(i).1.data_offsets) {
+        order.sort_by_key(|i| of(i).1.data_offsets);
+    }
+    let mut at = 0;
+    for (name, info) in order.iter().map(of) {
+        let (start, end) = info.data_offsets;
+        if start != at || end < start {
+            return Err(format!(
+                "tensor `{name}` lies at bytes {start}..{end}, expected is one that begins at {at}"
+            ));
+        }
+        let n_bits = info
+            .shape
+            .iter()
+            .try_fold(1_usize, |n, &size| n.checked_mul(size))
+            .and_then(|n| n.checked_mul(info.dtype.bitsize()))
+            .filter(|n| n.is_multiple_of(8));
+        if n_bits.map(|n| n / 8) != Some(end - start) {
+            return Err(format!(
+                "tensor `{name}` of {:?} {:?} has {} bytes",
+                info.dtype,
+                info.shape,
+                end - start
+            ));
+        }
+        at = end;
+    }
+    Ok(at)
+}
+
+/// Gives second names to tensors, as `__metadata__` says, `dropped` = `kept` (`save_model` of safetensors, transformers), and takes
+/// these entries out of it. Freezes and marks what it says of that.
+pub(super) fn apply_metadata(tensors: &mut StateDict, metadata: &mut BTreeMap<String, String>) {
+    let ties: Vec<(String, String)> = metadata
+        .iter()
+        .filter(|(dropped, kept)| {
+            *dropped != "format" && !tensors.contains(dropped) && tensors.get(kept).is_some()
+        })
+        .map(|(dropped, kept)| (dropped.clone(), kept.clone()))
+        .collect();
+    for (dropped, kept) in ties {
+        if let Some(tensor) = tensors.get(&kept).cloned() {
+            metadata.remove(&dropped);
+            tensors.insert(dropped, tensor);
+        }
+    }
+    if let Some(patterns) = metadata.get(marks::KEY) {
+        marks::apply(tensors, &marks::parse(patterns));
+    }
 }
 
 /// Writes `tensors` as a safetensors file, which appears whole or not at all.
@@ -198,8 +254,14 @@ mod tests {
         let report = save_safetensors(&path, &tensors, &BTreeMap::new(), Existing::Refuse).unwrap();
         assert_eq!(report.tied, [("tied".to_owned(), "b.weight".to_owned())]);
         let (tensors, metadata) = open_safetensors(&path).unwrap();
-        assert_eq!(metadata["tied"], "b.weight");
-        assert!(!tensors.contains("tied"));
+        assert!(!metadata.contains_key("tied"));
+        let id = |name: &str| tensors.get(name).unwrap().storage().id();
+        assert_eq!(id("tied"), id("b.weight"));
+        // The reference reader sees the names that safetensors' `save_model` would write.
+        let bytes = std::fs::read(&path).unwrap();
+        let (_, header) = ::safetensors::SafeTensors::read_metadata(&bytes).unwrap();
+        assert_eq!(header.metadata().as_ref().unwrap()["tied"], "b.weight");
+        assert_eq!(header.tensors().len(), 5);
     }
 
     fn check_rejects(bytes: &[u8], message: &str) {

@@ -12,6 +12,7 @@ use pth::{AtomicFile, Existing, FileError};
 use super::layout::{FileLayout, Item, Layout, Rest};
 use super::{WriteOptions, WriteReport};
 use crate::Error;
+use crate::format::sharded::is_shard_name;
 
 /// What a thread makes and writes at once.
 pub(super) const CHUNK_BYTES: usize = 8 << 20;
@@ -349,12 +350,7 @@ fn remove_stale(layout: &Layout, index: &Path) {
             .file_name()
             .map(|name| name.to_string_lossy().into_owned())
             .unwrap_or_default();
-        let middle = name
-            .strip_prefix(stem)
-            .and_then(|rest| rest.strip_suffix(&format!(".{extension}")));
-        let is_shard = middle.is_some_and(|middle| {
-            middle.len() == 15 && middle.starts_with('-') && middle[6..].starts_with("-of-")
-        });
+        let is_shard = is_shard_name(&name, stem, extension);
         let is_new = layout
             .files
             .iter()
