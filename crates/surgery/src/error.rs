@@ -136,6 +136,30 @@ pub enum Error {
         lacks: String,
     },
 
+    /// It is not known what a layer would draw for a tensor of that name.
+    #[error("no default initialiser is known for `{name}`: name one")]
+    NoDefault {
+        /// The tensor.
+        name: String,
+    },
+
+    /// An initialiser that counts inputs and outputs needs a matrix.
+    #[error("`{name}` {shape:?} has no inputs and outputs to count, which takes two dimensions")]
+    NoFans {
+        /// The tensor.
+        name: String,
+        /// Its shape.
+        shape: Vec<usize>,
+    },
+
+    /// A state dict does not fit a model; in torch's own words.
+    #[error("{0}")]
+    Load(String),
+
+    /// What a plan expects is not so.
+    #[error("{0}")]
+    Unexpected(String),
+
     /// State dicts that cannot be merged so.
     #[error("{0}")]
     Merge(String),

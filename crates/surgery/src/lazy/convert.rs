@@ -28,6 +28,22 @@ pub(crate) const CONVERTED: [DType; 13] = [
     DType::Float64,
 ];
 
+/// The type of what two types are added or multiplied to, as `torch.promote_types` for the floats; integers yield to floats.
+pub(crate) fn promote(a: DType, b: DType) -> DType {
+    let rank = |dtype: DType| match dtype {
+        DType::Float64 => 4,
+        DType::Float32 => 3,
+        DType::Float16 | DType::BFloat16 => 2,
+        _ => 1,
+    };
+    match (rank(a), rank(b)) {
+        (2, 2) if a != b => DType::Float32,
+        (1, 1) if a.size() < b.size() => b,
+        (x, y) if x < y => b,
+        _ => a,
+    }
+}
+
 macro_rules! each {
     ($bytes:expr, $out:expr, $type:ty, $convert:expr) => {
         for (element, value) in $bytes

@@ -82,12 +82,9 @@ impl LazyEntry {
         }
     }
 
-    /// Element type as torch spells it.
-    pub(crate) fn dtype_name(&self) -> &str {
-        match &self.value {
-            LazyValue::Tensor(tensor) => tensor.dtype().as_str(),
-            LazyValue::Record(record) => &record.dtype,
-        }
+    /// Element type, of what is one array.
+    pub(crate) fn dtype_of(&self) -> Option<DType> {
+        self.tensor().map(LazyTensor::dtype)
     }
 
     /// Size of its elements in bytes; of a record, of its parts.

@@ -20,7 +20,7 @@ pub use dict::{Group, LazyEntry, LazyStateDict, LazyValue};
 pub use draw::{Distribution, Draw};
 pub use read::LazyReader;
 
-pub(crate) use convert::is_convertible;
+pub(crate) use convert::{is_convertible, promote};
 pub(crate) use view::resolve_dim;
 
 use crate::Error;
@@ -60,6 +60,7 @@ enum Kind {
     Computed {
         inputs: Vec<LazyTensor>,
         compute: Arc<Compute>,
+        held_bytes: usize,
     },
     /// Rows made of rows: see [`RowWise`].
     Rows {
@@ -84,8 +85,8 @@ struct Strided {
     offset: usize,
 }
 
-/// Whole inputs in float64 to the whole output in float64.
-pub(crate) type Compute = dyn Fn(&[Vec<f64>]) -> Result<Vec<f64>, Error> + Send + Sync;
+/// Inputs to the whole output in float64.
+pub(crate) type Compute = dyn Fn(&[LazyTensor]) -> Result<Vec<f64>, Error> + Send + Sync;
 
 /// What is made of the rows of its first input, a bounded number at a time, with all other inputs at hand whole.
 pub(crate) trait RowWise: Send + Sync {
@@ -154,8 +155,30 @@ impl LazyTensor {
         inputs: Vec<LazyTensor>,
         compute: impl Fn(&[Vec<f64>]) -> Result<Vec<f64>, Error> + Send + Sync + 'static,
     ) -> LazyTensor {
-        let compute = Arc::new(compute);
-        LazyTensor::node(dtype, shape.into(), Kind::Computed { inputs, compute })
+        let held = inputs.iter().map(|input| input.numel().saturating_mul(8)).sum();
+        LazyTensor::reduced(dtype, shape, inputs, held, move |inputs| {
+            let inputs = inputs
+                .iter()
+                .map(LazyTensor::to_f64)
+                .collect::<Result<Vec<_>, _>>()?;
+            compute(&inputs)
+        })
+    }
+
+    /// Made whole of inputs that `compute` reads as it likes, holding `held_bytes` meanwhile.
+    pub(crate) fn reduced(
+        dtype: DType,
+        shape: &[usize],
+        inputs: Vec<LazyTensor>,
+        held_bytes: usize,
+        compute: impl Fn(&[LazyTensor]) -> Result<Vec<f64>, Error> + Send + Sync + 'static,
+    ) -> LazyTensor {
+        let kind = Kind::Computed {
+            inputs,
+            compute: Arc::new(compute),
+            held_bytes,
+        };
+        LazyTensor::node(dtype, shape.into(), kind)
     }
 
     /// Made row by row of the rows of `inputs[0]`; same shape and type as it.
@@ -233,7 +256,7 @@ impl LazyTensor {
             Kind::Joined { parts, .. } => parts.iter().map(LazyTensor::held_bytes).sum(),
             Kind::Sum { terms, .. } => terms.iter().map(|(_, term)| term.held_bytes()).sum(),
             Kind::View { base, .. } => base.held_bytes() + base.nbytes(),
-            Kind::Computed { inputs, .. } => wide(self) + inputs.iter().map(wide).sum::<usize>(),
+            Kind::Computed { held_bytes, .. } => wide(self).saturating_add(*held_bytes),
             Kind::Rows { inputs, .. } => inputs[0].held_bytes() + inputs[1..].iter().map(wide).sum::<usize>(),
         }
     }

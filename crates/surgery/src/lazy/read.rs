@@ -9,7 +9,10 @@ use super::{Draw, Kind, LazyTensor, NanPolicy, RowWise};
 use crate::Error;
 
 /// Reads a [`LazyTensor`]: its contiguous little-endian bytes, in order.
-pub struct LazyReader<'t>(Way<'t>);
+pub struct LazyReader<'t> {
+    dtype: DType,
+    way: Way<'t>,
+}
 
 enum Way<'t> {
     Stored(Box<TensorReader>),
@@ -81,12 +84,8 @@ impl LazyTensor {
                 let view = of_bytes(base, self.shape(), dims, bytes).map_err(Error::Computed)?;
                 stored(&view, start)?
             }
-            Kind::Computed { inputs, compute } => {
-                let inputs = inputs
-                    .iter()
-                    .map(LazyTensor::to_f64)
-                    .collect::<Result<Vec<_>, _>>()?;
-                let values = compute(&inputs)?;
+            Kind::Computed { inputs, compute, .. } => {
+                let values = compute(inputs)?;
                 stored(&owned(self, &values)?, start)?
             }
             Kind::Rows { inputs, rows } => {
@@ -98,7 +97,10 @@ impl LazyTensor {
                 of: Box::new(of.reader_at(start)?),
             },
         };
-        Ok(LazyReader(way))
+        Ok(LazyReader {
+            dtype: self.dtype(),
+            way,
+        })
     }
 
     /// All its bytes.
@@ -151,6 +153,15 @@ fn element(dtype: DType, value: f64) -> Vec<u8> {
 }
 
 impl LazyReader<'_> {
+    /// The next `n` elements as numbers.
+    pub(crate) fn read_f64(&mut self, n: usize) -> Result<Vec<f64>, Error> {
+        let mut bytes = vec![0; n * self.dtype.size()];
+        self.read(&mut bytes)?;
+        let mut values = vec![0.0; n];
+        to_f64(self.dtype, &bytes, &mut values);
+        Ok(values)
+    }
+
     /// The next bytes, of whole elements.
     ///
     /// # Errors
@@ -159,7 +170,7 @@ impl LazyReader<'_> {
         if out.is_empty() {
             return Ok(());
         }
-        match &mut self.0 {
+        match &mut self.way {
             Way::Stored(reader) => reader.read(out).map_err(Error::Computed),
             Way::Cast { from, to, of, bytes } => {
                 bytes.resize(out.len() / to.size() * from.size(), 0);

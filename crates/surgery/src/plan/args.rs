@@ -151,6 +151,41 @@ impl Args {
         })
     }
 
+    /// The last word, if it satisfies `fits`.
+    pub(crate) fn pop_back_if(&mut self, fits: impl Fn(&str) -> bool) -> Option<At<String>> {
+        let is_it = self
+            .words
+            .back()
+            .is_some_and(|word| word.kind == WordKind::Bare && fits(&word.text));
+        let word = if is_it {
+            self.words.pop_back()?
+        } else {
+            return None;
+        };
+        Some(At {
+            value: word.text,
+            span: word.span,
+        })
+    }
+
+    /// All that is left, as one text.
+    pub(crate) fn rest(&mut self) -> At<String> {
+        let span = match (self.words.front(), self.words.back()) {
+            (Some(first), Some(last)) => first.span.start..last.span.end,
+            _ => self.verb.clone(),
+        };
+        let quoted = |word: &Word| match word.kind {
+            WordKind::Quoted => format!("\"{}\"", word.text),
+            _ => word.text.clone(),
+        };
+        let words: Vec<String> = self.words.iter().map(quoted).collect();
+        self.words.clear();
+        At {
+            value: words.join(" ").replace(" ,", ","),
+            span,
+        }
+    }
+
     /// The next word as a number or another type with a text form.
     pub(crate) fn value<T: FromStr>(&mut self, what: &str) -> Result<T, Fault> {
         let word = self.word(what)?;
