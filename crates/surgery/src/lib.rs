@@ -13,6 +13,7 @@ mod pattern;
 mod plan;
 mod size;
 mod stream;
+mod summary;
 
 pub use distance::edit_distance;
 pub use error::Error;
@@ -29,3 +30,4 @@ pub use pattern::{Captures, Pattern, PatternError, Target, Template};
 pub use plan::{Effect, OutputSpec, Plan, PlanError, StepReport, VERBS, Verb, open_whole};
 pub use size::parse_size;
 pub use stream::{Cost, Layout, OutputFormat, WriteOptions, WriteReport, write};
+pub use summary::{Summary, SummaryColumns, SummaryRow, SummaryStyle};

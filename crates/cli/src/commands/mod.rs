@@ -12,5 +12,6 @@ pub(crate) mod merge;
 pub(crate) mod predict;
 pub(crate) mod scan;
 pub(crate) mod show;
+pub(crate) mod summary;
 pub(crate) mod train;
 pub(crate) mod verify;
