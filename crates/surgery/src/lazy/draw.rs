@@ -76,7 +76,7 @@ impl Draw {
     }
 
     /// The elements from `start` on.
-    pub(super) fn fill(&self, start: usize, out: &mut [f64]) {
+    pub(crate) fn fill(&self, start: usize, out: &mut [f64]) {
         if let Distribution::Orthogonal { rows, gain } = self.distribution {
             return orthogonal(self, rows, gain, out);
         }
