@@ -98,7 +98,7 @@ def record_c2(path):
             rows = rows.tolist()
             entries.append([sources[target], target, None if rows == list(range(n)) else rows, n])
         record["converted"][kind] = sorted(entries, key=lambda entry: names.index(entry[0]))
-    checkpoints = {kind: [entry[1] for entry in entries] for kind, entries in record["converted"].items() if kind in ("mask_rcnn_R_50_FPN", "imagenet_R_50")}
+    checkpoints = {kind: [entry[1] for entry in record["converted"][kind]] for kind in ("mask_rcnn_R_50_FPN", "imagenet_R_50")}
     models = {kind: detectron2_names(names) for kind, names in checkpoints.items()}
     # Where a name and its suffix are both there, the longer one is meant; and a suffix begins behind a dot.
     checkpoints["longest"] = ["conv1.weight", "res2.conv1.weight", "head.bias", "weight"]

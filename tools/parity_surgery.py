@@ -23,7 +23,7 @@ import parity_surgery_names
 import parity_surgery_notebook
 import parity_surgery_resample
 import parity_surgery_timm
-from parity_surgery_common import check_plan, conventions, lines_of, run_case, seed, steps_of
+from parity_surgery_common import check_plan, conventions, importable, lines_of, run_case, seed, steps_of
 
 
 def chosen(only):
@@ -84,6 +84,8 @@ def main():
     binary = None if args.expected_only else str(pathlib.Path(args.graftwork).resolve(strict=True))
     for convention in chosen(args.only):
         one(binary, convention, args.expected_only)
+    if not importable("transformers"):
+        print("transformers is not installed: plain torch expressions stood for its functions and were not compared with them")
     parity_common.finish()
 
 

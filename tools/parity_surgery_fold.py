@@ -40,7 +40,8 @@ def fold_bn():
     pairs += [(name, name[:-1] + "0") for name, _ in model.named_modules() if name.endswith("downsample.1")]
     plan = "fold bn **bn{n} -> **conv{n}\nfold bn **.downsample.1 -> **.downsample.0"
     yield Case(plan, model.state_dict(), folded(model, pairs), near={"*": 1e-6})
-    model = random_norms(nn.Sequential(OrderedDict(conv=nn.Conv2d(6, 8, 3, groups=2), norm=nn.BatchNorm2d(8, eps=1e-3), fc=nn.Linear(8, 5), last=nn.BatchNorm1d(5, eps=1e-3, affine=True))))
+    layers = OrderedDict(conv=nn.Conv2d(6, 8, 3, groups=2), norm=nn.BatchNorm2d(8, eps=1e-3), fc=nn.Linear(8, 5), last=nn.BatchNorm1d(5, eps=1e-3))
+    model = random_norms(nn.Sequential(layers))
     yield Case("fold bn norm -> conv eps=1e-3\nfold bn last -> fc eps=1e-3", model.state_dict(), folded(model, [("norm", "conv"), ("last", "fc")]), near={"*": 1e-6})
     model = random_norms(nn.Sequential(OrderedDict(conv=nn.Conv2d(3, 4, 3), norm=nn.BatchNorm2d(4)))).half()
     yield Case("fold bn norm -> conv", model.state_dict(), folded(model, [("norm", "conv")]), near={"*": 2e-3})
@@ -105,7 +106,8 @@ def fold_lora():
     r, alpha = 4, 12
     for dtype, tolerance in [(torch.float32, 1e-6), (torch.bfloat16, 8e-3)]:
         given = randoms({"model.q_proj.weight": (20, 16), "model.v_proj.weight": (12, 16), "model.norm.weight": (16,)}, dtype)
-        parts = randoms({"model.q_proj.lora_A.weight": (r, 16), "model.q_proj.lora_B.weight": (20, r), "model.v_proj.lora_A.weight": (2 * r, 16), "model.v_proj.lora_B.weight": (12, 2 * r)})
+        shapes = {"model.q_proj.lora_A.weight": (r, 16), "model.q_proj.lora_B.weight": (20, r)}
+        parts = randoms(shapes | {"model.v_proj.lora_A.weight": (2 * r, 16), "model.v_proj.lora_B.weight": (12, 2 * r)})
         for config, scales in [
             ({}, {"q": alpha / r, "v": alpha / (2 * r)}), ({"use_rslora": True}, {"q": alpha / r**0.5, "v": alpha / (2 * r) ** 0.5}),
             ({"alpha_pattern": {"v_proj": 5}}, {"q": alpha / r, "v": 5 / (2 * r)}),
@@ -118,7 +120,8 @@ def fold_lora():
             yield Case("fold lora adapter", given, expected, near={"*_proj.weight": tolerance}, ordered=True, files=adapter(config, parts))
     # A convolution, an embedding, Conv1D's transposed weight, and a head that was trained whole.
     given = randoms({"conv.weight": (6, 3, 3, 3), "embed.weight": (10, 8), "c_attn.weight": (8, 24), "score.weight": (2, 8)})
-    parts = randoms({"conv.lora_A.weight": (r, 3, 3, 3), "conv.lora_B.weight": (6, r, 1, 1), "embed.lora_embedding_A": (r, 10), "embed.lora_embedding_B": (8, r), "score.weight": (2, 8)})
+    shapes = {"conv.lora_A.weight": (r, 3, 3, 3), "conv.lora_B.weight": (6, r, 1, 1), "embed.lora_embedding_A": (r, 10), "embed.lora_embedding_B": (8, r)}
+    parts = randoms(shapes | {"score.weight": (2, 8)})
     s = alpha / r
     expected = dict(given) | {"score.weight": parts["score.weight"]}
     expected["conv.weight"] = given["conv.weight"] + s * (parts["conv.lora_B.weight"].flatten(1) @ parts["conv.lora_A.weight"].flatten(1)).reshape(6, 3, 3, 3)
@@ -127,7 +130,8 @@ def fold_lora():
     yield Case("fold lora adapter", given, expected, near={"conv.weight": 1e-6, "embed.weight": 1e-6}, files=adapter(config, parts))
     parts = randoms({"c_attn.lora_A.weight": (r, 8), "c_attn.lora_B.weight": (24, r)})
     expected = dict(given) | {"c_attn.weight": given["c_attn.weight"] + s * (parts["c_attn.lora_B.weight"] @ parts["c_attn.lora_A.weight"]).T}
-    yield Case("fold lora adapter", given, expected, near={"c_attn.weight": 1e-6}, files=adapter({"r": r, "lora_alpha": alpha, "fan_in_fan_out": True, "target_modules": ["c_attn"]}, parts))
+    config = {"r": r, "lora_alpha": alpha, "fan_in_fan_out": True, "target_modules": ["c_attn"]}
+    yield Case("fold lora adapter", given, expected, near={"c_attn.weight": 1e-6}, files=adapter(config, parts))
 
 
 @convention("arithmetic", "torch: sums, products, types")

@@ -43,8 +43,10 @@ def torch_sample(method, shape):
     name, _, values = method.partition(":")
     values = [float(value) for value in values.split(",") if value]
     functions = {
-        "normal": lambda w, std=1.0, mean=0.0: nn.init.normal_(w, mean, std), "uniform": lambda w, a=0.0, b=1.0: nn.init.uniform_(w, a, b), "trunc_normal": lambda w, std=1.0: nn.init.trunc_normal_(w, std=std),
-        "xavier_uniform": nn.init.xavier_uniform_, "xavier_normal": nn.init.xavier_normal_, "kaiming_uniform": lambda w, a=0.0: nn.init.kaiming_uniform_(w, a=a), "kaiming_normal": nn.init.kaiming_normal_,
+        "normal": lambda w, std=1.0, mean=0.0: nn.init.normal_(w, mean, std), "uniform": lambda w, a=0.0, b=1.0: nn.init.uniform_(w, a, b),
+        "trunc_normal": lambda w, std=1.0: nn.init.trunc_normal_(w, std=std), "xavier_uniform": nn.init.xavier_uniform_,
+        "xavier_normal": nn.init.xavier_normal_, "kaiming_uniform": lambda w, a=0.0: nn.init.kaiming_uniform_(w, a=a),
+        "kaiming_normal": nn.init.kaiming_normal_,
         "default": lambda w: nn.init.kaiming_uniform_(w, a=math.sqrt(5)), "orthogonal": nn.init.orthogonal_,
     }
     return functions[name](torch.empty(shape), *values) if name in functions else None
@@ -130,7 +132,8 @@ def init_new():
 
 def default_layers():
     layers = OrderedDict(
-        conv=nn.Conv2d(24, 64, 3, groups=2), bn=nn.BatchNorm2d(64), fc=nn.Linear(200, 300), norm=nn.LayerNorm(300), embed=nn.Embedding(100, 64), conv1d=nn.Conv1d(32, 64, 5, bias=False),
+        conv=nn.Conv2d(24, 64, 3, groups=2), bn=nn.BatchNorm2d(64), fc=nn.Linear(200, 300),
+        norm=nn.LayerNorm(300), embed=nn.Embedding(100, 64), conv1d=nn.Conv1d(32, 64, 5, bias=False),
     )
     return nn.Sequential(layers)
 

@@ -157,7 +157,9 @@ def moe_stack():
     yield Case(back, expected, given)
     # One kind of expert under its own name.
     only = {name: tensor for name, tensor in given.items() if ".w1." in name}
-    stacked = {f"model.layers.{n}.block_sparse_moe.experts.w1": torch.stack([given[f"model.layers.{n}.block_sparse_moe.experts.{e}.w1.weight"] for e in range(n_experts)]) for n in range(2)}
+    stacked = {}
+    for at in (f"model.layers.{n}.block_sparse_moe.experts" for n in range(2)):
+        stacked[f"{at}.w1"] = torch.stack([given[f"{at}.{e}.w1.weight"] for e in range(n_experts)])
     yield Case("stack 0 **.experts.{e}.w1.weight -> **.experts.w1", only, stacked)
     yield Case("unstack 0 **.experts.w1 -> **.experts.{e}.w1.weight", stacked, only)
 
@@ -183,7 +185,7 @@ def llama_meta(n_layers=2):
     shapes = {"tok_embeddings.weight": (20, width)}
     for n in range(n_layers):
         at = f"layers.{n}"
-        shapes |= {f"{at}.attention.wq.weight": (width, width), f"{at}.attention.wk.weight": (KV_HEADS * HEAD_DIM, width), f"{at}.attention.wv.weight": (KV_HEADS * HEAD_DIM, width)}
+        shapes |= {f"{at}.attention.wq.weight": (width, width)} | {f"{at}.attention.{w}.weight": (KV_HEADS * HEAD_DIM, width) for w in ("wk", "wv")}
         shapes |= {f"{at}.attention.wo.weight": (width, width), f"{at}.feed_forward.w1.weight": (40, width), f"{at}.feed_forward.w2.weight": (width, 40)}
         shapes |= {f"{at}.feed_forward.w3.weight": (40, width), f"{at}.attention_norm.weight": (width,), f"{at}.ffn_norm.weight": (width,)}
     return randoms(shapes | {"norm.weight": (width,), "output.weight": (20, width)}, torch.bfloat16)

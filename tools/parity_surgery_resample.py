@@ -14,8 +14,9 @@ def pos_embed():
     half = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}
     variants = [
         # old grid, new grid, prefix tokens, type
-        ((14, 14), (24, 24), 1, torch.float32), ((24, 24), (14, 14), 1, torch.float32), ((14, 14), (16, 10), 1, torch.float32), ((7, 7), (14, 14), 0, torch.float32),
-        ((16, 16), (12, 12), 5, torch.float32), ((12, 16), (9, 20), 1, torch.float32), ((14, 14), (18, 18), 1, torch.float16), ((8, 8), (5, 5), 2, torch.bfloat16), ((3, 3), (17, 2), 0, torch.float32),
+        ((14, 14), (24, 24), 1, torch.float32), ((24, 24), (14, 14), 1, torch.float32), ((14, 14), (16, 10), 1, torch.float32),
+        ((7, 7), (14, 14), 0, torch.float32), ((16, 16), (12, 12), 5, torch.float32), ((12, 16), (9, 20), 1, torch.float32),
+        ((14, 14), (18, 18), 1, torch.float16), ((8, 8), (5, 5), 2, torch.bfloat16), ((3, 3), (17, 2), 0, torch.float32),
     ]
     for old, new, prefix, dtype in variants:
         given = randoms({"pos_embed": (1, old[0] * old[1] + prefix, 12), "norm.weight": (12,)}, dtype)
@@ -37,7 +38,8 @@ def patch_embed():
     from timm.layers import resample_patch_embed
 
     for old, new, dtype, tolerance in [
-        (16, 14, torch.float32, 1e-5), (16, 8, torch.float32, 1e-5), (8, 16, torch.float32, 1e-5), (14, 16, torch.float32, 1e-5), (32, 16, torch.float32, 1e-5), (16, 14, torch.float16, 1e-3),
+        (16, 14, torch.float32, 1e-5), (16, 8, torch.float32, 1e-5), (8, 16, torch.float32, 1e-5),
+        (14, 16, torch.float32, 1e-5), (32, 16, torch.float32, 1e-5), (16, 14, torch.float16, 1e-3),
     ]:
         given = randoms({"patch_embed.proj.weight": (6, 3, old, old), "patch_embed.proj.bias": (6,)}, dtype)
         expected = dict(given) | {"patch_embed.proj.weight": resample_patch_embed(given["patch_embed.proj.weight"], [new, new])}
@@ -76,26 +78,41 @@ def relpos():
         size = 2 * new - 1
         given = randoms({name: ((2 * old - 1) ** 2 + extra, 4), "norm.weight": (4,)})
         expected = dict(given) | {name: resize_rel_pos_bias_table_simple(given[name], (new, new), (size * size + extra, 4))}
-        yield Case(f"relpos **.relative_position_bias_table to={size}x{size}" + (f" extra={extra}" if extra else ""), given, expected, near={name: 1e-5})
+        yield Case(f"relpos **.relative_position_bias_table to={new}x{new}" + (f" extra={extra}" if extra else ""), given, expected, near={name: 1e-5})
     given = randoms({"rel_pos.relative_position_bias_table": (4, 13, 13)})
     expected = {"rel_pos.relative_position_bias_table": resize_rel_pos_bias_table_simple(given["rel_pos.relative_position_bias_table"], (8, 8), (4, 15, 15))}
-    yield Case("relpos **.relative_position_bias_table to=15x15", given, expected, near={"*": 1e-5})
+    yield Case("relpos **.relative_position_bias_table to=8x8", given, expected, near={"*": 1e-5})
     given = randoms({"attn.attention_biases": (49, 4)})
     expected = {"attn.attention_biases": resize_rel_pos_bias_table_levit(given["attn.attention_biases"].T.contiguous().T, (100, 4))}
-    yield Case("relpos **.attention_biases to=10x10 antialias=true", given, expected, near={"*": 1e-5})
+    # LeViT's table is a square of positions and not of distances.
+    plan = "unsqueeze **.attention_biases dim=0\npos_embed **.attention_biases to=10x10 prefix=0\nsqueeze **.attention_biases dim=0"
+    yield Case(plan, given, expected, near={"*": 1e-5})
 
 
-@convention("relpos_beit", "timm resize_rel_pos_bias_table, the geometric one of BEiT, with SciPy's cubic splines", needs=("timm", "scipy"))
+def beit_tables(resize, mode):
+    name = "blocks.0.attn.relative_position_bias_table"
+    for old, new, extra in [(14, 24, 3), (14, 16, 3), (7, 12, 0), (7, 8, 0)]:
+        given = randoms({name: ((2 * old - 1) ** 2 + extra, 4)})
+        expected = {name: resize(given[name], (new, new), ((2 * new - 1) ** 2 + extra, 4))}
+        yield Case(f"relpos **.relative_position_bias_table to={new}x{new} mode={mode}" + (f" extra={extra}" if extra else ""), given, expected, near={name: 1e-5})
+    given = randoms({name: (4, 13, 13)})
+    yield Case(f"relpos **.relative_position_bias_table to=8x8 mode={mode}", given, {name: resize(given[name], (8, 8), (4, 15, 15))}, near={name: 1e-5})
+
+
+@convention("relpos_beit", "timm resize_rel_pos_bias_table: geometric distances, linear between them as timm does without SciPy's interp2d", needs=("timm",))
 def relpos_beit():
     from timm.layers import pos_embed_rel
 
-    name = "blocks.0.attn.relative_position_bias_table"
-    for old, new, extra in [(14, 24, 3), (14, 16, 3), (7, 12, 0)]:
-        size = 2 * new - 1
-        given = randoms({name: ((2 * old - 1) ** 2 + extra, 4)})
-        with with_interp2d():
-            expected = {name: pos_embed_rel.resize_rel_pos_bias_table(given[name], (new, new), (size * size + extra, 4))}
-        yield Case(f"relpos **.relative_position_bias_table to={size}x{size} mode=beit" + (f" extra={extra}" if extra else ""), given, expected, near={name: 1e-5})
+    pos_embed_rel._USE_SCIPY = False
+    yield from beit_tables(pos_embed_rel.resize_rel_pos_bias_table, "beit")
+
+
+@convention("relpos_beit_cubic", "timm resize_rel_pos_bias_table: geometric distances and SciPy's cubic splines, as BEiT's own script", needs=("timm", "scipy"))
+def relpos_beit_cubic():
+    from timm.layers import pos_embed_rel
+
+    with with_interp2d():
+        yield from beit_tables(pos_embed_rel.resize_rel_pos_bias_table, "beit-cubic")
 
 
 @convention("interp", "torch interpolate along one axis, as LaBraM's time embedding")

@@ -38,7 +38,7 @@ def in_chans_modes():
     yield Case("in_chans conv1.weight 5 mode=zero", given, dict(given) | {"conv1.weight": zero})
 
 
-@convention("timm_load_pretrained", "timm load_pretrained: container, prefix, label_offset and in_chans", needs=("timm",))
+@convention("timm_load_pretrained", "timm load_pretrained: label_offset and in_chans", needs=("timm",))
 def load_pretrained():
     import timm
     from timm.models import load_pretrained as load
@@ -47,7 +47,8 @@ def load_pretrained():
         source = timm.create_model(kind, num_classes=11)
         target = timm.create_model(kind, num_classes=10, in_chans=n_in)
         given = source.state_dict()
-        config = {"state_dict": OrderedDict(given), "first_conv": "conv1.0", "classifier": "fc", "label_offset": 1, "num_classes": 10, "input_size": (3, 224, 224)}
+        config = {"state_dict": OrderedDict(given), "first_conv": "conv1.0", "classifier": "fc", "label_offset": 1, "num_classes": 10}
+        config["input_size"] = (3, 224, 224)
         load(target, pretrained_cfg=config, num_classes=10, in_chans=n_in)
         plan = f"slice fc.* 0 1:\nin_chans conv1.0.weight {n_in}"
         yield Case(plan, given, target.state_dict(), near={"conv1.0.weight": 1e-6}, ordered=True)
@@ -61,7 +62,10 @@ def containers():
     from timm.models import load_state_dict
 
     shapes = {"conv.weight": (4, 3, 3, 3), "fc.weight": (2, 4), "fc.bias": (2,)}
-    for keys, prefix in [(["state_dict_ema", "state_dict"], "module."), (["model_ema", "model"], "_orig_mod."), (["state_dict"], "module._orig_mod."), (["model"], "_orig_mod.module."), (["model"], "")]:
+    for keys, prefix in [
+        (["state_dict_ema", "state_dict"], "module."), (["model_ema", "model"], "_orig_mod."), (["state_dict"], "module._orig_mod."),
+        (["model"], "_orig_mod.module."), (["model"], ""),
+    ]:
         given = {key: OrderedDict((prefix + name, tensor) for name, tensor in randoms(shapes).items()) for key in reversed(keys)}
         given |= {"epoch": 3, "optimizer": {"state": {}, "param_groups": []}}
         with tempfile.TemporaryDirectory() as folder:
@@ -99,8 +103,11 @@ def clip_names(width=32, text=16, out=24, n_blocks=3, grid=7):
 def clip_to_timm():
     from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 
-    swaps = "conv1=patch_embed.proj positional_embedding=pos_embed transformer.resblocks.=blocks. ln_pre=norm_pre ln_post=norm ln_=norm in_proj_=qkv. out_proj=proj mlp.c_fc=mlp.fc1 mlp.c_proj=mlp.fc2"
-    plan = f"keep visual.**; strip visual.; replace {swaps}\nrename proj -> head.weight, class_embedding -> cls_token; t head.weight; zeros head.bias 24\nreshape cls_token 1,1,-1; unsqueeze pos_embed dim=0"
+    swaps = "conv1=patch_embed.proj positional_embedding=pos_embed transformer.resblocks.=blocks. ln_pre=norm_pre ln_post=norm ln_=norm"
+    swaps += " in_proj_=qkv. out_proj=proj mlp.c_fc=mlp.fc1 mlp.c_proj=mlp.fc2"
+    plan = f"keep visual.**; strip visual.; replace {swaps}\n"
+    plan += "rename proj -> head.weight, class_embedding -> cls_token; t head.weight; zeros head.bias 24 dtype=f32\n"
+    plan += "reshape cls_token 1,1,-1; unsqueeze pos_embed dim=0"
     for dtype in (torch.float32, torch.float16):
         given = randoms(clip_names(), dtype)
         model = VisionTransformer(img_size=224, patch_size=32, embed_dim=32, depth=3, num_heads=2, num_classes=24, pre_norm=True)
@@ -116,7 +123,8 @@ def dinov2_names(width=32, n_registers=4, grid=4, patch=14, is_swiglu=False):
     shapes |= {"register_tokens": (1, n_registers, width)} if n_registers else {}
     shapes |= {"patch_embed.proj.weight": (width, 3, patch, patch), "patch_embed.proj.bias": (width,)}
     for n in range(3):
-        names = {"norm1.weight": (width,), "norm1.bias": (width,), "attn.qkv.weight": (3 * width, width), "attn.qkv.bias": (3 * width,), "attn.proj.weight": (width, width), "attn.proj.bias": (width,), "ls1.gamma": (width,), "norm2.weight": (width,), "norm2.bias": (width,)}
+        names = {f"{norm}.{part}": (width,) for norm in ("norm1", "norm2") for part in ("weight", "bias")} | {"ls1.gamma": (width,)}
+        names |= {"attn.qkv.weight": (3 * width, width), "attn.qkv.bias": (3 * width,), "attn.proj.weight": (width, width), "attn.proj.bias": (width,)}
         if is_swiglu:
             names |= {"mlp.w12.weight": (4 * width, width), "mlp.w12.bias": (4 * width,), "mlp.w3.weight": (width, 2 * width), "mlp.w3.bias": (width,)}
         else:
@@ -132,12 +140,13 @@ def dinov2_registers():
     swiglu = "; rename blocks.{i}.mlp.w12.* -> blocks.{i}.mlp.fc1.*, blocks.{i}.mlp.w3.* -> blocks.{i}.mlp.fc2.*"
     for is_swiglu in (False, True):
         given = randoms(dinov2_names(is_swiglu=is_swiglu))
-        model = VisionTransformer(img_size=56, patch_size=14, embed_dim=32, depth=3, num_heads=2, num_classes=0, reg_tokens=4, no_embed_class=True, init_values=1e-5)
+        sizes = {"img_size": 56, "patch_size": 14, "embed_dim": 32, "depth": 3, "num_heads": 2, "num_classes": 0, "init_values": 1e-5}
+        model = VisionTransformer(reg_tokens=4, no_embed_class=True, **sizes)
         expected = checkpoint_filter_fn(OrderedDict(given), model)
         plan = f"drop mask_token; rename register_tokens -> reg_token{swiglu if is_swiglu else ''}\nlet cls_token = cls_token + pos_embed[:,0:1]\nslice pos_embed 1 1:"
         yield Case(plan, given, expected)
     given = randoms(dinov2_names(n_registers=0))
-    model = VisionTransformer(img_size=56, patch_size=14, embed_dim=32, depth=3, num_heads=2, num_classes=0, init_values=1e-5)
+    model = VisionTransformer(**sizes)
     yield Case("drop mask_token", given, checkpoint_filter_fn(OrderedDict(given), model), ordered=True)
 
 
@@ -149,7 +158,8 @@ def beit3_names(width=32, grid=4, patch=8):
         for branch in "AB":
             at = f"beit3.encoder.layers.{n}"
             modules = {f"self_attn.{p}_proj.{branch}": (width, width) for p in "kvq"} | {f"self_attn.out_proj.{branch}": (width, width), f"self_attn.inner_attn_ln.{branch}": (width,)}
-            modules |= {f"self_attn_layer_norm.{branch}": (width,), f"ffn.{branch}.fc1": (4 * width, width), f"ffn.{branch}.fc2": (width, 4 * width), f"ffn.{branch}.ffn_layernorm": (4 * width,), f"final_layer_norm.{branch}": (width,)}
+            modules |= {f"ffn.{branch}.fc1": (4 * width, width), f"ffn.{branch}.fc2": (width, 4 * width), f"ffn.{branch}.ffn_layernorm": (4 * width,)}
+            modules |= {f"self_attn_layer_norm.{branch}": (width,), f"final_layer_norm.{branch}": (width,)}
             for name, shape in modules.items():
                 shapes |= {f"{at}.{name}.weight": shape, f"{at}.{name}.bias": shape[:1]}
     return shapes | {f"beit3.encoder.layer_norm.{branch}.{part}": (width,) for branch in "AB" for part in ("weight", "bias")}
@@ -161,7 +171,8 @@ def beit3_to_timm():
 
     rules = "beit3.= vision_embed.cls_token=cls_token vision_embed.=patch_embed. embed_positions.=pos_embed. encoder.= layers.=blocks. ffn_layernorm.=norm. ffn.=mlp."
     more = "self_attn_layer_norm.=norm1. self_attn.=attn. final_layer_norm.=norm2. inner_attn_ln=norm out_proj=proj .A.=."
-    plan = f"drop beit3.text_embed.weight **.mask_token **.B.**; replace {rules}\nreplace {more}; slice pos_embed.weight 0 2:\nrename pos_embed.weight -> pos_embed; unsqueeze pos_embed dim=0; cat 0 **.{{q|k|v}}_proj.* -> **.qkv.*"
+    plan = f"drop beit3.text_embed.weight **.mask_token **.B.**; replace {rules}\n"
+    plan += f"replace {more}; slice pos_embed.weight 0 2:\nrename pos_embed.weight -> pos_embed; unsqueeze pos_embed dim=0; cat 0 **.{{q|k|v}}_proj.* -> **.qkv.*"
     state = randoms(beit3_names())
     expected = _convert_beit3(OrderedDict(state), None)
     yield Case(plan, state, expected)
