@@ -9,7 +9,6 @@ import ast
 import contextlib
 import json
 import logging
-import os
 import pathlib
 import re
 import sys

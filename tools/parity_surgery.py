@@ -8,22 +8,18 @@ equal to the last bit; what computes has a tolerance, stated with the case. A pa
 """
 
 import argparse
+import importlib
 import pathlib
 import sys
 
 import torch
 
 import parity_common
-import parity_surgery_depth
-import parity_surgery_fold
-import parity_surgery_init
-import parity_surgery_layout
-import parity_surgery_load
-import parity_surgery_names
-import parity_surgery_notebook
-import parity_surgery_resample
-import parity_surgery_timm
 from parity_surgery_common import check_plan, conventions, importable, lines_of, run_case, seed, steps_of
+
+# Each registers its conventions.
+for subject in ["timm", "resample", "names", "layout", "depth", "fold", "init", "load", "notebook"]:
+    importlib.import_module(f"parity_surgery_{subject}")
 
 
 def chosen(only):
