@@ -1,5 +1,5 @@
 #!/bin/sh
-# Makes a virtual environment with the packages that tools/parity_checkpoints.py compares with, and prints the path of its python.
+# Makes a virtual environment with the packages that the tools/parity_*.py compare with, and prints the path of its python.
 #
 #     python=$(tools/install_torch.sh [FOLDER])      # FOLDER is target/oracle unless given
 #
@@ -10,6 +10,8 @@ set -eu
 folder=${1:-target/oracle}
 start=${PYTHON:-python3}
 packages="torch torchvision numpy safetensors"
+# Without what they depend on, which is what is here already and what the comparison does not need. The scripts do without them, aloud.
+light="timm==1.0.31 torchinfo==1.8.0"
 
 fail() {
     echo "install_torch.sh: $1" >&2
@@ -31,6 +33,11 @@ if ! { [ -x "$python" ] && has_all "$python"; }; then
         fail "pip could not install $packages: $(grep -m 1 '^ERROR' "$log" || tail -n 1 "$log")"
     has_all "$python" || fail "$packages were installed in '$folder' and cannot be imported"
 fi
+for package in $light; do
+    "$python" -c "import ${package%%=*}" >/dev/null 2>&1 ||
+        "$python" -m pip install --quiet --disable-pip-version-check --no-deps --retries 2 --timeout 60 "$package" >/dev/null 2>&1 ||
+        echo "install_torch.sh: pip could not install $package, which some comparisons need" >&2
+done
 case $python in
 /*) echo "$python" ;;
 *) echo "$PWD/$python" ;;
