@@ -37,6 +37,8 @@ enum Verb {
     Demo(commands::demo::DemoArgs),
     /// What is in a checkpoint
     Inspect(commands::inspect::InspectArgs),
+    /// The layers of a checkpoint with their parameters, as torchinfo prints a model
+    Summary(commands::summary::SummaryArgs),
     /// The values of one tensor, as PyTorch prints them
     Show(commands::show::ShowArgs),
     /// Any readable checkpoint to another format
@@ -58,6 +60,7 @@ fn main() -> ExitCode {
         Verb::Predict(args) => commands::predict::run(&args),
         Verb::Demo(args) => commands::demo::run(&args),
         Verb::Inspect(args) => commands::inspect::run(&args),
+        Verb::Summary(args) => commands::summary::run(&args),
         Verb::Show(args) => commands::show::run(&args),
         Verb::Convert(args) => commands::convert::run(&args),
         Verb::Scan(args) => commands::scan::run(&args),

@@ -9,6 +9,7 @@ mod format;
 mod marks;
 mod op;
 mod pattern;
+mod summary;
 
 pub use distance::edit_distance;
 pub use error::Error;
@@ -19,3 +20,4 @@ pub use op::copy::deep_copy;
 pub use op::freeze::{freeze, unfreeze};
 pub use op::rename::{rename_prefix, strip_prefix};
 pub use pattern::Pattern;
+pub use summary::{DtypeSum, Kind, Largest, Param, Row, Summary, SummaryText, Tie, Totals, Trainable};

@@ -10,5 +10,6 @@ pub(crate) mod inspect;
 pub(crate) mod predict;
 pub(crate) mod scan;
 pub(crate) mod show;
+pub(crate) mod summary;
 pub(crate) mod train;
 pub(crate) mod verify;
