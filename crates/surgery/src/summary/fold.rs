@@ -37,9 +37,21 @@ pub(super) fn n_alike(rows: &[Row]) -> Vec<usize> {
 
 /// Whether `child` is what `first` is, and numbered `n` after it.
 fn continues(rows: &[Row], classes: &[usize], first: usize, n: usize, child: usize) -> bool {
-    let number = |at: usize| rows[at].var_name.parse::<usize>().ok();
-    let expected = number(first).and_then(|number| number.checked_add(n));
-    classes[first] == classes[child] && expected.is_some() && number(child) == expected
+    let (Some((stem, number)), Some(next)) =
+        (numbered(&rows[first].var_name), numbered(&rows[child].var_name))
+    else {
+        return false;
+    };
+    classes[first] == classes[child] && number.checked_add(n).is_some_and(|number| next == (stem, number))
+}
+
+/// A name and the number that it ends with: `layer_12` is `layer_` and 12.
+pub(super) fn numbered(name: &str) -> Option<(&str, usize)> {
+    let stem = name.trim_end_matches(|c: char| c.is_ascii_digit());
+    let digits = &name[stem.len()..];
+    // `08` is not what 7 is followed by.
+    let is_plain = digits == "0" || !digits.starts_with('0');
+    Some((stem, digits.parse().ok().filter(|_| is_plain)?))
 }
 
 /// A number for each row that is equal for equal modules.

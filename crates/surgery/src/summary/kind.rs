@@ -195,7 +195,8 @@ fn container(tree: &Tree<'_>, at: usize) -> Kind {
 
 fn is_embedding_name(name: &str) -> bool {
     let name = name.to_ascii_lowercase();
-    name.contains("emb") || name.contains("tok") || name == "wte" || name == "wpe"
+    let is_word = |word: &str| name.starts_with(word) || name.ends_with(word);
+    name.contains("embed") || is_word("emb") || is_word("tok") || name == "wte" || name == "wpe"
 }
 
 fn is_norm_name(name: &str) -> bool {

@@ -132,8 +132,8 @@ impl Table<'_> {
         let mut title = row.kind.to_string();
         let (depth, first, n) = (row.depth, row.depth_idx, self.n_alike[at]);
         let name = shown(&row.var_name);
-        let done = match (n, row.var_name.parse::<usize>()) {
-            (2.., Ok(number)) => {
+        let done = match (n, fold::numbered(&row.var_name)) {
+            (2.., Some((_, number))) => {
                 let (last, last_idx) = (number.saturating_add(n - 1), first + n - 1);
                 write!(title, " ({name}..{last}): {depth}-{{{first}..{last_idx}}}  x{n}")
             }

@@ -13,11 +13,6 @@ pub(super) fn write(out: &mut String, totals: &Totals) {
     lines(out, totals).expect("a String takes every write");
 }
 
-#[expect(
-    clippy::as_conversions,
-    clippy::cast_precision_loss,
-    reason = "sizes to two decimals of a megabyte"
-)]
 fn lines(out: &mut String, totals: &Totals) -> std::fmt::Result {
     writeln!(out, "Params size (MB): {:.2}", totals.params_nbytes as f64 / 1e6)?;
     if totals.n_buffers > 0 {
@@ -78,11 +73,6 @@ fn lines(out: &mut String, totals: &Totals) -> std::fmt::Result {
 }
 
 /// Three digits and a decimal prefix: `20 `, `11.7 M`.
-#[expect(
-    clippy::as_conversions,
-    clippy::cast_precision_loss,
-    reason = "three digits of a number"
-)]
 fn scaled(n: usize) -> String {
     if n < 1000 {
         return format!("{n} ");
