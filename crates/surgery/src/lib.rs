@@ -30,4 +30,4 @@ pub use pattern::{Captures, Pattern, PatternError, Target, Template};
 pub use plan::{Effect, OutputSpec, Plan, PlanError, StepReport, VERBS, Verb, open_whole};
 pub use size::parse_size;
 pub use stream::{Cost, Layout, OutputFormat, WriteOptions, WriteReport, write};
-pub use summary::{Summary, SummaryColumns, SummaryRow, SummaryStyle};
+pub use summary::{DtypeSum, Kind, Largest, Param, Row, Summary, SummaryText, Tie, Totals, Trainable};

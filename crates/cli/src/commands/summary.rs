@@ -1,99 +1,71 @@
-//! `graftwork summary FILE`: modules and parameters as torchinfo prints them.
+//! `graftwork summary FILE`: the table that torchinfo prints of a model, from its state dict alone.
 
 use std::path::PathBuf;
 
 use anyhow::Result;
-use surgery::{LazyStateDict, Summary, SummaryColumns, SummaryRow, SummaryStyle};
+use serde::Serialize;
+use surgery::{Summary, SummaryText};
 
 use crate::args::OpenArgs;
-use crate::text::{self, plain, print, remark};
+use crate::text::{json, print, remark};
 
 /// Arguments of `summary`.
 #[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Modules without tensors (activations, pooling) are not in a state dict and not in the table; \
+    kinds of layers are told by names and shapes, and (COUNT) is frozen."
+)]
 pub(crate) struct SummaryArgs {
-    /// A checkpoint, safetensors, or the index or folder of a set
-    #[arg(value_name = "FILE")]
+    /// A checkpoint or safetensors file, whatever its name.
     file: PathBuf,
-    /// Modules that lie deeper are counted in those that hold them
+    /// Show modules down to this depth.
     #[arg(long, value_name = "N", default_value_t = 3)]
     depth: usize,
-    /// A line for each parameter
-    #[arg(short, long)]
-    verbose: bool,
-    /// Numbered layers that are made alike as one row
-    #[arg(long)]
-    fold: bool,
-    /// What the model is called [default: the file's name]
+    /// What to call the model [default: the file's name without its ending].
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
-    /// Print JSON
+    /// Join neighbours that are the same but for their number; counts are those of one.
+    #[arg(long)]
+    fold: bool,
+    /// Add a line for each parameter.
+    #[arg(short, long)]
+    verbose: bool,
+    /// Print one JSON object, whatever the depth.
     #[arg(long)]
     json: bool,
     #[command(flatten)]
     open: OpenArgs,
 }
 
+#[derive(Serialize)]
+struct Named<'s> {
+    name: &'s str,
+    #[serde(flatten)]
+    summary: &'s Summary,
+}
+
 /// Runs the verb; returns the exit code.
 pub(crate) fn run(args: &SummaryArgs) -> Result<u8> {
     let opened = surgery::open_with(&args.file, &args.open.options())?;
-    for problem in opened.problems.iter().filter(|problem| problem.in_state_dict) {
+    let summary = Summary::of(&opened.state_dict);
+    let stem = args.file.file_stem().unwrap_or_default().to_string_lossy();
+    let name = args.name.as_deref().unwrap_or(&stem);
+    if args.json {
+        let summary = &summary;
+        json(&Named { name, summary })?;
+    } else {
+        print(&summary.to_text(&SummaryText {
+            name: name.to_owned(),
+            depth: args.depth,
+            each_param: args.verbose,
+            fold: args.fold,
+        }))?;
+    }
+    for problem in &opened.problems {
         remark(&format!(
-            "problem: `{}`: {}",
-            plain(&problem.name),
-            plain(&problem.fault.to_string())
+            "not read, and not counted: {}: {}",
+            problem.name, problem.fault
         ));
     }
-    let summary = Summary::of(&LazyStateDict::of(opened));
-    if args.json {
-        text::json(&as_json(&summary))?;
-        return Ok(0);
-    }
-    let stem = || {
-        args.file
-            .file_stem()
-            .map(|stem| stem.to_string_lossy().into_owned())
-    };
-    let style = SummaryStyle {
-        name: args.name.clone().or_else(stem).unwrap_or_default(),
-        depth: args.depth,
-        columns: SummaryColumns::All,
-        is_verbose: args.verbose,
-        folds: args.fold,
-    };
-    let lines: Vec<String> = summary
-        .render(&style)
-        .lines()
-        .map(|line| plain(line) + "\n")
-        .collect();
-    print(&lines.concat())?;
     Ok(0)
-}
-
-fn as_json(summary: &Summary) -> serde_json::Value {
-    let row = |row: &SummaryRow| {
-        serde_json::json!({
-            "depth": row.depth,
-            "depth_index": row.depth_index,
-            "var_name": row.var_name,
-            "type": row.kind,
-            "kernel": row.kernel,
-            "params": row.n_params,
-            "trainable_params": row.n_trainable,
-            "own_params": row.n_own,
-            "trainable": row.trainable(),
-            "recursive": row.is_recursive,
-        })
-    };
-    let dtype = |(dtype, n, elements, bytes): &(String, usize, usize, usize)| serde_json::json!({"dtype": dtype, "tensors": n, "elements": elements, "bytes": bytes});
-    serde_json::json!({
-        "rows": summary.rows.iter().map(row).collect::<Vec<_>>(),
-        "total_params": summary.n_params,
-        "trainable_params": summary.n_trainable,
-        "non_trainable_params": summary.n_params - summary.n_trainable,
-        "params_bytes": summary.param_bytes,
-        "buffers": {"tensors": summary.buffers.0, "bytes": summary.buffers.1},
-        "dtypes": summary.dtypes.iter().map(dtype).collect::<Vec<_>>(),
-        "tied": summary.ties,
-        "largest": summary.largest.as_ref().map(|(name, bytes)| serde_json::json!({"name": name, "bytes": bytes})),
-    })
 }

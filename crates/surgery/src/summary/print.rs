@@ -1,257 +1,218 @@
-//! The table, to the column as torchinfo lays it out.
+//! The table, character by character as torchinfo 1.8.0 prints it for a model without an input, with
+//! `row_settings=["depth", "var_names"]` and `col_names=("kernel_size", "num_params", "trainable")`.
 
-use std::fmt::Write as _;
+use std::fmt::Write;
 
-use super::{Summary, SummaryRow};
+use super::{Row, Summary, Trainable, fold, totals, verbose};
 
-/// Which columns a table has beside the names.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SummaryColumns {
-    /// Kernels, counts, and whether training changes them.
-    All,
-    /// Counts, which is what torchinfo prints of a model without an input.
-    Counts,
-}
+/// Width of a column behind the first, in characters.
+const COLUMN: usize = 25;
+/// Least width of the first column; wider ones are multiples of `STEP`.
+const MIN_NAMES: usize = 40;
+/// What a level of depth takes.
+const STEP: usize = 5;
+/// Characters of a name that are shown: each row is as wide as the longest, and names in a file may be megabytes.
+const MAX_NAME: usize = 120;
 
 /// How a summary is printed.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SummaryStyle {
-    /// What the model is called; torchinfo has its class there.
+pub struct SummaryText {
+    /// What to call the model, where torchinfo has its class.
     pub name: String,
-    /// Modules that lie deeper are counted in those that hold them.
+    /// Show modules down to this depth; what is deeper is in the sums of that depth.
     pub depth: usize,
-    /// The columns.
-    pub columns: SummaryColumns,
-    /// A line for each parameter.
-    pub is_verbose: bool,
-    /// Numbered neighbours that are made alike as one.
-    pub folds: bool,
+    /// Add a line for each parameter, as torchinfo's `verbose=2`.
+    pub each_param: bool,
+    /// Join neighbours that are the same but for their number; their counts are those of one.
+    pub fold: bool,
 }
-
-/// Width of a column that is not the names'.
-const COLUMN: usize = 25;
-/// Names have at least this.
-const MIN_NAME: usize = 40;
-/// And a multiple of this.
-const ALIGN: usize = 5;
 
 impl Summary {
-    /// The table and the totals, each line ended.
-    pub fn render(&self, style: &SummaryStyle) -> String {
-        let lines = self.lines(style);
-        // As torchinfo: from all rows, also of those that are too deep to be shown.
-        let longest = lines
-            .iter()
-            .map(|line| line.row.depth * ALIGN + 1 + line.label.chars().count())
-            .max()
-            .unwrap_or(0);
-        let name_width = if longest >= MIN_NAME {
-            longest.next_multiple_of(ALIGN)
+    /// The summary as a table, followed by the sums; ends with a line break. Control characters in names are escaped.
+    pub fn to_text(&self, how: &SummaryText) -> String {
+        let n_alike = if how.fold {
+            fold::n_alike(&self.rows)
         } else {
-            MIN_NAME
+            vec![1; self.rows.len()]
         };
-        let titles: &[&str] = match style.columns {
-            SummaryColumns::All => &["Kernel Shape", "Param #", "Trainable"],
-            SummaryColumns::Counts => &["Param #"],
+        let table = Table {
+            rows: &self.rows,
+            name: shown(&how.name),
+            n_alike,
         };
-        let divider = "=".repeat(name_width + titles.len() * COLUMN);
-        let mut out = String::new();
-        let mut row = |name: &str, cells: &[String]| {
-            let mut text = format!("{name:<name_width$} ");
-            for cell in cells {
-                let _ = write!(text, "{cell:<COLUMN$} ");
-            }
-            out.push_str(text.trim_end());
-            out.push('\n');
-        };
-        row(&divider, &[]);
-        row(
+        let names = table.width_of_names();
+        let divider = "=".repeat(names + 3 * COLUMN);
+        let mut out = format!("{divider}\n");
+        let head = [
             "Layer (type (var_name):depth-idx)",
-            &titles.iter().map(|title| (*title).to_owned()).collect::<Vec<_>>(),
-        );
-        row(&divider, &[]);
-        for line in lines.iter().filter(|line| line.row.depth <= style.depth) {
-            let count = count(line.row, line.row.depth == style.depth);
-            let cells = match style.columns {
-                SummaryColumns::Counts => vec![count],
-                SummaryColumns::All => {
-                    let kernel = line
-                        .row
-                        .kernel
-                        .as_ref()
-                        .map_or_else(|| "--".to_owned(), |kernel| format!("{kernel:?}"));
-                    vec![kernel, count, line.row.trainable().to_owned()]
-                }
+            "Kernel Shape",
+            "Param #",
+            "Trainable",
+        ];
+        line(&mut out, names, head);
+        out.push_str(&divider);
+        out.push('\n');
+        for at in table.unfolded().filter(|&at| self.rows[at].depth <= how.depth) {
+            let row = &self.rows[at];
+            let title = format!("{}{}", branch(row.depth), table.title(at));
+            let kernel = if row.kernel.is_empty() {
+                "--".to_owned()
+            } else {
+                format!("{:?}", row.kernel)
             };
-            row(&format!("{}{}", start(line.row.depth), line.label), &cells);
-            if style.is_verbose {
-                let last = line.row.params.len().saturating_sub(1);
-                for (i, (name, shape, numel)) in line.row.params.iter().enumerate() {
-                    let glyph = if i == last { "└─" } else { "├─" };
-                    let count = format!("{glyph}{}", grouped(*numel));
-                    let cells = match style.columns {
-                        SummaryColumns::Counts => vec![count],
-                        SummaryColumns::All => vec![format!("{:?}", as_torchinfo(name, shape)), count],
-                    };
-                    row(&format!("{}{name}", start(line.row.depth + 1)), &cells);
+            let count = count(row, row.depth == how.depth);
+            line(&mut out, names, [&title, &kernel, &count, trainable(row)]);
+            if how.each_param {
+                let branch = branch(row.depth + 1);
+                for param in verbose::params(&self.rows, at) {
+                    let title = format!("{branch}{}", shown(&param.name));
+                    line(&mut out, names, [&title, &param.shape, &param.count, ""]);
                 }
             }
         }
-        row(&divider, &[]);
-        self.totals(&mut out, &divider);
+        let sums = &self.totals;
+        let frozen = sums.n_params.saturating_sub(sums.n_trainable);
+        writeln!(
+            out,
+            "{divider}\nTotal params: {}\nTrainable params: {}\nNon-trainable params: {}\n{divider}",
+            grouped(sums.n_params),
+            grouped(sums.n_trainable),
+            grouped(frozen)
+        )
+        .expect("a String takes every write");
+        totals::write(&mut out, sums);
+        out.push_str(&divider);
+        out.push('\n');
         out
     }
+}
 
-    fn totals(&self, out: &mut String, divider: &str) {
-        let frozen = self.n_params - self.n_trainable;
-        let _ = writeln!(out, "Total params: {}", grouped(self.n_params));
-        let _ = writeln!(out, "Trainable params: {}", grouped(self.n_trainable));
-        let _ = writeln!(out, "Non-trainable params: {}", grouped(frozen));
-        let _ = writeln!(out, "{divider}");
-        let _ = writeln!(out, "Params size (MB): {:.2}", self.param_bytes as f64 / 1e6);
-        if self.buffers.0 > 0 {
-            let _ = writeln!(
-                out,
-                "Buffers: {}, {} bytes",
-                tensors(self.buffers.0),
-                grouped(self.buffers.1)
-            );
-        }
-        for (dtype, n, elements, bytes) in &self.dtypes {
-            let (n, elements, bytes) = (tensors(*n), grouped(*elements), grouped(*bytes));
-            let _ = writeln!(out, "{dtype}: {n}, {elements} elements, {bytes} bytes");
-        }
-        if let Some((name, n_bytes)) = &self.largest {
-            let _ = writeln!(out, "Largest: {name}, {} bytes", grouped(*n_bytes));
-        }
-        for names in &self.ties {
-            let _ = writeln!(out, "Tied: {}", names.join(" = "));
-        }
-        let _ = writeln!(out, "{divider}");
-    }
+struct Table<'s> {
+    rows: &'s [Row],
+    name: String,
+    /// As [`fold::n_alike`] tells.
+    n_alike: Vec<usize>,
+}
 
-    /// The rows with their labels, folded where that is asked for.
-    fn lines(&self, style: &SummaryStyle) -> Vec<Line<'_>> {
-        let mut lines = Vec::with_capacity(self.rows.len());
-        let mut at = 0;
-        while let Some(row) = self.rows.get(at) {
-            let alike = if style.folds { self.alike(at) } else { Vec::new() };
-            let last = alike.last().map(|&last| &self.rows[last]);
-            let label = match (row.depth, last) {
-                (0, _) => format!("{} ({})", style.name, style.name),
-                (depth, None) => format!("{} ({}): {depth}-{}", row.kind, row.var_name, row.depth_index),
-                (depth, Some(last)) => format!(
-                    "{} ({}..{}): {depth}-{{{}..{}}}, {} alike",
-                    row.kind,
-                    row.var_name,
-                    last.var_name,
-                    row.depth_index,
-                    last.depth_index,
-                    alike.len() + 1
-                ),
-            };
-            lines.push(Line { row, label });
-            at += 1;
-            if let Some(&last) = alike.last() {
-                // The first one's modules stand for those of all.
-                let end = self.end(at - 1);
-                let mut inside = at;
-                while inside < end {
-                    let row = &self.rows[inside];
-                    let label = format!(
-                        "{} ({}): {}-{}",
-                        row.kind, row.var_name, row.depth, row.depth_index
-                    );
-                    lines.push(Line { row, label });
-                    inside += 1;
+impl Table<'_> {
+    /// Rows that no other stands for.
+    fn unfolded(&self) -> impl Iterator<Item = usize> {
+        let mut next = 0;
+        std::iter::from_fn(move || {
+            while let Some(&n) = self.n_alike.get(next) {
+                let at = next;
+                if n > 0 {
+                    next += 1;
+                    return Some(at);
                 }
-                at = self.end(last);
+                next += 1 + self.rows[at].n_below;
             }
+            None
+        })
+    }
+
+    /// Wide enough for every row, shown or not, as torchinfo has it.
+    fn width_of_names(&self) -> usize {
+        let width = |at: usize| self.title(at).chars().count() + self.rows[at].depth * STEP + 1;
+        let longest = self.unfolded().map(width).max().unwrap_or(0);
+        if longest >= MIN_NAMES {
+            longest.next_multiple_of(STEP)
+        } else {
+            MIN_NAMES
         }
-        lines
     }
 
-    /// One past the last row that lies in row `at`.
-    fn end(&self, at: usize) -> usize {
-        let depth = self.rows[at].depth;
-        let rest = self.rows[at + 1..].iter().position(|row| row.depth <= depth);
-        rest.map_or(self.rows.len(), |n| at + 1 + n)
-    }
-
-    /// The neighbours behind row `at` that are numbered onwards from it and made as it is.
-    fn alike(&self, at: usize) -> Vec<usize> {
+    /// `Conv2d (conv1): 1-1`; folded `Module (0..11): 2-{1..12}  x12`.
+    fn title(&self, at: usize) -> String {
         let row = &self.rows[at];
-        let Ok(mut number) = row.var_name.parse::<u64>() else {
-            return Vec::new();
-        };
-        let mut alike = Vec::new();
-        let mut next = self.end(at);
-        while let Some(other) = self.rows.get(next) {
-            number += 1;
-            let is_alike = other.parent == row.parent
-                && other.signature == row.signature
-                && other.var_name == number.to_string();
-            if !is_alike {
-                break;
-            }
-            alike.push(next);
-            next = self.end(next);
+        if row.depth == 0 {
+            // torchinfo takes the class for the variable's name too.
+            return format!("{0} ({0})", self.name);
         }
-        alike
+        let mut title = row.kind.to_string();
+        let (depth, first, n) = (row.depth, row.depth_idx, self.n_alike[at]);
+        let name = shown(&row.var_name);
+        let done = match (n, fold::numbered(&row.var_name)) {
+            (2.., Some((_, number))) => {
+                let (last, last_idx) = (number.saturating_add(n - 1), first + n - 1);
+                write!(title, " ({name}..{last}): {depth}-{{{first}..{last_idx}}}  x{n}")
+            }
+            _ if name.is_empty() => write!(title, ": {depth}-{first}"),
+            _ => write!(title, " ({name}): {depth}-{first}"),
+        };
+        done.expect("a String takes every write");
+        title
     }
 }
 
-struct Line<'s> {
-    row: &'s SummaryRow,
-    label: String,
-}
-
-/// The branches in front of a name.
-fn start(depth: usize) -> String {
+/// What stands before a name. torchinfo has one glyph for depth 1 and another for all below.
+fn branch(depth: usize) -> String {
     match depth {
         0 => String::new(),
         1 => "├─".to_owned(),
-        depth => format!("{}└─", "│    ".repeat(depth - 1)),
+        _ => "│    ".repeat(depth - 1) + "└─",
     }
 }
 
-/// In parentheses where nothing of it is trained; of a container above the greatest depth, its own parameters alone.
-fn count(row: &SummaryRow, is_deepest: bool) -> String {
+/// A leaf or a row at the last depth shows all in it, in parentheses if frozen; others what is their own.
+fn count(row: &Row, is_deepest: bool) -> String {
     if row.n_params == 0 {
         return "--".to_owned();
     }
     if row.is_recursive {
         return "(recursive)".to_owned();
     }
-    if is_deepest || row.is_leaf {
-        let n = grouped(row.n_params);
-        return if row.n_trainable > 0 { n } else { format!("({n})") };
+    if row.is_leaf() || is_deepest {
+        let count = grouped(row.n_params);
+        return if row.n_trainable > 0 {
+            count
+        } else {
+            format!("({count})")
+        };
     }
-    if row.n_own > 0 {
-        grouped(row.n_own)
-    } else {
-        "--".to_owned()
+    match row.n_own {
+        0 => "--".to_owned(),
+        n => grouped(n),
     }
 }
 
-/// torchinfo writes a weight's inputs in front of its outputs.
-fn as_torchinfo(name: &str, shape: &[usize]) -> Vec<usize> {
-    let mut shape = shape.to_vec();
-    if name == "weight" && shape.len() > 1 {
-        shape.swap(0, 1);
+fn trainable(row: &Row) -> &'static str {
+    match row.trainable() {
+        Trainable::All => "True",
+        Trainable::Partial => "Partial",
+        Trainable::Frozen => "False",
+        Trainable::Empty => "--",
     }
-    shape
 }
 
-/// `1 tensor`, `1,234 tensors`
-fn tensors(n: usize) -> String {
-    format!("{} tensor{}", grouped(n), if n == 1 { "" } else { "s" })
+fn line(out: &mut String, names: usize, cells: [&str; 4]) {
+    let [name, kernel, count, trainable] = cells;
+    let text = format!("{name:<names$} {kernel:<COLUMN$} {count:<COLUMN$} {trainable}");
+    out.push_str(text.trim_end());
+    out.push('\n');
 }
 
-/// `1,234`
-fn grouped(n: usize) -> String {
+/// A name from a file, without what would steer a terminal, and cut where it is no name any more.
+pub(super) fn shown(name: &str) -> String {
+    let mut out = String::new();
+    for (n, c) in name.chars().enumerate() {
+        if n == MAX_NAME {
+            out.push('…');
+            break;
+        }
+        if c.is_control() {
+            out.extend(c.escape_default());
+        } else {
+            out.push(c);
+        }
+    }
+    out
+}
+
+/// `1234567` as `1,234,567`.
+pub(super) fn grouped(n: usize) -> String {
     let digits = n.to_string();
-    let mut out = String::with_capacity(digits.len() + digits.len() / 3);
+    let mut out = String::new();
     for (i, digit) in digits.chars().enumerate() {
         if i > 0 && (digits.len() - i).is_multiple_of(3) {
             out.push(',');
