@@ -92,6 +92,13 @@ fn judge_one(error: &(dyn std::error::Error + 'static)) -> Option<(u8, Option<St
         Some(surgery::Error::Interrupted) => {
             return Some((code::RUN_AGAIN, Some("nothing was written".to_owned())));
         }
+        Some(
+            surgery::Error::Load(_)
+            | surgery::Error::Unexpected(_)
+            | surgery::Error::Disagree { .. }
+            | surgery::Error::NotOneArray { .. }
+            | surgery::Error::Cast { .. },
+        ) => return Some((code::BAD_INPUT, None)),
         Some(surgery::Error::Merge(_)) => return Some((code::USAGE, None)),
         Some(surgery::Error::MissingInInput { .. }) => {
             let hint = "--missing skip leaves it out, --missing first takes it, --missing available averages what there is";

@@ -209,6 +209,60 @@ impl RowWise for NormRows {
     }
 }
 
+/// g v / |v|, with the norm over the dimensions in which g has one element: all but one for `weight_norm(dim=…)`, all for `dim=None`.
+fn normed(v: &LazyTensor, g: &LazyTensor) -> Option<LazyTensor> {
+    let shape = v.shape();
+    let kept: Vec<usize> = match g.shape() {
+        [] => Vec::new(),
+        sizes if sizes.len() == shape.len() => (0..shape.len()).filter(|&dim| sizes[dim] != 1).collect(),
+        _ => return None,
+    };
+    if kept.iter().any(|&dim| g.shape()[dim] != shape[dim]) {
+        return None;
+    }
+    if g.numel() == shape.first().copied().unwrap_or(1) && kept.iter().all(|&dim| dim == 0) {
+        let row_len = shape
+            .get(1..)
+            .unwrap_or_default()
+            .iter()
+            .product::<usize>()
+            .max(1);
+        return Some(LazyTensor::row_wise(
+            vec![v.clone(), g.clone()],
+            Arc::new(NormRows { row_len }),
+        ));
+    }
+    // Element i of v belongs to one element of g: that of its indices in the kept dimensions.
+    let (sizes, kept) = (shape.to_vec(), kept);
+    let owner = move |mut i: usize| {
+        let (mut at, mut step) = (0, 1);
+        for dim in (0..sizes.len()).rev() {
+            if kept.contains(&dim) {
+                at += i % sizes[dim] * step;
+                step *= sizes[dim];
+            }
+            i /= sizes[dim];
+        }
+        at
+    };
+    Some(LazyTensor::computed(
+        v.dtype(),
+        shape,
+        vec![v.clone(), g.clone()],
+        move |inputs| {
+            let (v, g) = (&inputs[0], &inputs[1]);
+            let mut squares = vec![0.0; g.len()];
+            v.iter()
+                .enumerate()
+                .for_each(|(i, value)| squares[owner(i)] += value * value);
+            Ok(v.iter()
+                .enumerate()
+                .map(|(i, value)| value * g[owner(i)] / squares[owner(i)].sqrt())
+                .collect())
+        },
+    ))
+}
+
 fn weight_norm(tensors: &mut LazyStateDict, patterns: &Patterns) -> Result<usize, Fault> {
     // (module, name of g, name of v), of the old and of the new kind.
     let kinds = [
@@ -245,9 +299,13 @@ fn weight_norm(tensors: &mut LazyStateDict, patterns: &Patterns) -> Result<usize
             required(tensors, g_name)?.clone(),
             required(tensors, v_name)?.clone(),
         );
-        check_rows(v_name, &v, g.numel(), g_name)?;
-        let row_len = v.shape()[1..].iter().product::<usize>().max(1);
-        let weight = LazyTensor::row_wise(vec![v, g], Arc::new(NormRows { row_len }));
+        let weight = normed(&v, &g).ok_or_else(|| {
+            Fault::new(format!(
+                "`{g_name}` {:?} is no norm of `{v_name}` {:?}",
+                g.shape(),
+                v.shape()
+            ))
+        })?;
         let target = format!("{module}weight");
         put_after(tensors, v_name, &target, weight)?;
         tensors.retain(|name, _| name != g_name && name != v_name);

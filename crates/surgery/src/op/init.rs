@@ -253,6 +253,7 @@ fn is_shape(text: &str) -> bool {
 }
 
 pub(crate) fn parse_init(args: &mut Args) -> Result<Box<dyn Operation>, Fault> {
+    let options = Options::read(args)?;
     let is_number = |text: &str| text.parse::<f64>().is_ok() && !is_shape(text);
     let mut numbers = Vec::new();
     // `normal 2` has a whole number behind its name, which looks like a shape of one dimension: a name goes before.
@@ -283,20 +284,36 @@ pub(crate) fn parse_init(args: &mut Args) -> Result<Box<dyn Operation>, Fault> {
             }
         }
     };
-    init(args, method)
+    init(args, method, options)
 }
 
 pub(crate) fn parse_zeros(args: &mut Args) -> Result<Box<dyn Operation>, Fault> {
-    init(args, Method::Constant(0.0))
+    let options = Options::read(args)?;
+    init(args, Method::Constant(0.0), options)
 }
 
 pub(crate) fn parse_ones(args: &mut Args) -> Result<Box<dyn Operation>, Fault> {
-    init(args, Method::Constant(1.0))
+    let options = Options::read(args)?;
+    init(args, Method::Constant(1.0), options)
 }
 
-fn init(args: &mut Args, method: Method) -> Result<Box<dyn Operation>, Fault> {
-    let seed = args.parsed("seed", "a whole number")?.unwrap_or(0);
-    let dtype = args.option("dtype").map(|text| parse_dtype(&text)).transpose()?;
+/// `seed=` and `dtype=`, which stand behind the words.
+struct Options {
+    seed: u64,
+    dtype: Option<DType>,
+}
+
+impl Options {
+    fn read(args: &mut Args) -> Result<Options, Fault> {
+        Ok(Options {
+            seed: args.parsed("seed", "a whole number")?.unwrap_or(0),
+            dtype: args.option("dtype").map(|text| parse_dtype(&text)).transpose()?,
+        })
+    }
+}
+
+fn init(args: &mut Args, method: Method, options: Options) -> Result<Box<dyn Operation>, Fault> {
+    let Options { seed, dtype } = options;
     let shape = args.pop_back_if(is_shape);
     let what = match shape {
         Some(text) => {

@@ -161,6 +161,64 @@ fn kernel_at(kernel: Kernel, distance: f64, a: f64) -> f64 {
     }
 }
 
+/// The matrix `[points, places]` of linear interpolation between values at ascending `places`; beyond the ends, the last value.
+pub(crate) fn linear(places: &[f64], points: &[f64]) -> Matrix {
+    let mut out = Matrix::zeros(points.len(), places.len());
+    for (row, point) in points.iter().enumerate() {
+        let right = places
+            .partition_point(|place| place < point)
+            .clamp(1, places.len() - 1);
+        let (a, b) = (places[right - 1], places[right]);
+        let t = ((point - a) / (b - a)).clamp(0.0, 1.0);
+        out.add(row, right - 1, 1.0 - t);
+        out.add(row, right, t);
+    }
+    out
+}
+
+/// The matrix `[points, places]` of the cubic spline through values at ascending `places`, not a knot at the second and the last but
+/// one, as FITPACK's interpolating splines; beyond the ends, the value at the end. Of fewer than four places, linear.
+pub(crate) fn spline(places: &[f64], points: &[f64]) -> Matrix {
+    let n = places.len();
+    if n < 4 {
+        return linear(places, points);
+    }
+    let (first, last) = (places[0], places[n - 1]);
+    let mut knots = vec![first; 4];
+    knots.extend_from_slice(&places[2..n - 2]);
+    knots.extend([last; 4]);
+    let basis = |points: &[f64]| {
+        let mut out = Matrix::zeros(points.len(), n);
+        for (row, &point) in points.iter().enumerate() {
+            let x = point.clamp(first, last);
+            let span = (3..n).rev().find(|&i| knots[i] <= x).unwrap_or(3);
+            // Cox and de Boor's recurrence, of the four splines that are not zero here.
+            let mut values = vec![1.0];
+            for degree in 1..=3 {
+                let mut next = vec![0.0; degree + 1];
+                for (i, value) in values.iter().enumerate() {
+                    let (left, right) = (knots[span + 1 + i - degree], knots[span + 1 + i]);
+                    let t = (x - left) / (right - left);
+                    next[i] += (1.0 - t) * value;
+                    next[i + 1] += t * value;
+                }
+                values = next;
+            }
+            for (i, value) in values.into_iter().enumerate() {
+                out.add(row, span - 3 + i, value);
+            }
+        }
+        out
+    };
+    // Values at points = basis at points, times coefficients; these are the inverse of the basis at places, times values.
+    let mut identity = Matrix::zeros(n, n);
+    (0..n).for_each(|i| identity.add(i, i, 1.0));
+    match basis(places).solve(identity) {
+        Some(inverse) => basis(points).times(&inverse),
+        None => linear(places, points),
+    }
+}
+
 /// `values`, seen as `[outer, n, inner]`, with `matrix` applied along the middle: `[outer, rows, inner]`.
 pub(crate) fn apply(values: &[f64], matrix: &Matrix, inner: usize) -> Vec<f64> {
     let n = matrix.cols;

@@ -34,10 +34,21 @@ enum How {
     RelPos {
         to: [usize; 2],
         n_extra: usize,
-        is_geometric: bool,
+        grid: RelGrid,
     },
     /// One dimension.
     Interp { axis: i64, n: usize, kernel: Kernel },
+}
+
+/// Where the values of a table of relative positions lie.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum RelGrid {
+    /// At even distances: bicubic.
+    Even,
+    /// At distances that grow: linear, as timm has it by default.
+    Geometric,
+    /// The same with cubic splines, as BEiT's own code.
+    GeometricSpline,
 }
 
 const KERNELS: [(&str, Kernel); 5] = [
@@ -100,17 +111,15 @@ pub(crate) fn parse_patch_embed(args: &mut Args) -> Result<Box<dyn Operation>, F
 pub(crate) fn parse_relpos(args: &mut Args) -> Result<Box<dyn Operation>, Fault> {
     let to = grid(&required(args, "to")?)?;
     let n_extra = args.parsed("extra", "a number of tokens")?.unwrap_or(0);
-    let is_geometric = args.option("mode").map_or(Ok(false), |text| {
-        one_of(&text, &[("bicubic", false), ("beit", true)])
-    })?;
-    resample(
-        args,
-        How::RelPos {
-            to,
-            n_extra,
-            is_geometric,
-        },
-    )
+    let modes = [
+        ("bicubic", RelGrid::Even),
+        ("beit", RelGrid::Geometric),
+        ("beit-cubic", RelGrid::GeometricSpline),
+    ];
+    let grid = args
+        .option("mode")
+        .map_or(Ok(RelGrid::Even), |text| one_of(&text, &modes))?;
+    resample(args, How::RelPos { to, n_extra, grid })
 }
 
 pub(crate) fn parse_interp(args: &mut Args) -> Result<Box<dyn Operation>, Fault> {
@@ -158,11 +167,7 @@ impl How {
                 kernel,
                 antialias,
             } => patch_embed(tensor, to, kernel, antialias),
-            How::RelPos {
-                to,
-                n_extra,
-                is_geometric,
-            } => relpos(tensor, to, n_extra, is_geometric),
+            How::RelPos { to, n_extra, grid } => relpos(tensor, to, n_extra, grid),
             How::Interp { axis, n, kernel } => {
                 let dim = resolve_dim(axis, tensor.shape().len())
                     .ok_or_else(|| format!("there is no dimension {axis}"))?;
@@ -303,19 +308,12 @@ fn patch_embed(
     ))
 }
 
-fn relpos(
-    tensor: &LazyTensor,
-    to: [usize; 2],
-    n_extra: usize,
-    is_geometric: bool,
-) -> Result<LazyTensor, String> {
+fn relpos(tensor: &LazyTensor, to: [usize; 2], n_extra: usize, grid: RelGrid) -> Result<LazyTensor, String> {
     let to = [2 * to[0] - 1, 2 * to[1] - 1];
-    let weights = move |from: usize, to: usize| {
-        if is_geometric {
-            geometric(from, to)
-        } else {
-            matrix(from, to, Kernel::Cubic, false)
-        }
+    let weights = move |from: usize, to: usize| match grid {
+        RelGrid::Even => matrix(from, to, Kernel::Cubic, false),
+        RelGrid::Geometric => interpolation::linear(&geometric(from, to), &centred(to)),
+        RelGrid::GeometricSpline => interpolation::spline(&geometric(from, to), &centred(to)),
     };
     if let &[heads, height, width] = tensor.shape() {
         if [height, width] == to {
@@ -358,48 +356,36 @@ fn relpos(
     })
 }
 
-/// Linear interpolation between distances that grow geometrically from the centre, so that the table's ends stay its ends (BEiT).
-fn geometric(from: usize, to: usize) -> interpolation::Matrix {
+/// `-n/2, …, n/2`
+fn centred(n: usize) -> Vec<f64> {
+    (0..n).map(|i| i as f64 - (n / 2) as f64).collect()
+}
+
+/// The places of the old values on the new table's scale: distances from the centre that grow geometrically, so that the table's ends
+/// stay its ends (BEiT).
+fn geometric(from: usize, to: usize) -> Vec<f64> {
     let (half_from, half_to) = (from / 2, to / 2);
     let reach = |q: f64| (0..half_from).map(|i| q.powi(i as i32)).sum::<f64>();
-    let (mut low, mut high) = (1.01, 1.5);
+    let (mut low, mut high, mut q) = (1.01, 1.5, 1.01);
     while high - low > 1e-6 {
-        let middle = (low + high) / 2.0;
-        if reach(middle) > half_to as f64 {
-            high = middle;
+        q = (low + high) / 2.0;
+        if reach(q) > half_to as f64 {
+            high = q
         } else {
-            low = middle;
+            low = q
         }
     }
-    let q = (low + high) / 2.0;
-    // The places of the old values: 0, and 1, 1 + q, 1 + q + q^2, ... on both sides.
     let mut distances = Vec::with_capacity(half_from);
     let mut distance = 1.0;
     for i in 0..half_from {
         distances.push(distance);
         distance += q.powi(i as i32 + 1);
     }
-    let places: Vec<f64> = distances
+    distances
         .iter()
         .rev()
         .map(|d| -d)
         .chain([0.0])
         .chain(distances.iter().copied())
-        .collect();
-    let mut values = vec![0.0; to * places.len()];
-    for row in 0..to {
-        let x = row as f64 - half_to as f64;
-        let right = places
-            .partition_point(|&place| place < x)
-            .clamp(1, places.len() - 1);
-        let (a, b) = (places[right - 1], places[right]);
-        let t = (x - a) / (b - a);
-        values[row * places.len() + right - 1] += 1.0 - t;
-        values[row * places.len() + right] += t;
-    }
-    interpolation::Matrix {
-        rows: to,
-        cols: places.len(),
-        values,
-    }
+        .collect()
 }

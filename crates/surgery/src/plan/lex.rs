@@ -100,6 +100,10 @@ pub(crate) fn lex(text: &str) -> Result<Vec<RawStep>, LexError> {
 
 /// The length of a word that begins here: to the next space or `;`, but not within a regular expression or behind `=` a quote.
 fn bare(rest: &str) -> Option<usize> {
+    // The sign of a division stands alone.
+    if rest.starts_with('/') && rest[1..].starts_with(char::is_whitespace) {
+        return Some(1);
+    }
     if let Some(regex) = rest.strip_prefix('/') {
         let mut is_escaped = false;
         for (at, char) in regex.char_indices() {
@@ -206,6 +210,7 @@ mod tests {
             [["from", "/models/a.pth", "take", "fc.**"]]
         );
         assert_eq!(words("keep \\\n  a"), [["keep", "a"]]);
+        assert_eq!(words("let a = b / 4"), [["let", "a", "=", "b", "/", "4"]]);
         assert!(words(" ;; # nothing").is_empty());
     }
 

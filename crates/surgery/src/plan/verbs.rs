@@ -259,7 +259,7 @@ pub static VERBS: &[Verb] = &[
     ),
     verb(
         "relpos",
-        "relpos PATTERN… to=HxW [extra=N] [mode=bicubic|beit]",
+        "relpos PATTERN… to=HxW [extra=N] [mode=bicubic|beit|beit-cubic]",
         "relative positions for another window",
         op::resample::parse_relpos,
     ),
