@@ -98,21 +98,33 @@ fn is_conversion(a: (DType, &[u8]), b: (DType, &[u8]), converted: &mut Vec<u8>) 
     })
 }
 
-/// Reads one tensor: the tally of its elements, and the hash of its bytes as `hash_as` has them if that is asked for.
+/// What is hashed of a tensor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Hashed {
+    /// Its bytes.
+    Bytes,
+    /// What a conversion to this type gives, be it its own. All not-a-numbers are one, for conversions do not agree about them.
+    Converted(DType),
+}
+
+/// Reads one tensor: the tally of its elements, and a hash if that is asked for.
 pub(super) fn survey(
     tensor: &Tensor,
-    hash_as: Option<DType>,
+    hashed: Option<Hashed>,
 ) -> Result<(elements::Tally, Option<blake3::Hash>), Error> {
     tensor.check_expansion()?;
     let dtype = tensor.dtype();
     let is_tallied = matches!(Numbers::of(dtype), Numbers::Float | Numbers::Complex(_));
     let mut sums = Sums::new();
-    let mut hasher = hash_as.map(|_| blake3::Hasher::new());
+    let mut hasher = hashed.map(|_| blake3::Hasher::new());
     if !is_tallied && hasher.is_none() {
         return Ok((sums.a, None));
     }
-    let wide = hash_as.map_or(dtype.size(), |to| to.size().max(dtype.size()));
-    let step = (PIECE_BYTES / wide).max(BLOCK);
+    let to = match hashed {
+        Some(Hashed::Converted(to)) => to,
+        Some(Hashed::Bytes) | None => dtype,
+    };
+    let step = PIECE_BYTES / to.size().max(dtype.size());
     let mut left = tensor.numel();
     let mut bytes = vec![0; step.min(left) * dtype.size()];
     let mut converted = Vec::new();
@@ -124,17 +136,38 @@ pub(super) fn survey(
         if is_tallied {
             elements::add((dtype, piece), (dtype, piece), Tolerance::Exact, &mut sums);
         }
-        if let (Some(hasher), Some(to)) = (&mut hasher, hash_as) {
-            if to == dtype {
-                hasher.update(piece);
-            } else {
+        if let Some(hasher) = &mut hasher {
+            if matches!(hashed, Some(Hashed::Converted(_))) {
                 converted.clear();
                 converted.resize(now * to.size(), 0);
-                convert(dtype, to, piece, &mut converted);
+                if to == dtype {
+                    converted.copy_from_slice(piece);
+                } else {
+                    convert(dtype, to, piece, &mut converted);
+                }
+                unify_nans(to, &mut converted);
                 hasher.update(&converted);
+            } else {
+                hasher.update(piece);
             }
         }
         left -= now;
     }
     Ok((sums.a, hasher.map(|hasher| hasher.finalize())))
+}
+
+/// Gives all not-a-numbers the same bits: all ones, which is one of them in every type.
+fn unify_nans(dtype: DType, bytes: &mut [u8]) {
+    let mut block = [0.0; BLOCK];
+    for bytes in bytes.chunks_mut(BLOCK * dtype.size()) {
+        let values = &mut block[..bytes.len() / dtype.size()];
+        to_f64(dtype, bytes, values);
+        if values.iter().any(|value| value.is_nan()) {
+            for (element, value) in bytes.chunks_exact_mut(dtype.size()).zip(&*values) {
+                if value.is_nan() {
+                    element.fill(0xff);
+                }
+            }
+        }
+    }
 }

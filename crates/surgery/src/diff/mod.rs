@@ -28,9 +28,10 @@ pub use report::{
     CastProof, Census, Changed, Counts, Diff, FailOnReport, Health, MarkChange, MetadataChange, OnDisk,
     OneSided, Recast, Renamed, Reshaped, Side, TieChange, Transposed,
 };
-pub use verdict::{CastKind, Verdict};
+pub use verdict::{CastKind, Verdict, percent};
 
 use crate::{Error, Opened, Pattern};
+use compare::Hashed;
 use rename::Lone;
 use sides::Names;
 use verdict::{Facts, Products};
@@ -198,11 +199,11 @@ impl<'o> Candidate<'o> {
         self.entry.tensor()
     }
 
-    fn survey(&self, hash_as: Option<DType>) -> Result<(Option<Census>, Option<blake3::Hash>), Error> {
+    fn survey(&self, hashed: Option<Hashed>) -> Result<(Option<Census>, Option<blake3::Hash>), Error> {
         let Some(tensor) = self.tensor() else {
             return Ok((None, None));
         };
-        let survey = compare::survey(tensor, hash_as);
+        let survey = compare::survey(tensor, hashed);
         let (tally, hash) = survey.map_err(|source| Error::Tensor {
             name: self.name.to_owned(),
             source,
@@ -245,8 +246,7 @@ fn lone(a: &Names<'_>, b: &Names<'_>, options: &DiffOptions, diff: &mut Diff) ->
     if options.depth == Depth::Values {
         let size = |candidate: &Candidate<'_>| sides::n_bytes(candidate.entry);
         let surveys = work::in_threads(&candidates, options.n_threads, size, |candidate| {
-            let dtype = candidate.tensor().map(Tensor::dtype);
-            candidate.survey(dtype.filter(|_| candidate.is_hashed))
+            candidate.survey(candidate.is_hashed.then_some(Hashed::Bytes))
         })?;
         let hashed: Vec<(usize, blake3::Hash)> = surveys
             .iter()
@@ -360,7 +360,7 @@ fn hash_casts(
     }
     let size = |(i, _): &(usize, DType)| sides::n_bytes(candidates[*i].entry);
     let surveys = work::in_threads(&jobs, options.n_threads, size, |(i, to)| {
-        candidates[*i].survey(Some(*to))
+        candidates[*i].survey(Some(Hashed::Converted(*to)))
     })?;
     let hashes = jobs.iter().zip(surveys);
     Ok(hashes

@@ -4,7 +4,7 @@ use super::report::Diff;
 use super::sides::{Names, shape};
 
 /// What the last layer is called in torchvision, timm, transformers and elsewhere.
-const HEADS: [&str; 14] = [
+const HEADS: [&str; 11] = [
     "fc",
     "head",
     "heads",
@@ -13,11 +13,8 @@ const HEADS: [&str; 14] = [
     "score",
     "head_dist",
     "last_linear",
-    "pre_logits",
     "qa_outputs",
-    "output_layer",
     "logits",
-    "head_drop",
     "cls_head",
 ];
 
@@ -64,7 +61,10 @@ pub(super) fn of_all_differences(diff: &Diff, a: &Names<'_>, b: &Names<'_>) -> O
     if !(share <= MAX_SHARE) {
         return None;
     }
-    let is_called_head = module.split('.').any(|segment| HEADS.contains(&segment));
+    // `blocks.3.mlp.fc` is none: a head is not one of a row of like modules.
+    let is_number = |segment: &&str| segment.bytes().all(|byte| byte.is_ascii_digit());
+    let mut outer = module.split('.').take_while(|segment| !is_number(segment));
+    let is_called_head = outer.any(|segment| HEADS.contains(&segment));
     // The order of a model is its own; that of a file that was sorted says nothing.
     let is_sorted = a.entries.keys().is_sorted();
     let is_last = !is_sorted && a.entries.last().is_some_and(|(name, _)| is_in(name, module));

@@ -280,16 +280,6 @@ impl Verdict {
     }
 }
 
-impl fmt::Display for CastKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} -> {}", self.from, self.to)?;
-        match self.proof {
-            CastProof::OfB => f.write_str(" (A is rounded from B)"),
-            CastProof::OfA | CastProof::Unread => Ok(()),
-        }
-    }
-}
-
 impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -311,7 +301,12 @@ impl fmt::Display for Verdict {
                 n_reshaped,
                 casts,
             } => {
-                let casts: Vec<String> = casts.iter().map(ToString::to_string).collect();
+                let is_back = casts.iter().any(|kind| kind.proof == CastProof::OfB);
+                let back = if is_back { " (A is rounded from B)" } else { "" };
+                let casts: Vec<String> = casts
+                    .iter()
+                    .map(|kind| format!("{} -> {}", kind.from, kind.to))
+                    .collect();
                 let mut parts = Vec::new();
                 for (n, what) in [
                     (*n_renamed, "renamed"),
@@ -323,12 +318,13 @@ impl fmt::Display for Verdict {
                     }
                 }
                 if parts.is_empty() {
-                    return write!(f, "cast {} only", casts.join(", "));
+                    write!(f, "cast {} only", casts.join(", "))?;
+                    return f.write_str(back);
                 }
                 if !casts.is_empty() {
                     parts.push(format!("cast {}", casts.join(", ")));
                 }
-                write!(f, "same values, {}", parts.join(", "))
+                write!(f, "same values, {}{back}", parts.join(", "))
             }
             Verdict::NothingInCommon => f.write_str("nothing in common"),
             Verdict::OnlyNames { n_added, n_removed } => write!(
@@ -370,7 +366,7 @@ impl fmt::Display for Verdict {
 }
 
 /// Two significant digits: `2.1 %`, `93 %`, `0.00031 %`.
-pub(super) fn percent(share: f64) -> String {
+pub fn percent(share: f64) -> String {
     let percent = 100.0 * share;
     if percent == 0.0 || !percent.is_finite() {
         return format!("{percent} %");
