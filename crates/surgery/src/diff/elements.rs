@@ -167,17 +167,17 @@ fn same(dtype: DType, bytes: &[u8], sums: &mut Sums) {
         let mut squares = [0.0; LANES];
         let (lanes, rest) = values.as_chunks::<LANES>();
         for lane in lanes {
-            for i in 0..LANES {
-                squares[i] += finite_or_zero(lane[i]) * finite_or_zero(lane[i]);
+            for (square, x) in squares.iter_mut().zip(lane) {
+                *square += finite_or_zero(*x) * finite_or_zero(*x);
             }
         }
-        for (i, x) in rest.iter().enumerate() {
-            squares[i] += finite_or_zero(*x) * finite_or_zero(*x);
+        for (square, x) in squares.iter_mut().zip(rest) {
+            *square += finite_or_zero(*x) * finite_or_zero(*x);
         }
-        for i in 0..LANES {
-            sums.aa[i] += squares[i];
-            sums.bb[i] += squares[i];
-            sums.ab[i] += squares[i];
+        for (i, square) in squares.iter().enumerate() {
+            sums.aa[i] += square;
+            sums.bb[i] += square;
+            sums.ab[i] += square;
         }
     }
 }

@@ -58,7 +58,8 @@ pub(super) fn of_all_differences(diff: &Diff, a: &Names<'_>, b: &Names<'_>) -> O
         .map(|name| numel(name, b))
         .sum();
     let share = inside / total;
-    if !(share <= MAX_SHARE) {
+    // Of no elements at all, it is not a number.
+    if share.is_nan() || share > MAX_SHARE {
         return None;
     }
     // `blocks.3.mlp.fc` is none: a head is not one of a row of like modules.

@@ -14,6 +14,8 @@ const MAX_RANK: usize = 64;
 /// A few more than the rank that is looked for, as the paper advises.
 const N_COLUMNS: usize = MAX_RANK + 16;
 const N_ROWS: usize = 2 * MAX_RANK;
+/// From this size on, `pth` reads from the file and not through its map.
+const MIN_READ_BYTES: usize = 1 << 16;
 /// A low rank is at most this part of what the matrix could have.
 const MIN_SIDE_PER_RANK: usize = 4;
 
@@ -59,16 +61,19 @@ pub(super) fn low_rank(a: &Tensor, b: &Tensor, products: Products) -> Result<Opt
 fn sketch(a: &Tensor, b: &Tensor, n_rows: usize) -> Result<Vec<Vec<f64>>, Error> {
     let (m, n) = (a.shape()[0], a.shape()[1]);
     let size = a.dtype().size();
-    let rows = |tensor: &Tensor| tensor.slice_in(0, 0, n_rows, m / n_rows)?.reader_at(0);
-    let (mut reader_a, mut reader_b) = (rows(a)?, rows(b)?);
-    let (mut bytes_a, mut bytes_b) = (vec![0; n * size], vec![0; n * size]);
+    // Small parts of a mapped file come through the map, whose pages then count as this process's memory; a few rows together do not.
+    let n_together = MIN_READ_BYTES.div_ceil(n * size);
+    let (mut bytes_a, mut bytes_b) = (vec![0; n_together * n * size], vec![0; n_together * n * size]);
     let (mut x, mut y) = (vec![0.0; n], vec![0.0; n]);
     let mut columns = vec![vec![0.0; n_rows]; N_COLUMNS];
     for row in 0..n_rows {
-        reader_a.read(&mut bytes_a)?;
-        reader_b.read(&mut bytes_b)?;
-        to_f64(a.dtype(), &bytes_a, &mut x);
-        to_f64(a.dtype(), &bytes_b, &mut y);
+        let at = row * (m / n_rows);
+        let n_read = n_together.min(m - at);
+        for (tensor, bytes, values) in [(a, &mut bytes_a, &mut x), (b, &mut bytes_b, &mut y)] {
+            let bytes = &mut bytes[..n_read * n * size];
+            tensor.slice_in(0, at, n_read, 1)?.reader_at(0)?.read(bytes)?;
+            to_f64(a.dtype(), &bytes[..n * size], values);
+        }
         let mut sums = [0.0; N_COLUMNS];
         for (j, (x, y)) in x.iter().zip(&y).enumerate() {
             let d = y - x;
