@@ -48,6 +48,8 @@ enum Verb {
     Edit(commands::edit::EditArgs),
     /// The average of several state dicts
     Merge(commands::merge::MergeArgs),
+    /// What differs between two checkpoints, and what kind of difference it is; exit code 1 where something does
+    Diff(commands::diff::DiffArgs),
     /// What a checkpoint would touch if PyTorch opened it; exit code 1 where something is found
     Scan(commands::scan::ScanArgs),
     /// Whether a checkpoint is whole: CRCs, sizes, extents; exit code 1 where it is not
@@ -70,6 +72,7 @@ fn main() -> ExitCode {
         Verb::Convert(args) => commands::convert::run(&args),
         Verb::Edit(args) => commands::edit::run(&args),
         Verb::Merge(args) => commands::merge::run(&args),
+        Verb::Diff(args) => commands::diff::run(&args),
         Verb::Scan(args) => commands::scan::run(&args),
         Verb::Verify(args) => commands::verify::run(&args),
         Verb::Doctor(args) => commands::doctor::run(&args),

@@ -3,6 +3,7 @@
 //! Begin with [`open`] for any supported file.
 #![forbid(unsafe_code)]
 
+mod diff;
 mod distance;
 mod error;
 mod format;
@@ -15,6 +16,11 @@ mod size;
 mod stream;
 mod summary;
 
+pub use diff::{
+    CastKind, CastProof, Census, Changed, Counts, Depth, Diff, DiffOptions, FAIL_KINDS, FailKind, FailOn,
+    FailOnReport, Fold, Health, MarkChange, MetadataChange, OnDisk, OneSided, Recast, Renamed, Reshaped,
+    Side, TOLERANCES, TieChange, Tolerance, Transposed, Verdict, diff, fold, percent,
+};
 pub use distance::edit_distance;
 pub use error::Error;
 pub use format::open::{Format, Opened, is_safetensors, open, open_with};

@@ -20,7 +20,7 @@ pub use dict::{Group, LazyEntry, LazyStateDict, LazyValue};
 pub use draw::{Distribution, Draw};
 pub use read::LazyReader;
 
-pub(crate) use convert::{is_convertible, promote};
+pub(crate) use convert::{convert, is_convertible, promote, to_f64};
 pub(crate) use view::resolve_dim;
 
 use crate::Error;
