@@ -44,6 +44,47 @@ pub(crate) fn is_contiguous(shape: &[usize], stride: &[usize]) -> bool {
     true
 }
 
+/// The strides under which the elements of a view, in their order, have the sizes `new`; none where no strides do.
+///
+/// [torch: computeStride in aten/src/ATen/TensorUtils.cpp]
+pub(crate) fn view_stride(shape: &[usize], stride: &[usize], new: &[usize]) -> Option<Vec<usize>> {
+    let count = numel(shape)?;
+    if numel(new)? != count {
+        return None;
+    }
+    if count == 0 && shape == new {
+        return Some(stride.to_vec());
+    }
+    if count == 0 {
+        return Some(contiguous_stride(new));
+    }
+    let mut new_stride = vec![1; new.len()];
+    let mut slots = new_stride.iter_mut().zip(new).rev().peekable();
+    // From the innermost outwards: groups of old dimensions that lie densely in each other are cut up anew, each for itself.
+    let mut old = shape
+        .iter()
+        .zip(stride)
+        .rev()
+        .filter(|(size, _)| **size != 1)
+        .peekable();
+    while let Some((&size, &base)) = old.next() {
+        let mut group = size;
+        while let Some((&size, _)) = old.next_if(|(_, step)| Some(**step) == group.checked_mul(base)) {
+            group = group.checked_mul(size)?;
+        }
+        let mut taken = 1_usize;
+        while let Some((slot, &size)) = slots.next_if(|(_, size)| taken < group || **size == 1) {
+            *slot = taken.checked_mul(base)?;
+            taken = taken.checked_mul(size)?;
+        }
+        if taken != group {
+            return None;
+        }
+    }
+    // What is left has one element each; the number of elements is the same.
+    Some(new_stride)
+}
+
 /// One past the last element that the view touches; zero for an empty view. None if it does not fit.
 pub(crate) fn extent(shape: &[usize], stride: &[usize], storage_offset: usize) -> Option<usize> {
     if shape.contains(&0) {

@@ -4,6 +4,7 @@
 
 #![deny(unsafe_code)]
 
+mod archive;
 mod atomic;
 mod checkpoint;
 mod container;
@@ -11,6 +12,7 @@ mod diagnose;
 mod dtype;
 mod error;
 mod finding;
+mod gather;
 mod layout;
 mod limits;
 mod module;
@@ -18,6 +20,7 @@ mod numpy;
 mod objects;
 mod pickle;
 mod plain;
+mod reader;
 mod rebuild;
 mod record;
 mod save;
@@ -31,6 +34,7 @@ mod verify;
 mod walk;
 mod weights_only;
 
+pub use archive::{Archive, Slot};
 pub use atomic::{AtomicFile, Existing, FileError};
 pub use checkpoint::{Checkpoint, Other, Problem};
 pub use container::{Format, ModuleSource, OpenOptions};
@@ -39,6 +43,7 @@ pub use error::{Error, PickleFault, TensorFault};
 pub use finding::{Finding, Severity};
 pub use numpy::Array;
 pub use plain::Change;
+pub use reader::TensorReader;
 pub use record::{QScheme, Record, RecordKind};
 pub use save::{Profile, SaveOptions, save, save_state_dict, save_to_bytes};
 pub use scan::{GlobalUse, GlobalVerdict, Scan, WeightsOnly, scan};

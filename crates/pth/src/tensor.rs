@@ -295,7 +295,7 @@ impl Tensor {
     }
 
     /// The bytes of the storage from the view's first element to its last.
-    fn touched(&self) -> Range<usize> {
+    pub(crate) fn touched(&self) -> Range<usize> {
         let size = self.dtype.size();
         let end = layout::extent(self.shape(), self.stride(), self.storage_offset)
             .expect("a tensor is made with an extent that fits");
@@ -312,7 +312,7 @@ impl Tensor {
     }
 
     /// Brings gathered elements into little-endian order and carries out what they still await.
-    fn finish(&self, bytes: &mut [u8]) {
+    pub(crate) fn finish(&self, bytes: &mut [u8]) {
         let component = self.dtype.component_size();
         if self.storage.byte_order() == ByteOrder::Big {
             bytes.chunks_exact_mut(component).for_each(<[u8]>::reverse);
@@ -404,6 +404,45 @@ impl Tensor {
             slice.storage_offset += start * stride;
         }
         Ok(slice)
+    }
+}
+
+impl Tensor {
+    /// The view with its dimensions in another order: dimension `i` of it is `dims[i]` of this one. torch's `permute`.
+    ///
+    /// # Errors
+    /// `dims` does not name each dimension once.
+    pub fn permute(&self, dims: &[usize]) -> Result<Tensor, Error> {
+        let rank = self.shape().len();
+        if let Some(&dim) = dims.iter().find(|&&dim| dim >= rank) {
+            return Err(Error::Layout(TensorFault::TooFewDimensions { dim, rank }));
+        }
+        let mut sorted = dims.to_vec();
+        sorted.sort_unstable();
+        if !sorted.iter().copied().eq(0..rank) {
+            let fault = format!("order {dims:?} of {rank} dimensions, expected each once");
+            return Err(Error::Layout(TensorFault::Malformed(fault)));
+        }
+        let shape: Vec<usize> = dims.iter().map(|&dim| self.shape()[dim]).collect();
+        let stride: Vec<usize> = dims.iter().map(|&dim| self.stride()[dim]).collect();
+        // Sizes that fit in one order may overflow in another before their zero is reached.
+        self.with_dims(Dims::new(&shape, &stride)).map_err(Error::Layout)
+    }
+
+    /// The view of the same elements, in the same order, with other sizes. torch's `view`.
+    ///
+    /// None where the strides do not allow it, so that the elements would have to be copied, and where the number of elements differs.
+    pub fn view_as(&self, shape: &[usize]) -> Option<Tensor> {
+        let stride = layout::view_stride(self.shape(), self.stride(), shape)?;
+        self.with_dims(Dims::new(shape, &stride)).ok()
+    }
+
+    /// Another view of the same storage from the same offset on, which is no parameter.
+    fn with_dims(&self, dims: Dims) -> Result<Tensor, TensorFault> {
+        let mut view = Tensor::view(self.storage.clone(), self.dtype, dims, self.storage_offset)?;
+        view.requires_grad = self.requires_grad;
+        view.pending = self.pending;
+        Ok(view)
     }
 }
 
