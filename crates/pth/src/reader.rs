@@ -53,14 +53,13 @@ impl Tensor {
         let touched = self.touched();
         let is_in_order = self.is_contiguous();
         let is_whole = is_in_order && start == 0 && self.numel() > 0 && touched == (0..storage.nbytes());
-        let mut crc = None;
-        if is_whole {
-            crc = storage
-                .unverified_crc()
-                .map(|crc| (crc32fast::Hasher::new(), crc));
+        let crc = if is_whole {
+            let expected = storage.unverified_crc();
+            expected.map(|expected| (crc32fast::Hasher::new(), expected))
         } else {
             storage.verify()?;
-        }
+            None
+        };
         let strided = || Strided::new(self.shape(), self.stride(), self.dtype().size());
         let way = match storage.compressed() {
             None if is_in_order => Way::InOrder,
@@ -168,4 +167,44 @@ fn check_end(tensor: &Tensor, decoder: &mut DeflateDecoder<SourceReader>) -> Res
     }
     let fault = format!("it inflates to more bytes, declared are {declared}");
     Err(damaged(tensor, fault))
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::storage::ByteOrder;
+    use crate::tensor::Pending;
+    use crate::{DType, Storage, Tensor};
+
+    /// `to_bytes` has tests of its own for these.
+    #[test]
+    fn byte_order_and_the_lazy_bits_are_applied_to_each_part() {
+        let bytes: Vec<u8> = (0..960_u32).map(|i| (i * 37 % 251) as u8).collect();
+        for dtype in [DType::Complex64, DType::Int16, DType::Float64, DType::Uint8] {
+            let rows = 960 / dtype.size() / 6;
+            for order in [ByteOrder::Big, ByteOrder::Little] {
+                let storage = Storage::owned(bytes.clone()).with_byte_order(order);
+                for stride in [[6, 1], [1, rows]] {
+                    for (conj, neg) in [(false, false), (true, false), (true, true), (false, true)] {
+                        let tensor =
+                            Tensor::from_storage(storage.clone(), dtype, &[rows, 6], &stride, 0).unwrap();
+                        let tensor = tensor.with_pending(Pending { conj, neg });
+                        let expected = tensor.to_bytes().unwrap();
+                        let mut reader = tensor.reader_at(0).unwrap();
+                        let mut found = vec![0; expected.len()];
+                        let (head, tail) = found.split_at_mut(7 * dtype.size());
+                        reader.read(head).unwrap();
+                        reader.read(tail).unwrap();
+                        assert_eq!(found, *expected, "{tensor:?}");
+                    }
+                }
+            }
+        }
+        let complex = Tensor::from_bytes(DType::Complex64, &[60, 2], bytes).unwrap();
+        let complex = complex.with_pending(Pending {
+            conj: true,
+            neg: false,
+        });
+        assert_eq!(complex.permute(&[1, 0]).unwrap().pending(), complex.pending());
+        assert_eq!(complex.view_as(&[120]).unwrap().pending(), complex.pending());
+    }
 }
