@@ -55,7 +55,8 @@ impl StateDict {
         StateDict::default()
     }
 
-    pub(crate) fn reserve(&mut self, n: usize) {
+    /// Makes room for `n` more entries.
+    pub fn reserve(&mut self, n: usize) {
         self.entries.reserve(n);
     }
 

@@ -30,6 +30,24 @@ pub enum Error {
         fault: String,
     },
 
+    /// A set of files with an index is not whole, or not what the index says.
+    #[error("the set of `{}` cannot be read: {fault}", path.display())]
+    Sharded {
+        /// The index.
+        path: PathBuf,
+        /// What is wrong.
+        fault: String,
+    },
+
+    /// A folder holds several files of which none is the usual one.
+    #[error("`{}` holds {}, and none of them is the usual one", path.display(), list(names))]
+    Ambiguous {
+        /// The folder.
+        path: PathBuf,
+        /// The files.
+        names: Vec<String>,
+    },
+
     /// safetensors has no such element type.
     #[error("tensor `{name}` is {dtype}, which safetensors cannot express")]
     Inexpressible {
@@ -100,7 +118,23 @@ pub enum Error {
     },
 }
 
+/// `a`, `b` and `c`
+fn list(names: &[String]) -> String {
+    let quoted: Vec<String> = names.iter().map(|name| format!("`{name}`")).collect();
+    match quoted.split_last() {
+        Some((last, rest)) if !rest.is_empty() => format!("{} and {last}", rest.join(", ")),
+        _ => quoted.concat(),
+    }
+}
+
 impl Error {
+    pub(crate) fn sharded(path: &Path, fault: impl Into<String>) -> Error {
+        Error::Sharded {
+            path: path.to_owned(),
+            fault: fault.into(),
+        }
+    }
+
     pub(crate) fn safetensors(path: &Path, fault: impl Into<String>) -> Error {
         Error::Safetensors {
             path: path.to_owned(),

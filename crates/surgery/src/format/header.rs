@@ -1,6 +1,6 @@
-//! The JSON header of a safetensors file, in the order in which it is written, without repeated names.
+//! The JSON header of a safetensors file, in the order in which it is written.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::fmt;
 
 use safetensors::Dtype;
@@ -10,13 +10,16 @@ use serde::ser::{Serialize, SerializeMap, Serializer};
 
 use pth::DType;
 
+/// Bytes of the length in front of the header.
+pub(super) const LENGTH_BYTES: usize = 8;
+
 /// The largest header that the format allows, in bytes.
 pub(super) const MAX_HEADER_BYTES: usize = 100_000_000;
 
 /// The member that is no tensor.
 pub(super) const METADATA_KEY: &str = "__metadata__";
 
-/// Members in file order; the crate's own type forgets the order and takes the last of equal names.
+/// Members in file order; the crate's own type forgets the order and takes the last of equal names. Equal names are still in it.
 pub(super) struct Header {
     pub(super) metadata: BTreeMap<String, String>,
     pub(super) tensors: Vec<(String, TensorInfo)>,
@@ -36,12 +39,11 @@ impl<'de> Deserialize<'de> for Header {
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Header, A::Error> {
                 let mut metadata = None;
                 let mut tensors: Vec<(String, TensorInfo)> = Vec::new();
-                let mut seen = HashSet::new();
                 while let Some(name) = map.next_key::<String>()? {
-                    if !seen.insert(name.clone()) {
-                        return Err(A::Error::custom(format!("two entries are called `{name}`")));
-                    }
                     if name == METADATA_KEY {
+                        if metadata.is_some() {
+                            return Err(A::Error::custom(format!("two entries are called `{name}`")));
+                        }
                         metadata = Some(map.next_value()?);
                     } else {
                         tensors.push((name, map.next_value()?));

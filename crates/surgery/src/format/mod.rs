@@ -1,5 +1,10 @@
-//! Files of tensors: which format it is, and safetensors.
+//! Files of tensors, single and in sets: which format it is, and safetensors.
 
+mod folder;
 mod header;
+mod index;
 pub(crate) mod open;
+mod read;
 pub(crate) mod safetensors;
+mod sharded;
+mod ties;

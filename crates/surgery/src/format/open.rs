@@ -2,12 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 
 use pth::{Checkpoint, ModuleSource, OpenOptions, Other, Problem, Source, StateDict};
 
-use super::safetensors;
-use crate::Error;
+use super::folder::{self, Place};
+use super::{read, sharded, ties};
+use crate::{Error, marks};
 
 /// What a file of tensors is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,6 +20,16 @@ pub enum Format {
     Pth(pth::Format),
     /// safetensors.
     Safetensors,
+    /// safetensors in several files, with an index.
+    ShardedSafetensors {
+        /// How many files.
+        n_shards: usize,
+    },
+    /// PyTorch checkpoints in several files, with an index.
+    ShardedPth {
+        /// How many files.
+        n_shards: usize,
+    },
 }
 
 impl fmt::Display for Format {
@@ -24,8 +37,14 @@ impl fmt::Display for Format {
         match self {
             Format::Pth(format) => format.fmt(f),
             Format::Safetensors => f.write_str("safetensors"),
+            Format::ShardedSafetensors { n_shards } => write!(f, "safetensors, {}", shards(*n_shards)),
+            Format::ShardedPth { n_shards } => write!(f, "pytorch, {}", shards(*n_shards)),
         }
     }
+}
+
+fn shards(n: usize) -> String {
+    format!("{n} shard{}", if n == 1 { "" } else { "s" })
 }
 
 /// An open file of tensors: its state dict and an account of all else.
@@ -37,7 +56,7 @@ pub struct Opened {
     pub state_dict: StateDict,
     /// Where in a checkpoint the state dict was found; empty for the root.
     pub wrapper: String,
-    /// `__metadata__` of safetensors.
+    /// `__metadata__` of safetensors; of a set, those of the index and of all shards, without sizes. What is not text is JSON.
     pub metadata: BTreeMap<String, String>,
     /// Values that are no tensors.
     pub others: Vec<Other>,
@@ -49,10 +68,35 @@ pub struct Opened {
     pub sources: Vec<ModuleSource>,
 }
 
-/// Opens `path`, whatever it is called: a PyTorch checkpoint of any container, or safetensors.
+impl Opened {
+    /// An open file of which nothing is read yet.
+    pub(super) fn new(format: Format) -> Opened {
+        Opened {
+            format,
+            state_dict: StateDict::new(),
+            wrapper: String::new(),
+            metadata: BTreeMap::new(),
+            others: Vec::new(),
+            other_tensors: StateDict::new(),
+            problems: Vec::new(),
+            sources: Vec::new(),
+        }
+    }
+
+    /// Carries out what the metadata say of the tensors: ties and marks.
+    pub(super) fn finish(&mut self) {
+        ties::apply(&mut self.state_dict, &mut self.metadata);
+        if let Some(patterns) = self.metadata.get(marks::KEY) {
+            marks::apply(&mut self.state_dict, &marks::parse(patterns));
+        }
+    }
+}
+
+/// Opens `path`, whatever it is called: a PyTorch checkpoint of any container, safetensors, the index of a set of either, or a folder
+/// with one of these in it.
 ///
 /// # Errors
-/// The file cannot be read, or is neither.
+/// The file cannot be read, or is none of these; a set is not complete, or not what its index says.
 pub fn open(path: &Path) -> Result<Opened, Error> {
     open_with(path, &OpenOptions::default())
 }
@@ -62,32 +106,45 @@ pub fn open(path: &Path) -> Result<Opened, Error> {
 /// # Errors
 /// As [`open`].
 pub fn open_with(path: &Path, options: &OpenOptions) -> Result<Opened, Error> {
-    let named = |source| match source {
+    let place = if path.is_dir() {
+        folder::find(path)?
+    } else if is_index(path) {
+        Place::Index(path.to_owned())
+    } else {
+        Place::File(path.to_owned())
+    };
+    let mut opened = match place {
+        Place::Index(path) => return sharded::open(&path, options),
+        Place::File(path) => file(&path, options)?,
+        // What else it is, the checkpoint's reader knows.
+        Place::Dcp(path) => checkpoint(&path, options)?,
+        Place::Unknown => checkpoint(path, options)?,
+    };
+    opened.finish();
+    Ok(opened)
+}
+
+/// Opens one file; ties and marks are left in the metadata.
+pub(super) fn file(path: &Path, options: &OpenOptions) -> Result<Opened, Error> {
+    let source = Source::open(path, options.backing)?;
+    if is_safetensors(&source) {
+        return read::file(&source, path);
+    }
+    taken(Checkpoint::from_source(source, options), path)
+}
+
+fn checkpoint(path: &Path, options: &OpenOptions) -> Result<Opened, Error> {
+    taken(Checkpoint::open_with(path, options), path)
+}
+
+fn taken(checkpoint: Result<Checkpoint, pth::Error>, path: &Path) -> Result<Opened, Error> {
+    let checkpoint = checkpoint.map_err(|source| match source {
         pth::Error::File(error) => Error::File(error),
         source => Error::Checkpoint {
             path: path.to_owned(),
             source,
         },
-    };
-    if path.is_dir() {
-        // No folder is read; what it is, the checkpoint's reader knows.
-        Checkpoint::open_with(path, options).map_err(named)?;
-    }
-    let source = Source::open(path, options.backing)?;
-    if is_safetensors(&source) {
-        let (state_dict, metadata) = safetensors::read(&source, path)?;
-        return Ok(Opened {
-            format: Format::Safetensors,
-            state_dict,
-            wrapper: String::new(),
-            metadata,
-            others: Vec::new(),
-            other_tensors: StateDict::new(),
-            problems: Vec::new(),
-            sources: Vec::new(),
-        });
-    }
-    let checkpoint = Checkpoint::from_source(source, options).map_err(named)?;
+    })?;
     Ok(Opened {
         format: Format::Pth(checkpoint.format()),
         wrapper: checkpoint.wrapper().to_owned(),
@@ -98,6 +155,22 @@ pub fn open_with(path: &Path, options: &OpenOptions) -> Result<Opened, Error> {
         sources: checkpoint.sources().to_vec(),
         state_dict: checkpoint.into_state_dict(),
     })
+}
+
+/// Whether the file is called like an index, and begins like JSON.
+fn is_index(path: &Path) -> bool {
+    let is_named = path
+        .file_name()
+        .and_then(|name| name.to_str())
+        .is_some_and(folder::is_index_name);
+    if !is_named {
+        return false;
+    }
+    let mut head = [0; 64];
+    let n = File::open(path)
+        .and_then(|mut file| file.read(&mut head))
+        .unwrap_or(0);
+    head[..n].trim_ascii_start().first() == Some(&b'{')
 }
 
 /// Whether `source` begins like a safetensors file: a length that the format allows, then the `{` that it demands.

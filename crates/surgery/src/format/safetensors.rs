@@ -1,24 +1,20 @@
 //! safetensors: read from a map without copying, written tensor by tensor.
 //!
-//! The rules are those of the `safetensors` crate 0.8; here a repeated name is refused too, and names keep the header's order.
 //! Data lies in descending order of alignment, as the crate writes it, so that every tensor is aligned for its type.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::{BufWriter, Write};
 use std::path::Path;
 
-use ::safetensors::tensor::{Metadata, TensorInfo};
-use pth::{AtomicFile, Backing, DType, Existing, FileError, Source, StateDict, Storage, Tensor};
+use ::safetensors::tensor::TensorInfo;
+use pth::{AtomicFile, Backing, DType, Existing, FileError, Source, StateDict, Tensor};
 
 use super::header::{
-    Header, MAX_HEADER_BYTES, METADATA_KEY, from_safetensors, shape_in_safetensors, shape_in_torch,
-    to_safetensors,
+    Header, LENGTH_BYTES, MAX_HEADER_BYTES, METADATA_KEY, shape_in_safetensors, to_safetensors,
 };
+use super::read;
 use crate::op::cast::{self, Cast, is_castable};
 use crate::{Error, marks};
-
-/// Bytes of the length in front of the header.
-const LENGTH_BYTES: usize = 8;
 
 /// What was written.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,79 +27,15 @@ pub struct SaveReport {
 
 /// Opens a safetensors file: its tensors, in the header's order, as views of one memory map, and its `__metadata__`.
 ///
-/// Where `__metadata__` has `frozen`, tensors are frozen and trainable as it says.
+/// Where `__metadata__` has `frozen`, tensors are frozen and trainable as it says. Where it maps a name that the file lacks to one that
+/// it has, as `safetensors.torch.save_model` does for shared tensors, both names are there, and that entry of the metadata is not.
 ///
 /// # Errors
 /// The file cannot be read, or breaks a rule of the format.
 pub fn open_safetensors(path: &Path) -> Result<(StateDict, BTreeMap<String, String>), Error> {
-    read(&Source::open(path, Backing::Map)?, path)
-}
-
-/// As [`open_safetensors`], of a file that is mapped already.
-pub(super) fn read(source: &Source, path: &Path) -> Result<(StateDict, BTreeMap<String, String>), Error> {
-    let n_bytes = source.len();
-    let fault = |fault: String| Error::safetensors(path, fault);
-    let read = FileError::at("read", path);
-    let mut length = [0; LENGTH_BYTES];
-    if n_bytes < LENGTH_BYTES {
-        return Err(fault(format!("{n_bytes} bytes, expected at least 8")));
-    }
-    source.read_at(0, &mut length).map_err(&read)?;
-    let header_len = usize::try_from(u64::from_le_bytes(length)).unwrap_or(usize::MAX);
-    if header_len > MAX_HEADER_BYTES {
-        return Err(fault(format!(
-            "a header of {header_len} bytes, allowed are {MAX_HEADER_BYTES}"
-        )));
-    }
-    let data_start = LENGTH_BYTES + header_len;
-    if data_start > n_bytes {
-        return Err(fault(format!(
-            "a header of {header_len} bytes, but the file ends after {}",
-            n_bytes - LENGTH_BYTES
-        )));
-    }
-    // In memory of its own, so that what was checked cannot change.
-    let mut header = vec![0; header_len];
-    source.read_at(LENGTH_BYTES, &mut header).map_err(&read)?;
-    let header: Header =
-        serde_json::from_slice(&header).map_err(|error| fault(format!("header: {error}")))?;
-
-    // The crate's rules: sizes fit shapes, no holes, no overlap.
-    let mut by_offset = header.tensors.clone();
-    by_offset.sort_by_key(|(_, info)| info.data_offsets);
-    let data_len = Metadata::new(None, by_offset)
-        .map_err(|error| fault(error.to_string()))?
-        .data_len();
-    if data_start.checked_add(data_len) != Some(n_bytes) {
-        return Err(fault(format!(
-            "{data_len} bytes of tensors, found {}",
-            n_bytes - data_start
-        )));
-    }
-
-    let mut tensors = StateDict::new();
-    for (name, info) in header.tensors {
-        let dtype = from_safetensors(info.dtype).ok_or_else(|| {
-            fault(format!(
-                "tensor `{name}` is {:?}, which torch does not have",
-                info.dtype
-            ))
-        })?;
-        let shape = shape_in_torch(dtype, info.shape)
-            .ok_or_else(|| fault(format!("tensor `{name}` has an odd number of 4-bit values")))?;
-        let (start, end) = info.data_offsets;
-        let storage = Storage::window(source, data_start + start..data_start + end, &name)
-            .expect("the offsets are inside the data, and the data is what the file has");
-        let tensor = Tensor::contiguous(storage, dtype, &shape).map_err(|source| Error::Tensor {
-            name: name.clone(),
-            source,
-        })?;
-        tensors.insert(name, tensor);
-    }
-    if let Some(patterns) = header.metadata.get(marks::KEY) {
-        marks::apply(&mut tensors, &marks::parse(patterns));
-    }
-    Ok((tensors, header.metadata))
+    let mut opened = read::file(&Source::open(path, Backing::Map)?, path)?;
+    opened.finish();
+    Ok((opened.state_dict, opened.metadata))
 }
 
 /// Writes `tensors` as a safetensors file, which appears whole or not at all.
