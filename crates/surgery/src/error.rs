@@ -79,6 +79,41 @@ pub enum Error {
         limit: usize,
     },
 
+    /// A new header does not fit in the place of the old one; nothing was written.
+    #[error("the new header of `{}` needs {needed} bytes, and the file has room for {available}", path.display())]
+    HeaderFull {
+        /// The file.
+        path: PathBuf,
+        /// Bytes of the new header.
+        needed: usize,
+        /// Bytes of the old one, with its padding.
+        available: usize,
+    },
+
+    /// A crash has left a header half-written; the old one is kept.
+    #[error("an edit of `{}` was not finished; its old header is kept in `{}`", path.display(), backup.display())]
+    UnfinishedEdit {
+        /// The file.
+        path: PathBuf,
+        /// What keeps the old header.
+        backup: PathBuf,
+    },
+
+    /// A name that no tensor has.
+    #[error("there is no tensor `{0}`")]
+    UnknownTensor(String),
+
+    /// A tensor would get two names; nothing was renamed.
+    #[error("`{name}` cannot be called `{first}` and `{second}`")]
+    TwoNames {
+        /// The tensor.
+        name: String,
+        /// The one.
+        first: String,
+        /// The other.
+        second: String,
+    },
+
     /// A tensor's bytes could not be made.
     #[error("tensor `{name}`")]
     Tensor {
