@@ -39,6 +39,15 @@ pub enum Error {
         fault: String,
     },
 
+    /// A distributed checkpoint is not whole, or not one.
+    #[error("the distributed checkpoint `{}` cannot be read: {fault}", path.display())]
+    Dcp {
+        /// The folder.
+        path: PathBuf,
+        /// What is wrong.
+        fault: String,
+    },
+
     /// A folder holds several files of which none is the usual one.
     #[error("`{}` holds {}, and none of them is the usual one", path.display(), list(names))]
     Ambiguous {

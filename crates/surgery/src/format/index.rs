@@ -128,12 +128,7 @@ impl<'t> Index<'t> {
         for shard in self.shards() {
             let file = shard.file.as_ref();
             let fault = |fault: String| Error::sharded(path, fault);
-            // On every system, so that a set that opens here opens elsewhere.
-            let is_bare = Path::new(file).file_name() == Some(OsStr::new(file))
-                && !file.contains(['/', '\\', ':', '\0'])
-                && file != "."
-                && file != "..";
-            if !is_bare {
+            if !is_bare(file) {
                 return Err(fault(format!(
                     "its index names `{file}`, which is no bare file name"
                 )));
@@ -187,8 +182,16 @@ impl<'t> Index<'t> {
     }
 }
 
+/// Whether it names a file of the folder, on every system: a set that opens here opens elsewhere.
+pub(super) fn is_bare(file: &str) -> bool {
+    Path::new(file).file_name() == Some(OsStr::new(file))
+        && !file.contains(['/', '\\', ':', '\0'])
+        && file != "."
+        && file != ".."
+}
+
 /// Whether a link leads to a file of the index's folder; or to where the index itself is a link to, as in the cache of a model hub.
-fn stays(link: &Path, index: &Path) -> bool {
+pub(super) fn stays(link: &Path, index: &Path) -> bool {
     let real_folder = |path: &Path| fs::canonicalize(path).ok()?.parent().map(Path::to_owned);
     let folder = index
         .parent()

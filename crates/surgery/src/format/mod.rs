@@ -1,10 +1,12 @@
 //! Files of tensors, single and in sets: which format it is, and safetensors.
 
+mod dcp;
 pub(crate) mod edit;
 mod folder;
 mod header;
 mod index;
 pub(crate) mod open;
+pub(crate) mod pieces;
 mod read;
 pub(crate) mod safetensors;
 mod sharded;

@@ -9,7 +9,8 @@ use std::path::Path;
 use pth::{Checkpoint, ModuleSource, OpenOptions, Other, Problem, Source, StateDict};
 
 use super::folder::{self, Place};
-use super::{read, sharded, ties};
+use super::pieces::Pieces;
+use super::{dcp, read, sharded, ties};
 use crate::{Error, marks};
 
 /// What a file of tensors is.
@@ -30,6 +31,8 @@ pub enum Format {
         /// How many files.
         n_shards: usize,
     },
+    /// A folder of `torch.distributed.checkpoint`.
+    Dcp,
 }
 
 impl fmt::Display for Format {
@@ -39,6 +42,7 @@ impl fmt::Display for Format {
             Format::Safetensors => f.write_str("safetensors"),
             Format::ShardedSafetensors { n_shards } => write!(f, "safetensors, {}", shards(*n_shards)),
             Format::ShardedPth { n_shards } => write!(f, "pytorch, {}", shards(*n_shards)),
+            Format::Dcp => f.write_str("pytorch distributed"),
         }
     }
 }
@@ -54,6 +58,8 @@ pub struct Opened {
     pub format: Format,
     /// The model's tensors.
     pub state_dict: StateDict,
+    /// The model's tensors that lie in pieces, with their places among the others.
+    pub pieces: Vec<Pieces>,
     /// Where in a checkpoint the state dict was found; empty for the root.
     pub wrapper: String,
     /// `__metadata__` of safetensors; of a set, those of the index and of all shards, without sizes. What is not text is JSON.
@@ -74,6 +80,7 @@ impl Opened {
         Opened {
             format,
             state_dict: StateDict::new(),
+            pieces: Vec::new(),
             wrapper: String::new(),
             metadata: BTreeMap::new(),
             others: Vec::new(),
@@ -81,6 +88,36 @@ impl Opened {
             problems: Vec::new(),
             sources: Vec::new(),
         }
+    }
+
+    /// Puts the tensors that lie in pieces into the state dict, each at its place and in memory of its own.
+    ///
+    /// # Errors
+    /// A piece that cannot be read.
+    pub fn assemble(&mut self) -> Result<(), Error> {
+        if self.pieces.is_empty() {
+            return Ok(());
+        }
+        let metadata = self.state_dict.metadata().to_vec();
+        let mut whole = StateDict::new();
+        whole.reserve(self.state_dict.len() + self.pieces.len());
+        let mut pieces = self.pieces.iter().peekable();
+        let entries = std::mem::take(&mut self.state_dict).into_iter().map(Some);
+        for (place, entry) in entries.chain([None]).enumerate() {
+            while let Some(pieces) = pieces.next_if(|pieces| pieces.place() <= place || entry.is_none()) {
+                let tensor = pieces.assemble().map_err(|source| Error::Tensor {
+                    name: pieces.name().to_owned(),
+                    source,
+                })?;
+                whole.insert(pieces.name(), tensor);
+            }
+            if let Some((name, entry)) = entry {
+                whole.insert_entry(name, entry);
+            }
+        }
+        self.state_dict = whole.with_metadata(metadata);
+        self.pieces.clear();
+        Ok(())
     }
 
     /// Carries out what the metadata say of the tensors: ties and marks.
@@ -116,8 +153,8 @@ pub fn open_with(path: &Path, options: &OpenOptions) -> Result<Opened, Error> {
     let mut opened = match place {
         Place::Index(path) => return sharded::open(&path, options),
         Place::File(path) => file(&path, options)?,
+        Place::Dcp(path) => dcp::open(&path, options)?,
         // What else it is, the checkpoint's reader knows.
-        Place::Dcp(path) => checkpoint(&path, options)?,
         Place::Unknown => checkpoint(path, options)?,
     };
     opened.finish();
@@ -149,6 +186,7 @@ fn taken(checkpoint: Result<Checkpoint, pth::Error>, path: &Path) -> Result<Open
         format: Format::Pth(checkpoint.format()),
         wrapper: checkpoint.wrapper().to_owned(),
         metadata: BTreeMap::new(),
+        pieces: Vec::new(),
         others: checkpoint.others().to_vec(),
         other_tensors: checkpoint.other_tensors().clone(),
         problems: checkpoint.problems().to_vec(),
