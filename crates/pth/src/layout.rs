@@ -18,13 +18,18 @@ pub(crate) fn numel(shape: &[usize]) -> Option<usize> {
 /// The strides of a row-major tensor, as torch computes them (an empty dimension counts as one).
 pub(crate) fn contiguous_stride(shape: &[usize]) -> Vec<usize> {
     let mut stride = vec![1; shape.len()];
+    fill_contiguous_stride(shape, &mut stride);
+    stride
+}
+
+/// As [`contiguous_stride`], into as many places.
+pub(crate) fn fill_contiguous_stride(shape: &[usize], stride: &mut [usize]) {
     let mut next = 1_usize;
     for (slot, &size) in stride.iter_mut().zip(shape).rev() {
         *slot = next;
         // Only of an empty tensor can it not fit; torch counts in 64 bits with a sign.
         next = next.saturating_mul(size.max(1)).min(isize::MAX.unsigned_abs());
     }
-    stride
 }
 
 /// Whether the elements lie row-major without gaps; strides of dimensions of one element do not matter.

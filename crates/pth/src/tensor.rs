@@ -34,6 +34,19 @@ impl Dims {
         Dims(shape.iter().chain(stride).copied().collect())
     }
 
+    /// Row-major without gaps.
+    fn contiguous(shape: &[usize]) -> Dims {
+        // Small ones without a detour over the heap: a model has a hundred thousand.
+        let mut all = [0; 16];
+        let Some(all) = all.get_mut(..2 * shape.len()) else {
+            return Dims::new(shape, &layout::contiguous_stride(shape));
+        };
+        let (sizes, strides) = all.split_at_mut(shape.len());
+        sizes.copy_from_slice(shape);
+        layout::fill_contiguous_stride(shape, strides);
+        Dims(Arc::from(&*all))
+    }
+
     pub(crate) fn is(&self, shape: &[usize], stride: &[usize]) -> bool {
         self.shape() == shape && self.stride() == stride
     }
@@ -126,8 +139,7 @@ impl Tensor {
         let expected = layout::numel(shape).and_then(|numel| numel.checked_mul(dtype.size()));
         match expected {
             Some(expected) if expected == storage.nbytes() => {
-                let stride = layout::contiguous_stride(shape);
-                Tensor::from_storage(storage, dtype, shape, &stride, 0)
+                Tensor::view(storage, dtype, Dims::contiguous(shape), 0).map_err(Error::Layout)
             }
             Some(expected) => Err(Error::Layout(TensorFault::ByteCount {
                 dtype,

@@ -158,7 +158,21 @@ fn a_tensor_in_two_shards_is_refused() {
     let index =
         format!(r#"{{"weight_map":{{"a.weight":"{A}","z.weight":"{A}","m.bias":"{B}","a.weight":"{B}"}}}}"#);
     put(folder.path(), INDEX, index.as_bytes());
-    check_rejects(folder.path(), "its index lists tensor `a.weight` in two shards");
+    check_rejects(folder.path(), "its index lists tensor `a.weight` twice");
+}
+
+#[test]
+fn a_name_that_is_in_a_shard_twice_is_refused() {
+    let folder = sound();
+    let json = r#"{"m.bias":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"m.bias":{"dtype":"U8","shape":[1],"data_offsets":[1,2]}}"#;
+    let mut bytes = (json.len() as u64).to_le_bytes().to_vec();
+    bytes.extend_from_slice(json.as_bytes());
+    bytes.extend_from_slice(b"12");
+    put(folder.path(), B, &bytes);
+    check_rejects(
+        folder.path(),
+        "shard `model-00002-of-00002.safetensors` holds tensor `m.bias` twice",
+    );
 }
 
 #[test]

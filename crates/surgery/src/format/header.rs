@@ -10,6 +10,8 @@ use serde::ser::{Serialize, SerializeMap, Serializer};
 
 use pth::DType;
 
+use super::canonical;
+
 /// Bytes of the length in front of the header.
 pub(super) const LENGTH_BYTES: usize = 8;
 
@@ -23,6 +25,13 @@ pub(super) const METADATA_KEY: &str = "__metadata__";
 pub(super) struct Header {
     pub(super) metadata: BTreeMap<String, String>,
     pub(super) tensors: Vec<(String, TensorInfo)>,
+}
+
+impl Header {
+    /// Understands a header, without the length in front of it.
+    pub(super) fn parse(json: &[u8]) -> Result<Header, serde_json::Error> {
+        canonical::parse(json).map_or_else(|| serde_json::from_slice(json), Ok)
+    }
 }
 
 impl<'de> Deserialize<'de> for Header {

@@ -1,5 +1,6 @@
 //! Files of tensors, single and in sets: which format it is, and safetensors.
 
+mod canonical;
 mod dcp;
 pub(crate) mod edit;
 mod folder;

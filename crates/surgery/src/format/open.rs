@@ -162,11 +162,16 @@ pub fn open_with(path: &Path, options: &OpenOptions) -> Result<Opened, Error> {
 }
 
 /// Opens one file; ties and marks are left in the metadata.
-pub(super) fn file(path: &Path, options: &OpenOptions) -> Result<Opened, Error> {
+fn file(path: &Path, options: &OpenOptions) -> Result<Opened, Error> {
     let source = Source::open(path, options.backing)?;
     if is_safetensors(&source) {
         return read::file(&source, path);
     }
+    pth_file(source, path, options)
+}
+
+/// Opens one checkpoint.
+pub(super) fn pth_file(source: Source, path: &Path, options: &OpenOptions) -> Result<Opened, Error> {
     taken(Checkpoint::from_source(source, options), path)
 }
 

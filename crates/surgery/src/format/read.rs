@@ -2,21 +2,44 @@
 //!
 //! The rules are those of the `safetensors` crate 0.8; here a repeated name is refused too.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use ::safetensors::tensor::TensorInfo;
-use pth::{Entry, FileError, Source, StateDict, Storage, Tensor};
+use pth::{Entry, FileError, Source, Storage, Tensor};
 
 use super::header::{Header, LENGTH_BYTES, MAX_HEADER_BYTES, from_safetensors, shape_in_torch};
 use super::open::{Format, Opened};
 use crate::Error;
 
-/// Reads the header of `source`; ties and marks are left in the metadata.
-pub(super) fn file(source: &Source, path: &Path) -> Result<Opened, Error> {
+/// What a file holds, in the header's order; a name may be there twice.
+pub(super) struct Contents {
+    pub(super) tensors: Vec<(String, Tensor)>,
+    pub(super) metadata: BTreeMap<String, String>,
+}
+
+/// Reads the header of `source`.
+pub(super) fn contents(source: &Source, path: &Path) -> Result<Contents, Error> {
     let (header, data_start) = header(source, path)?;
+    Ok(Contents {
+        tensors: tensors(header.tensors, data_start, source, path)?,
+        metadata: header.metadata,
+    })
+}
+
+/// Opens a file; ties and marks are left in the metadata.
+pub(super) fn file(source: &Source, path: &Path) -> Result<Opened, Error> {
+    let contents = contents(source, path)?;
     let mut opened = Opened::new(Format::Safetensors);
-    opened.state_dict = tensors(header.tensors, data_start, source, path)?;
-    opened.metadata = header.metadata;
+    opened.metadata = contents.metadata;
+    opened.state_dict.reserve(contents.tensors.len());
+    for (name, tensor) in contents.tensors {
+        if let Some(Entry::Tensor(first)) = opened.state_dict.insert(name, tensor) {
+            let name = first.storage().key();
+            let fault = format!("header: two entries are called `{name}`");
+            return Err(Error::safetensors(path, fault));
+        }
+    }
     Ok(opened)
 }
 
@@ -46,7 +69,7 @@ pub(super) fn header(source: &Source, path: &Path) -> Result<(Header, usize), Er
     // In memory of its own, so that what was checked cannot change.
     let mut header = vec![0; header_len];
     source.read_at(LENGTH_BYTES, &mut header).map_err(&read)?;
-    let header = serde_json::from_slice(&header).map_err(|error| fault(format!("header: {error}")))?;
+    let header = Header::parse(&header).map_err(|error| fault(format!("header: {error}")))?;
     Ok((header, data_start))
 }
 
@@ -55,7 +78,7 @@ fn tensors(
     data_start: usize,
     source: &Source,
     path: &Path,
-) -> Result<StateDict, Error> {
+) -> Result<Vec<(String, Tensor)>, Error> {
     let fault = |fault: String| Error::safetensors(path, fault);
     check_offsets(&infos, source.len() - data_start).map_err(fault)?;
     let windows = infos.iter().map(|(name, info)| {
@@ -64,8 +87,7 @@ fn tensors(
     });
     let storages = Storage::windows(source, windows)
         .expect("the offsets are inside the data, and the data is what the file has");
-    let mut tensors = StateDict::new();
-    tensors.reserve(infos.len());
+    let mut tensors = Vec::with_capacity(infos.len());
     for ((name, info), storage) in infos.into_iter().zip(storages) {
         let dtype = from_safetensors(info.dtype).ok_or_else(|| {
             fault(format!(
@@ -75,13 +97,9 @@ fn tensors(
         })?;
         let shape = shape_in_torch(dtype, info.shape)
             .ok_or_else(|| fault(format!("tensor `{name}` has an odd number of 4-bit values")))?;
-        let tensor = Tensor::contiguous(storage, dtype, &shape).map_err(|source| Error::Tensor {
-            name: name.clone(),
-            source,
-        })?;
-        if let Some(Entry::Tensor(first)) = tensors.insert(name, tensor) {
-            let name = first.storage().key();
-            return Err(fault(format!("header: two entries are called `{name}`")));
+        match Tensor::contiguous(storage, dtype, &shape) {
+            Ok(tensor) => tensors.push((name, tensor)),
+            Err(source) => return Err(Error::Tensor { name, source }),
         }
     }
     Ok(tensors)

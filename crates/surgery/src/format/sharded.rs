@@ -7,77 +7,101 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
-use pth::{OpenOptions, StateDict};
+use pth::{OpenOptions, Source, StateDict, Tensor};
 
 use super::index::{self, Index, Shard};
-use super::open::{self, Format, Opened};
+use super::open::{self, Format, Opened, is_safetensors};
+use super::read::{self, Contents};
 use crate::Error;
+
+/// One file of a set.
+enum Part {
+    Safetensors(Contents),
+    Pth(Box<Opened>),
+}
 
 /// Opens the set whose index is at `path`: every tensor lies in exactly one file, in the one that the index says.
 pub(super) fn open(path: &Path, options: &OpenOptions) -> Result<Opened, Error> {
+    let fault = |fault: String| Error::sharded(path, fault);
     let text = index::read(path)?;
     let index = Index::parse(&text, path)?;
     let paths = index.locate(path)?;
-    let mut parts = read_all(&paths, |i| {
-        let part = open::file(&paths[i], options)?;
-        check_names(&index.shards()[i], &part).map_err(|fault| Error::sharded(path, fault))?;
-        Ok(part)
+    let parts = read_all(&paths, |i| {
+        let source = Source::open(&paths[i], options.backing)?;
+        if is_safetensors(&source) {
+            let part = read::contents(&source, &paths[i])?;
+            check_tensors(&index.shards()[i], &part.tensors).map_err(fault)?;
+            return Ok(Part::Safetensors(part));
+        }
+        let part = open::pth_file(source, &paths[i], options)?;
+        check_entries(&index.shards()[i], &part).map_err(fault)?;
+        Ok(Part::Pth(Box::new(part)))
     })?;
 
     let n_shards = parts.len();
-    let format = match parts.first().map(|part| part.format) {
-        Some(Format::Safetensors) => Format::ShardedSafetensors { n_shards },
-        _ => Format::ShardedPth { n_shards },
-    };
-    let mut opened = Opened::new(format);
+    let is_safetensors = matches!(parts.first(), Some(Part::Safetensors(_)));
+    let mut opened = Opened::new(match is_safetensors {
+        true => Format::ShardedSafetensors { n_shards },
+        false => Format::ShardedPth { n_shards },
+    });
     opened.metadata = index.metadata();
-    opened
-        .state_dict
-        .reserve(parts.iter().map(|part| part.state_dict.len()).sum());
-    let mut versions = Vec::new();
-    for (part, shard) in parts.iter_mut().zip(index.shards()) {
-        let is_safetensors = part.format == Format::Safetensors;
-        if is_safetensors != matches!(format, Format::ShardedSafetensors { .. }) {
-            let fault = format!("shard `{}` is {}, and others are not", shard.file, part.format);
-            return Err(Error::sharded(path, fault));
-        }
-        for (key, value) in std::mem::take(&mut part.metadata) {
-            opened.metadata.entry(key).or_insert(value);
-        }
-        versions.extend_from_slice(part.state_dict.metadata());
-        for (name, entry) in std::mem::take(&mut part.state_dict) {
-            // Every shard holds what the index lists under it, so that a second entry is listed twice.
-            if opened.state_dict.insert_entry(name, entry).is_some() {
-                return Err(Error::sharded(path, listed_twice(&index)));
+    let n_tensors = index.shards().iter().map(|shard| shard.names.len()).sum();
+    opened.state_dict.reserve(n_tensors);
+    for (part, shard) in parts.into_iter().zip(index.shards()) {
+        // Every shard holds what the index lists under it, so that a second entry is listed twice.
+        let is_new = match part {
+            Part::Safetensors(part) if is_safetensors => {
+                for (key, value) in part.metadata {
+                    opened.metadata.entry(key).or_insert(value);
+                }
+                let mut tensors = part.tensors.into_iter();
+                tensors.all(|(name, tensor)| opened.state_dict.insert(name, tensor).is_none())
             }
+            Part::Pth(part) if !is_safetensors => take(*part, &mut opened),
+            _ => {
+                let text = format!("shard `{}` is of another format than the first", shard.file);
+                return Err(fault(text));
+            }
+        };
+        if !is_new {
+            return Err(fault(listed_twice(&index)));
         }
-        opened.others.append(&mut part.others);
-        opened.problems.append(&mut part.problems);
-        opened.sources.append(&mut part.sources);
-        let other_tensors = std::mem::take(&mut part.other_tensors);
-        for (name, entry) in other_tensors {
-            opened.other_tensors.insert_entry(name, entry);
-        }
-        opened.wrapper = std::mem::take(&mut part.wrapper);
     }
-    let mut seen = HashSet::new();
-    versions.retain(|version| seen.insert(version.module.clone()));
-    opened.state_dict = std::mem::take(&mut opened.state_dict).with_metadata(versions);
-    check_total(&index, &opened.state_dict).map_err(|fault| Error::sharded(path, fault))?;
+    check_total(&index, &opened.state_dict).map_err(fault)?;
     opened.finish();
     Ok(opened)
+}
+
+/// Adds what a pickled shard holds. Returns whether all names are new.
+fn take(mut part: Opened, opened: &mut Opened) -> bool {
+    let mut versions = opened.state_dict.metadata().to_vec();
+    for version in part.state_dict.metadata() {
+        if versions.iter().all(|known| known.module != version.module) {
+            versions.push(version.clone());
+        }
+    }
+    opened.state_dict = std::mem::take(&mut opened.state_dict).with_metadata(versions);
+    opened.others.append(&mut part.others);
+    opened.problems.append(&mut part.problems);
+    opened.sources.append(&mut part.sources);
+    opened.wrapper = part.wrapper;
+    for (name, entry) in part.other_tensors {
+        opened.other_tensors.insert_entry(name, entry);
+    }
+    let mut entries = part.state_dict.into_iter();
+    entries.all(|(name, entry)| opened.state_dict.insert_entry(name, entry).is_none())
 }
 
 /// Reads all files, on as many threads as there are cores; the first error in the order of the files.
 fn read_all(
     paths: &[PathBuf],
-    read: impl Fn(usize) -> Result<Opened, Error> + Sync,
-) -> Result<Vec<Opened>, Error> {
+    read: impl Fn(usize) -> Result<Part, Error> + Sync,
+) -> Result<Vec<Part>, Error> {
     let n_threads = thread::available_parallelism()
         .map_or(1, NonZero::get)
         .min(paths.len());
     let next = AtomicUsize::new(0);
-    let done: Mutex<Vec<(usize, Result<Opened, Error>)>> = Mutex::new(Vec::with_capacity(paths.len()));
+    let done: Mutex<Vec<(usize, Result<Part, Error>)>> = Mutex::new(Vec::with_capacity(paths.len()));
     let work = || {
         loop {
             let i = next.fetch_add(1, Ordering::Relaxed);
@@ -105,40 +129,56 @@ fn read_all(
 }
 
 /// A shard holds exactly the tensors that the index lists under it.
-fn check_names(shard: &Shard<'_>, part: &Opened) -> Result<(), String> {
+fn check_tensors(shard: &Shard<'_>, tensors: &[(String, Tensor)]) -> Result<(), String> {
+    let held = || tensors.iter().map(|(name, _)| name.as_str());
+    // Most writers put both in the order of the names.
+    if shard.names.iter().map(AsRef::as_ref).eq(held()) {
+        return Ok(());
+    }
+    if let Some(name) = repeated(held()) {
+        return Err(format!("shard `{}` holds tensor `{name}` twice", shard.file));
+    }
+    check_names(shard, &held().collect(), &HashSet::new())
+}
+
+/// As [`check_tensors`], of a pickled shard, in which a tensor may be there and not readable.
+fn check_entries(shard: &Shard<'_>, part: &Opened) -> Result<(), String> {
+    let problems = part.problems.iter().filter(|problem| problem.in_state_dict);
+    let unreadable = problems.map(|problem| problem.name.as_str()).collect();
+    check_names(shard, &part.state_dict.names().collect(), &unreadable)
+}
+
+fn check_names(shard: &Shard<'_>, held: &HashSet<&str>, unreadable: &HashSet<&str>) -> Result<(), String> {
     let file = &shard.file;
-    let is_unreadable = |name: &str| {
-        let mut problems = part.problems.iter();
-        problems.any(|problem| problem.in_state_dict && problem.name == name)
-    };
     let mut n_held = 0;
-    for name in &shard.names {
-        if part.state_dict.contains(name) {
+    for name in shard.names.iter().map(AsRef::as_ref) {
+        if held.contains(name) {
             n_held += 1;
-        } else if !is_unreadable(name) {
+        } else if !unreadable.contains(name) {
             return Err(format!(
                 "shard `{file}` lacks tensor `{name}`, which the index says it holds"
             ));
         }
     }
-    if n_held == part.state_dict.len() {
+    if n_held == held.len() {
         return Ok(());
     }
     if let Some(name) = repeated(shard.names.iter().map(AsRef::as_ref)) {
         return Err(format!("its index lists tensor `{name}` twice"));
     }
     let listed: HashSet<&str> = shard.names.iter().map(AsRef::as_ref).collect();
-    let extra = part.state_dict.names().find(|name| !listed.contains(name));
+    let mut extra: Vec<&str> = held.difference(&listed).copied().collect();
+    extra.sort_unstable();
     Err(format!(
         "shard `{file}` holds tensor `{}`, which the index does not list there",
-        extra.unwrap_or_default()
+        extra.first().unwrap_or(&"")
     ))
 }
 
 fn listed_twice(index: &Index<'_>) -> String {
     let all = index.shards().iter().flat_map(|shard| &shard.names);
     let name = repeated(all.map(AsRef::as_ref)).unwrap_or_default();
-    format!("its index lists tensor `{name}` in two shards")
+    format!("its index lists tensor `{name}` twice")
 }
 
 /// The first name that was there before.
