@@ -153,6 +153,14 @@ impl Tensor {
         }
     }
 
+    /// The same view of another storage of the same size; none where the size differs. Shape and stride are shared.
+    pub fn over(&self, storage: Storage) -> Option<Tensor> {
+        (storage.nbytes() == self.storage.nbytes()).then(|| Tensor {
+            storage,
+            ..self.clone()
+        })
+    }
+
     /// A contiguous tensor of its own, from little-endian row-major bytes.
     ///
     /// # Errors

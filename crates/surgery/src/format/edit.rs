@@ -50,7 +50,7 @@ pub fn edit_header(
     let source = Source::open(path, Backing::Read)?;
     // All rules are checked, so that no file is made worse.
     read::file(&source, path)?;
-    let (mut header, data_start) = read::header(&source, path)?;
+    let (mut header, data_start) = read::header(&source, path, &mut Vec::new())?;
     let n_bytes = data_start - LENGTH_BYTES;
     let n_renamed = rename(&mut header, renames)?;
     header.metadata = metadata.clone();

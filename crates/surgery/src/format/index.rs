@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::{fmt, fs};
 
 use serde::Deserialize;
-use serde::de::{Deserializer, MapAccess, Visitor};
+use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
 
 use pth::FileError;
 
@@ -19,16 +19,11 @@ use crate::Error;
 const MAX_INDEX_BYTES: u64 = 1 << 30;
 
 /// What an index says.
-#[derive(Deserialize)]
 pub(super) struct Index<'t> {
-    #[serde(default)]
     metadata: serde_json::Map<String, serde_json::Value>,
-    #[serde(borrow)]
-    weight_map: WeightMap<'t>,
+    /// Files in the order of their names, with the names of their tensors in the index's order.
+    shards: Vec<Shard<'t>>,
 }
-
-/// Files in the order of their names, with the names of their tensors in the index's order.
-struct WeightMap<'t>(Vec<Shard<'t>>);
 
 /// One file of a set.
 pub(super) struct Shard<'t> {
@@ -43,38 +38,83 @@ pub(super) struct Shard<'t> {
 #[serde(transparent)]
 struct Text<'t>(#[serde(borrow)] Cow<'t, str>);
 
-impl<'de: 't, 't> Deserialize<'de> for WeightMap<'t> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<WeightMap<'t>, D::Error> {
-        struct ByShard;
+/// Calls back for each file when it is named first, so that it can be opened before the index is read to its end.
+struct Reading<'f>(&'f mut dyn FnMut(&str));
 
-        impl<'de> Visitor<'de> for ByShard {
-            type Value = WeightMap<'de>;
+impl<'de> DeserializeSeed<'de> for Reading<'_> {
+    type Value = Index<'de>;
 
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object of tensor names and file names")
-            }
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Index<'de>, D::Error> {
+        deserializer.deserialize_map(self)
+    }
+}
 
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<WeightMap<'de>, A::Error> {
-                let mut shards: Vec<Shard<'de>> = Vec::new();
-                let mut places: HashMap<Cow<'de, str>, usize> = HashMap::new();
-                // Most tensors lie where the one before does.
-                let mut last = 0;
-                while let Some((Text(name), Text(file))) = map.next_entry()? {
-                    if shards.get(last).is_none_or(|shard| shard.file != file) {
-                        last = *places.entry(file).or_insert_with_key(|file| {
-                            let (file, names) = (file.clone(), Vec::new());
-                            shards.push(Shard { file, names });
-                            shards.len() - 1
-                        });
-                    }
-                    shards[last].names.push(name);
+impl<'de> Visitor<'de> for Reading<'_> {
+    type Value = Index<'de>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Index<'de>, A::Error> {
+        let (mut metadata, mut shards) = (None, None);
+        while let Some(Text(key)) = map.next_key()? {
+            match key.as_ref() {
+                "metadata" if metadata.is_none() => metadata = Some(map.next_value()?),
+                "weight_map" if shards.is_none() => {
+                    shards = Some(map.next_value_seed(ByShard(&mut *self.0))?);
                 }
-                shards.sort_by(|a, b| a.file.cmp(&b.file));
-                Ok(WeightMap(shards))
+                "metadata" | "weight_map" => {
+                    return Err(A::Error::custom(format!("two members are called `{key}`")));
+                }
+                _ => {
+                    map.next_value::<IgnoredAny>()?;
+                }
             }
         }
+        Ok(Index {
+            metadata: metadata.unwrap_or_default(),
+            shards: shards.ok_or_else(|| A::Error::missing_field("weight_map"))?,
+        })
+    }
+}
 
-        deserializer.deserialize_map(ByShard)
+/// `weight_map`, turned round.
+struct ByShard<'f>(&'f mut dyn FnMut(&str));
+
+impl<'de> DeserializeSeed<'de> for ByShard<'_> {
+    type Value = Vec<Shard<'de>>;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Vec<Shard<'de>>, D::Error> {
+        deserializer.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for ByShard<'_> {
+    type Value = Vec<Shard<'de>>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object of tensor names and file names")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Vec<Shard<'de>>, A::Error> {
+        let mut shards: Vec<Shard<'de>> = Vec::new();
+        let mut places: HashMap<Cow<'de, str>, usize> = HashMap::new();
+        // Most tensors lie where the one before does.
+        let mut last = 0;
+        while let Some((Text(name), Text(file))) = map.next_entry()? {
+            if shards.get(last).is_none_or(|shard| shard.file != file) {
+                last = *places.entry(file).or_insert_with_key(|file| {
+                    (self.0)(file);
+                    let (file, names) = (file.clone(), Vec::new());
+                    shards.push(Shard { file, names });
+                    shards.len() - 1
+                });
+            }
+            shards[last].names.push(name);
+        }
+        shards.sort_by(|a, b| a.file.cmp(&b.file));
+        Ok(shards)
     }
 }
 
@@ -89,9 +129,16 @@ pub(super) fn read(path: &Path) -> Result<Vec<u8>, Error> {
 }
 
 impl<'t> Index<'t> {
-    /// Understands the text of the index at `path`.
-    pub(super) fn parse(text: &'t [u8], path: &Path) -> Result<Index<'t>, Error> {
-        let index: Index<'t> = serde_json::from_slice(text)
+    /// Understands the text of the index at `path`. `found` hears of each file as soon as it is named.
+    pub(super) fn parse(
+        text: &'t [u8],
+        path: &Path,
+        found: &mut dyn FnMut(&str),
+    ) -> Result<Index<'t>, Error> {
+        let mut json = serde_json::Deserializer::from_slice(text);
+        let index = Reading(found).deserialize(&mut json);
+        let index = index
+            .and_then(|index| json.end().map(|()| index))
             .map_err(|error| Error::sharded(path, format!("its index is no index: {error}")))?;
         if index.shards().is_empty() {
             return Err(Error::sharded(path, "its index lists no tensors"));
@@ -100,7 +147,7 @@ impl<'t> Index<'t> {
     }
 
     pub(super) fn shards(&self) -> &[Shard<'t>] {
-        &self.weight_map.0
+        &self.shards
     }
 
     /// Bytes of all tensors, where the index tells; some writers have put it down as a float.

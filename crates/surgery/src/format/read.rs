@@ -18,9 +18,9 @@ pub(super) struct Contents {
     pub(super) metadata: BTreeMap<String, String>,
 }
 
-/// Reads the header of `source`.
-pub(super) fn contents(source: &Source, path: &Path) -> Result<Contents, Error> {
-    let (header, data_start) = header(source, path)?;
+/// Reads the header of `source`, through `buffer`.
+pub(super) fn contents(source: &Source, path: &Path, buffer: &mut Vec<u8>) -> Result<Contents, Error> {
+    let (header, data_start) = header(source, path, buffer)?;
     Ok(Contents {
         tensors: tensors(header.tensors, data_start, source, path)?,
         metadata: header.metadata,
@@ -29,7 +29,7 @@ pub(super) fn contents(source: &Source, path: &Path) -> Result<Contents, Error> 
 
 /// Opens a file; ties and marks are left in the metadata.
 pub(super) fn file(source: &Source, path: &Path) -> Result<Opened, Error> {
-    let contents = contents(source, path)?;
+    let contents = contents(source, path, &mut Vec::new())?;
     let mut opened = Opened::new(Format::Safetensors);
     opened.metadata = contents.metadata;
     opened.state_dict.reserve(contents.tensors.len());
@@ -43,8 +43,8 @@ pub(super) fn file(source: &Source, path: &Path) -> Result<Opened, Error> {
     Ok(opened)
 }
 
-/// The header, and where the data begin.
-pub(super) fn header(source: &Source, path: &Path) -> Result<(Header, usize), Error> {
+/// The header, which is read into `buffer` and understood from there, and where the data begin.
+pub(super) fn header(source: &Source, path: &Path, buffer: &mut Vec<u8>) -> Result<(Header, usize), Error> {
     let n_bytes = source.len();
     let fault = |fault: String| Error::safetensors(path, fault);
     let read = FileError::at("read", path);
@@ -67,9 +67,9 @@ pub(super) fn header(source: &Source, path: &Path) -> Result<(Header, usize), Er
         )));
     }
     // In memory of its own, so that what was checked cannot change.
-    let mut header = vec![0; header_len];
-    source.read_at(LENGTH_BYTES, &mut header).map_err(&read)?;
-    let header = Header::parse(&header).map_err(|error| fault(format!("header: {error}")))?;
+    buffer.resize(header_len, 0);
+    source.read_at(LENGTH_BYTES, buffer).map_err(&read)?;
+    let header = Header::parse(buffer).map_err(|error| fault(format!("header: {error}")))?;
     Ok((header, data_start))
 }
 
@@ -88,6 +88,7 @@ fn tensors(
     let storages = Storage::windows(source, windows)
         .expect("the offsets are inside the data, and the data is what the file has");
     let mut tensors = Vec::with_capacity(infos.len());
+    let mut recent: Vec<Tensor> = Vec::with_capacity(N_RECENT);
     for ((name, info), storage) in infos.into_iter().zip(storages) {
         let dtype = from_safetensors(info.dtype).ok_or_else(|| {
             fault(format!(
@@ -97,13 +98,28 @@ fn tensors(
         })?;
         let shape = shape_in_torch(dtype, info.shape)
             .ok_or_else(|| fault(format!("tensor `{name}` has an odd number of 4-bit values")))?;
+        // A model has few shapes, and what repeats is near.
+        let alike = recent
+            .iter()
+            .find(|tensor| tensor.dtype() == dtype && tensor.shape() == shape);
+        if let Some(tensor) = alike.and_then(|tensor| tensor.over(storage.clone())) {
+            tensors.push((name, tensor));
+            continue;
+        }
         match Tensor::contiguous(storage, dtype, &shape) {
-            Ok(tensor) => tensors.push((name, tensor)),
+            Ok(tensor) => {
+                recent.truncate(N_RECENT - 1);
+                recent.insert(0, tensor.clone());
+                tensors.push((name, tensor));
+            }
             Err(source) => return Err(Error::Tensor { name, source }),
         }
     }
     Ok(tensors)
 }
+
+/// How many shapes are looked through for one that is shared.
+const N_RECENT: usize = 8;
 
 /// Sizes fit shapes, and the data have no holes and no overlap, up to the last byte.
 fn check_offsets(infos: &[(String, TensorInfo)], data_len: usize) -> Result<(), String> {

@@ -1,10 +1,10 @@
 //! A set of files that are one state dict, by the index that belongs to them.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::num::NonZero;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, mpsc};
 use std::thread;
 
 use pth::{OpenOptions, Source, StateDict, Tensor};
@@ -24,19 +24,7 @@ enum Part {
 pub(super) fn open(path: &Path, options: &OpenOptions) -> Result<Opened, Error> {
     let fault = |fault: String| Error::sharded(path, fault);
     let text = index::read(path)?;
-    let index = Index::parse(&text, path)?;
-    let paths = index.locate(path)?;
-    let parts = read_all(&paths, |i| {
-        let source = Source::open(&paths[i], options.backing)?;
-        if is_safetensors(&source) {
-            let part = read::contents(&source, &paths[i])?;
-            check_tensors(&index.shards()[i], &part.tensors).map_err(fault)?;
-            return Ok(Part::Safetensors(part));
-        }
-        let part = open::pth_file(source, &paths[i], options)?;
-        check_entries(&index.shards()[i], &part).map_err(fault)?;
-        Ok(Part::Pth(Box::new(part)))
-    })?;
+    let (index, parts) = read_all(&text, path, options)?;
 
     let n_shards = parts.len();
     let is_safetensors = matches!(parts.first(), Some(Part::Safetensors(_)));
@@ -48,6 +36,11 @@ pub(super) fn open(path: &Path, options: &OpenOptions) -> Result<Opened, Error> 
     let n_tensors = index.shards().iter().map(|shard| shard.names.len()).sum();
     opened.state_dict.reserve(n_tensors);
     for (part, shard) in parts.into_iter().zip(index.shards()) {
+        match &part {
+            Part::Safetensors(part) => check_tensors(shard, &part.tensors),
+            Part::Pth(part) => check_entries(shard, part),
+        }
+        .map_err(fault)?;
         // Every shard holds what the index lists under it, so that a second entry is listed twice.
         let is_new = match part {
             Part::Safetensors(part) if is_safetensors => {
@@ -92,40 +85,82 @@ fn take(mut part: Opened, opened: &mut Opened) -> bool {
     entries.all(|(name, entry)| opened.state_dict.insert_entry(name, entry).is_none())
 }
 
-/// Reads all files, on as many threads as there are cores; the first error in the order of the files.
-fn read_all(
-    paths: &[PathBuf],
-    read: impl Fn(usize) -> Result<Part, Error> + Sync,
-) -> Result<Vec<Part>, Error> {
-    let n_threads = thread::available_parallelism()
-        .map_or(1, NonZero::get)
-        .min(paths.len());
-    let next = AtomicUsize::new(0);
-    let done: Mutex<Vec<(usize, Result<Part, Error>)>> = Mutex::new(Vec::with_capacity(paths.len()));
+/// Reads the index, and meanwhile the files that it names, on as many threads as there are cores.
+///
+/// Returns the files in the index's order, or the first error: of the index, else in that order.
+fn read_all<'t>(text: &'t [u8], path: &Path, options: &OpenOptions) -> Result<(Index<'t>, Vec<Part>), Error> {
+    let (sender, receiver) = mpsc::channel::<PathBuf>();
+    let receiver = Mutex::new(receiver);
+    let done: Mutex<HashMap<PathBuf, Result<Part, Error>>> = Mutex::default();
+    let is_over = AtomicBool::new(false);
     let work = || {
+        // Kept for all files of a thread: memory that is new to a process is dear.
+        let mut buffer = Vec::new();
         loop {
-            let i = next.fetch_add(1, Ordering::Relaxed);
-            if i >= paths.len() {
+            let next = receiver
+                .lock()
+                .expect("no thread panics while it holds this")
+                .recv();
+            let Some(path) = next.ok().filter(|_| !is_over.load(Ordering::Relaxed)) else {
                 return;
-            }
-            let part = read(i);
+            };
+            let part = read_one(&path, options, &mut buffer);
             // After an error, only files that were begun are finished.
-            if part.is_err() {
-                next.store(paths.len(), Ordering::Relaxed);
-            }
+            is_over.fetch_or(part.is_err(), Ordering::Relaxed);
             let mut done = done.lock().expect("no thread panics while it holds this");
-            done.push((i, part));
+            done.insert(path, part);
         }
     };
-    thread::scope(|scope| {
+    let n_threads = thread::available_parallelism().map_or(1, NonZero::get);
+    let (index, paths) = thread::scope(|scope| {
         for _ in 1..n_threads {
             scope.spawn(work);
         }
+        let mut begun: HashSet<PathBuf> = HashSet::new();
+        let index = Index::parse(text, path, &mut |file| {
+            // What is no plain file of this folder waits for the index's own checks.
+            let file = path.with_file_name(file);
+            let is_plain =
+                file.parent() == path.parent() && file.symlink_metadata().is_ok_and(|about| about.is_file());
+            if is_plain && sender.send(file.clone()).is_ok() {
+                begun.insert(file);
+            }
+        });
+        let located = index.and_then(|index| {
+            let paths = index.locate(path)?;
+            Ok((index, paths))
+        });
+        match &located {
+            Ok((_, paths)) => {
+                let rest = paths.iter().filter(|path| !begun.contains(*path));
+                rest.for_each(|path| {
+                    sender
+                        .send(path.clone())
+                        .expect("the receiver is on this thread's stack");
+                });
+            }
+            Err(_) => is_over.store(true, Ordering::Relaxed),
+        }
+        drop(sender);
         work();
-    });
+        located
+    })?;
     let mut done = done.into_inner().expect("no thread panics while it holds this");
-    done.sort_by_key(|(i, _)| *i);
-    done.into_iter().map(|(_, part)| part).collect()
+    let mut parts = Vec::with_capacity(paths.len());
+    // Where one is missing, another has failed.
+    for part in paths.iter().filter_map(|path| done.remove(path)) {
+        parts.push(part?);
+    }
+    Ok((index, parts))
+}
+
+fn read_one(path: &Path, options: &OpenOptions, buffer: &mut Vec<u8>) -> Result<Part, Error> {
+    let source = Source::open(path, options.backing)?;
+    if is_safetensors(&source) {
+        return Ok(Part::Safetensors(read::contents(&source, path, buffer)?));
+    }
+    let part = open::pth_file(source, path, options)?;
+    Ok(Part::Pth(Box::new(part)))
 }
 
 /// A shard holds exactly the tensors that the index lists under it.
@@ -192,21 +227,24 @@ fn check_total(index: &Index<'_>, tensors: &StateDict) -> Result<(), String> {
     let Some(expected) = index.total_size() else {
         return Ok(());
     };
-    let (mut all, mut first, mut storages) = (0_usize, 0_usize, 0_usize);
+    let is_equal = |found: usize| {
+        let found = u64::try_from(found).unwrap_or(u64::MAX);
+        expected.as_u64() == Some(found) || expected.as_f64() == Some(found as f64)
+    };
+    let all: usize = tensors.iter().map(|(_, tensor)| tensor.nbytes()).sum();
+    // Composed tensors are counted in no known way.
+    if is_equal(all) || tensors.records().next().is_some() {
+        return Ok(());
+    }
+    let (mut first, mut storages) = (0_usize, 0_usize);
     let mut seen = HashSet::new();
     for (_, tensor) in tensors.iter() {
-        all += tensor.nbytes();
         if seen.insert(tensor.storage().id()) {
             first += tensor.nbytes();
             storages += tensor.storage().nbytes();
         }
     }
-    // Composed tensors are counted in no known way.
-    let is_equal = |found: usize| {
-        let found = u64::try_from(found).unwrap_or(u64::MAX);
-        expected.as_u64() == Some(found) || expected.as_f64() == Some(found as f64)
-    };
-    if is_equal(all) || is_equal(first) || is_equal(storages) || tensors.records().next().is_some() {
+    if is_equal(first) || is_equal(storages) {
         return Ok(());
     }
     Err(format!(
