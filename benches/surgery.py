@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import importlib.metadata
-import json
 import os
 import platform
 import shutil
@@ -26,11 +25,6 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy
-import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 
 BENCHES = Path(__file__).resolve().parent
 RESULTS = BENCHES / "RESULTS.md"
@@ -59,41 +53,10 @@ def run(command: list[str], env: dict[str, str] | None = None) -> Run:
     return Run(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1000)
 
 
-def llama(folder: Path, layers: int, hidden: int, inner: int, vocabulary: int, seed: int) -> None:
-    """A model folder with the names and shapes of LLaMA, bfloat16."""
-    folder.mkdir()
-    generator = torch.Generator().manual_seed(seed)
-
-    def weight(*shape: int) -> torch.Tensor:
-        return (torch.randn(*shape, generator=generator) * 0.02).to(torch.bfloat16)
-
-    tensors = {"model.embed_tokens.weight": weight(vocabulary, hidden)}
-    for layer in range(layers):
-        base = f"model.layers.{layer}."
-        for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
-            tensors[f"{base}self_attn.{name}.weight"] = weight(hidden, hidden)
-        for name, shape in (("gate_proj", (inner, hidden)), ("up_proj", (inner, hidden)), ("down_proj", (hidden, inner))):
-            tensors[f"{base}mlp.{name}.weight"] = weight(*shape)
-        for name in ("input_layernorm", "post_attention_layernorm"):
-            tensors[f"{base}{name}.weight"] = weight(hidden)
-    tensors["model.norm.weight"] = weight(hidden)
-    tensors["lm_head.weight"] = weight(vocabulary, hidden)
-    save_file(tensors, str(folder / "model.safetensors"), metadata={"format": "pt"})
-    config = {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "hidden_size": hidden,
-        "intermediate_size": inner,
-        "num_hidden_layers": layers,
-        "num_attention_heads": 16,
-        "num_key_value_heads": 16,
-        "vocab_size": vocabulary,
-        "max_position_embeddings": 2048,
-        "rms_norm_eps": 1e-5,
-        "torch_dtype": "bfloat16",
-        "tie_word_embeddings": False,
-    }
-    (folder / "config.json").write_text(json.dumps(config))
+def prepare(*arguments: object) -> str:
+    """Runs a task of surgery_inputs.py; returns what it printed."""
+    command = [sys.executable, str(BENCHES / "surgery_inputs.py"), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def recipe(path: Path, a: Path, b: Path) -> Path:
@@ -102,31 +65,6 @@ def recipe(path: Path, a: Path, b: Path) -> Path:
         f"  - model: {a}\n    parameters: {{weight: 0.6}}\n  - model: {b}\n    parameters: {{weight: 0.4}}\n"
     )
     return path
-
-
-def misrounded(a: Path, b: Path, merged: Path) -> float:
-    """The share of elements that are not 0.6 a + 0.4 b, rounded once."""
-    wrong = total = 0
-    with safe_open(a / "model.safetensors", "pt") as x, safe_open(b / "model.safetensors", "pt") as y:
-        with safe_open(merged, "pt") as z:
-            assert set(z.keys()) == set(x.keys()), "the names differ"
-            for name in x.keys():
-                exact = x.get_tensor(name).double() * 0.6 + y.get_tensor(name).double() * 0.4
-                got = z.get_tensor(name)
-                # The nearest of the value that torch rounds to by way of float32, and its two neighbours.
-                near = exact.to(torch.bfloat16).view(torch.int16)
-                best = near.clone()
-                error = (near.view(torch.bfloat16).double() - exact).abs()
-                for step in (-1, 1):
-                    other = near + step
-                    distance = (other.view(torch.bfloat16).double() - exact).abs()
-                    is_even = (other & 1) == 0
-                    better = (distance < error) | ((distance == error) & is_even)
-                    best = torch.where(better, other, best)
-                    error = torch.where(better, distance, error)
-                wrong += int((got.view(torch.int16) != best).sum())
-                total += got.numel()
-    return wrong / total
 
 
 def rounds(sides: dict, repeats: int) -> dict[str, list[Run]]:
@@ -149,10 +87,10 @@ def spread(runs: list[Run], what: str, digits: int = 2) -> str:
 
 def bench_merge(work: Path, graftwork: str, mergekit: Path | None, repeats: int) -> list[str]:
     a, b = work / "a", work / "b"
-    llama(a, 14, 1024, 4096, 32000, 1)
-    llama(b, 14, 1024, 4096, 32000, 2)
+    prepare("llama", a, 14, 1024, 4096, 32000, 1)
+    prepare("llama", b, 14, 1024, 4096, 32000, 2)
     for name, seed in (("tiny-a", 3), ("tiny-b", 4)):
-        llama(work / name, 1, 32, 64, 64, seed)
+        prepare("llama", work / name, 1, 32, 64, 64, seed)
     ours = work / "ours.safetensors"
     weights = [f"{a}/model.safetensors:0.6", f"{b}/model.safetensors:0.4"]
 
@@ -181,9 +119,9 @@ def bench_merge(work: Path, graftwork: str, mergekit: Path | None, repeats: int)
         "| side | CPU s | wall s | peak RSS MB | not correctly rounded |",
         "|---|---|---|---|---|",
     ]
-    wrong = {"graftwork merge linear": misrounded(a, b, ours)}
+    wrong = {"graftwork merge linear": float(prepare("misrounded", a, b, ours))}
     if mergekit:
-        wrong["mergekit linear, bfloat16"] = misrounded(a, b, next(out.glob("model*.safetensors")))
+        wrong["mergekit linear, bfloat16"] = float(prepare("misrounded", a, b, next(out.glob("model*.safetensors"))))
     for name, side in runs.items():
         share = f"{100 * wrong[name]:.3f} %" if name in wrong else ""
         lines.append(f"| {name} | {spread(side, 'cpu_s')} | {spread(side, 'wall_s')} | {median(side, 'peak_mb'):.0f} | {share} |")
@@ -200,7 +138,7 @@ def bench_merge(work: Path, graftwork: str, mergekit: Path | None, repeats: int)
 
 def bench_convert(work: Path, graftwork: str, repeats: int) -> list[str]:
     source = work / "large.pth"
-    torch.save({f"layers.{i}.weight": torch.randn(4096, 4096) for i in range(20)}, source)
+    prepare("large", source)
     size = source.stat().st_size
 
     def copy() -> Run:
@@ -237,15 +175,7 @@ def bench_convert(work: Path, graftwork: str, repeats: int) -> list[str]:
 
 def bench_plan(work: Path, graftwork: str, repeats: int) -> list[str]:
     folder = work / "set"
-    folder.mkdir()
-    weight_map = {}
-    for shard in range(100):
-        file = f"model-{shard + 1:05}-of-00100.safetensors"
-        tensors = {f"model.layers.{shard}.experts.{i}.weight": torch.zeros(4, dtype=torch.bfloat16) for i in range(1000)}
-        save_file(tensors, str(folder / file), metadata={"format": "pt"})
-        weight_map.update(dict.fromkeys(tensors, file))
-    index = {"metadata": {"total_size": 800000}, "weight_map": weight_map}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    prepare("sharded", folder)
     steps = "rename model.layers.{i}.** -> blocks.{i}.**; cast ** f32; freeze blocks.0.**"
     command = [graftwork, "edit", str(folder), str(work / "planned"), "--dry-run", "--max-shard-size", "8kB", "-e", steps]
     runs = rounds({"inspect": lambda: run([graftwork, "inspect", "--json", str(folder)]), "dry-run": lambda: run(command)}, repeats)
@@ -299,7 +229,7 @@ def main() -> None:
         f"{args.repeats} interleaved repeats, medians (min to max); inputs in the page cache. RSS is of the whole process.",
         f"Machine: {cpu}, {os.cpu_count()} cores, Linux {platform.release()}, load average before the run {load:.2f}.",
         f"Versions: graftwork (checkout {commit}), {version(args.mergekit)}, here torch {importlib.metadata.version('torch')}, "
-        f"numpy {numpy.__version__}, Python {platform.python_version()}.",
+        f"Python {platform.python_version()}.",
         f"Command: `python benches/surgery.py --graftwork target/release/graftwork --mergekit VENV/bin --repeats {args.repeats}{more} --append`",
         "",
     ]

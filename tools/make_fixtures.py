@@ -29,11 +29,12 @@ import torch
 import torchvision
 
 import fixtures_checkpoints
+import fixtures_dcp
 import fixtures_digits
 import fixtures_pictures
 
 # What is made; README.md and MANIFEST.json lie beside these.
-PARTS = ("digits", "pictures", "checkpoints")
+PARTS = ("digits", "pictures", "checkpoints", "dcp")
 LIMIT_BYTES = 2_000_000
 # Folders of many like files: one digest of the listing instead of a line for each.
 LISTED_AS_ONE = ("digits/pictures/train", "digits/pictures/val")
@@ -51,6 +52,7 @@ PROVENANCE = {
     "pictures": PHOTOGRAPHS,
     "checkpoints/expected.json": "what torch.load reads from the checkpoints beside it",
     "checkpoints": "made from seeded random numbers by tools/fixtures_checkpoints.py",
+    "dcp": "made from counted numbers by tools/fixtures_dcp.py; each folder's expected.safetensors by safetensors.torch",
 }
 
 
@@ -81,6 +83,7 @@ def make(folder: Path) -> dict:
             "digits": fixtures_digits.make(folder / "digits"),
             "pictures": fixtures_pictures.make(folder / "pictures"),
             "checkpoints": fixtures_checkpoints.make(folder / "checkpoints"),
+            "dcp": fixtures_dcp.make(folder / "dcp"),
         }
 
 

@@ -162,7 +162,7 @@ pub(crate) fn zip_without_pickle(names: &[String]) -> String {
 /// What a folder is, if it is of PyTorch's making.
 pub(crate) fn folder(path: &Path) -> Option<&'static str> {
     path.join(".metadata").is_file().then_some(
-        "this folder is a distributed checkpoint (torch.distributed.checkpoint), which is not read: gather it with dcp_to_torch_save",
+        "this folder is a distributed checkpoint (torch.distributed.checkpoint), and no file of `torch.save`",
     )
 }
 
@@ -173,7 +173,7 @@ pub(crate) fn plain_pickle(arena: &Arena<'_>) -> String {
         name.is_some_and(|(module, _)| module.starts_with("torch.distributed.checkpoint"))
     };
     if arena.ids().any(is_dcp) {
-        return "this is the metadata of a distributed checkpoint (torch.distributed.checkpoint), which is not read".to_owned();
+        return "this is the metadata of a distributed checkpoint (torch.distributed.checkpoint): open the folder instead".to_owned();
     }
     let refers = arena
         .ids()

@@ -71,6 +71,13 @@ pub enum Error {
         path: PathBuf,
     },
 
+    /// The bytes of a [promised](crate::Storage::promised) storage were asked for. For the caller.
+    #[error("a storage of {n_bytes} bytes that are still to be computed cannot be read")]
+    Promised {
+        /// Size of the storage.
+        n_bytes: usize,
+    },
+
     /// The writer that tensors are written to refused. For the machine's owner.
     #[error("cannot write")]
     Output {

@@ -18,13 +18,18 @@ pub(crate) fn numel(shape: &[usize]) -> Option<usize> {
 /// The strides of a row-major tensor, as torch computes them (an empty dimension counts as one).
 pub(crate) fn contiguous_stride(shape: &[usize]) -> Vec<usize> {
     let mut stride = vec![1; shape.len()];
+    fill_contiguous_stride(shape, &mut stride);
+    stride
+}
+
+/// As [`contiguous_stride`], into as many places.
+pub(crate) fn fill_contiguous_stride(shape: &[usize], stride: &mut [usize]) {
     let mut next = 1_usize;
     for (slot, &size) in stride.iter_mut().zip(shape).rev() {
         *slot = next;
         // Only of an empty tensor can it not fit; torch counts in 64 bits with a sign.
         next = next.saturating_mul(size.max(1)).min(isize::MAX.unsigned_abs());
     }
-    stride
 }
 
 /// Whether the elements lie row-major without gaps; strides of dimensions of one element do not matter.
@@ -44,6 +49,47 @@ pub(crate) fn is_contiguous(shape: &[usize], stride: &[usize]) -> bool {
     true
 }
 
+/// The strides under which the elements of a view, in their order, have the sizes `new`; none where no strides do.
+///
+/// [torch: computeStride in aten/src/ATen/TensorUtils.cpp]
+pub(crate) fn view_stride(shape: &[usize], stride: &[usize], new: &[usize]) -> Option<Vec<usize>> {
+    let count = numel(shape)?;
+    if numel(new)? != count {
+        return None;
+    }
+    if count == 0 && shape == new {
+        return Some(stride.to_vec());
+    }
+    if count == 0 {
+        return Some(contiguous_stride(new));
+    }
+    let mut new_stride = vec![1; new.len()];
+    let mut slots = new_stride.iter_mut().zip(new).rev().peekable();
+    // From the innermost outwards: groups of old dimensions that lie densely in each other are cut up anew, each for itself.
+    let mut old = shape
+        .iter()
+        .zip(stride)
+        .rev()
+        .filter(|(size, _)| **size != 1)
+        .peekable();
+    while let Some((&size, &base)) = old.next() {
+        let mut group = size;
+        while let Some((&size, _)) = old.next_if(|(_, step)| Some(**step) == group.checked_mul(base)) {
+            group = group.checked_mul(size)?;
+        }
+        let mut taken = 1_usize;
+        while let Some((slot, &size)) = slots.next_if(|(_, size)| taken < group || **size == 1) {
+            *slot = taken.checked_mul(base)?;
+            taken = taken.checked_mul(size)?;
+        }
+        if taken != group {
+            return None;
+        }
+    }
+    // What is left has one element each; the number of elements is the same.
+    Some(new_stride)
+}
+
 /// One past the last element that the view touches; zero for an empty view. None if it does not fit.
 pub(crate) fn extent(shape: &[usize], stride: &[usize], storage_offset: usize) -> Option<usize> {
     if shape.contains(&0) {
@@ -54,41 +100,6 @@ pub(crate) fn extent(shape: &[usize], stride: &[usize], storage_offset: usize) -
         last = size.checked_sub(1)?.checked_mul(step)?.checked_add(last)?;
     }
     last.checked_add(1)
-}
-
-/// The strides of a view of the same elements in the same order under `new`, of as many elements; none where there is no such view.
-///
-/// Dimensions that lie densely in each other form blocks; each block's elements can be dealt out anew, but not across blocks.
-pub(crate) fn view_stride(shape: &[usize], stride: &[usize], new: &[usize]) -> Option<Vec<usize>> {
-    if shape.contains(&0) || is_contiguous(shape, stride) {
-        return Some(contiguous_stride(new));
-    }
-    // Blocks, innermost first: (elements, stride).
-    let mut blocks: Vec<(usize, usize)> = Vec::new();
-    for (&size, &step) in shape.iter().zip(stride).rev().filter(|(size, _)| **size != 1) {
-        match blocks.last_mut() {
-            Some((elements, inner)) if step == inner.checked_mul(*elements)? => {
-                *elements = elements.checked_mul(size)?;
-            }
-            _ => blocks.push((size, step)),
-        }
-    }
-    let mut blocks = blocks.into_iter();
-    let (mut left, mut step) = blocks.next().unwrap_or((1, 1));
-    let mut strides = Vec::with_capacity(new.len());
-    for &size in new.iter().rev() {
-        if left == 1 && size != 1 {
-            (left, step) = blocks.next()?;
-        }
-        strides.push(step);
-        if left.checked_rem(size)? != 0 {
-            return None;
-        }
-        left = left.checked_div(size)?;
-        step = step.checked_mul(size)?;
-    }
-    strides.reverse();
-    Some(strides)
 }
 
 /// Calls `run(start, len)` for each run of consecutive elements of the view, in row-major order.

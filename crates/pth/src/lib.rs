@@ -6,12 +6,14 @@
 
 mod archive;
 mod atomic;
+mod bare;
 mod checkpoint;
 mod container;
 mod diagnose;
 mod dtype;
 mod error;
 mod finding;
+mod gather;
 mod layout;
 mod limits;
 mod module;
@@ -35,6 +37,7 @@ mod weights_only;
 
 pub use archive::{Archive, Slot};
 pub use atomic::{AtomicFile, Existing, FileError};
+pub use bare::read_pickle;
 pub use checkpoint::{Checkpoint, Other, Problem};
 pub use container::{Format, ModuleSource, OpenOptions};
 pub use dtype::DType;

@@ -1,13 +1,12 @@
 //! Writing checkpoints: a zip archive that `torch.load(weights_only=True)` takes, mapped and not.
 //!
-//! [`Archive`] says which byte goes where; here they are written from the first to the last.
+//! [`Archive`] lays the file out; here the storages are streamed into it.
 
 use std::io::{BufWriter, Cursor, Seek, SeekFrom, Write};
 use std::path::Path;
 
-use crate::archive::Slot;
-use crate::storage::ByteOrder;
-use crate::{Archive, AtomicFile, Error, Existing, FileError, StateDict, Storage, Value};
+use crate::archive::{Archive, Slot};
+use crate::{AtomicFile, Error, Existing, FileError, StateDict, Value};
 
 /// Who is to read the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -42,7 +41,7 @@ pub fn save(path: &Path, value: &Value, options: &SaveOptions) -> Result<u64, Er
     let archive = Archive::plan(value, options.profile)?;
     let mut file = AtomicFile::create(path, options.existing)?;
     let out = BufWriter::with_capacity(1 << 20, &mut file);
-    write_all(&archive, out).map_err(|error| match error {
+    write(out, &archive).map_err(|error| match error {
         Error::Output { source } => FileError::at("write", path)(source).into(),
         error => error,
     })?;
@@ -65,74 +64,64 @@ pub fn save_state_dict(path: &Path, tensors: &StateDict, options: &SaveOptions) 
 pub fn save_to_bytes(value: &Value, profile: Profile) -> Result<Vec<u8>, Error> {
     let archive = Archive::plan(value, profile)?;
     let mut out = Cursor::new(Vec::new());
-    write_all(&archive, &mut out)?;
+    write(&mut out, &archive)?;
     Ok(out.into_inner())
 }
 
-/// Writes an archive of storages that are there.
-fn write_all<W: Write + Seek>(archive: &Archive, mut out: W) -> Result<(), Error> {
-    let put = |source| Error::Output { source };
-    let mut crcs = vec![0; archive.slots().len()];
-    let mut late = Vec::new();
+/// Writes the file from its beginning to its end.
+fn write<W: Write + Seek>(mut out: W, archive: &Archive) -> Result<(), Error> {
+    let failed = |source| Error::Output { source };
+    let mut crcs = Vec::with_capacity(archive.slots().len());
+    // CRCs that are put in afterwards.
+    let mut patches: Vec<(u64, u32)> = Vec::new();
+    out.write_all(&archive.head()).map_err(failed)?;
     for (i, slot) in archive.slots().iter().enumerate() {
-        let n_bytes = slot.storage.nbytes();
-        if n_bytes <= SMALL_BYTES {
-            let bytes = little_endian(slot)?;
-            crcs[i] = crc32fast::hash(&bytes);
-            out.write_all(&archive.piece(i, &crcs)).map_err(put)?;
-            out.write_all(&bytes).map_err(put)?;
+        if slot.storage.nbytes() <= SMALL_BYTES {
+            let mut bytes = slot.storage.read(0..slot.storage.nbytes())?;
+            if slot.component > 1 {
+                turn_round(bytes.to_mut(), slot.component);
+            }
+            let crc = crc32fast::hash(&bytes);
+            out.write_all(&archive.slot_header(i, crc).1).map_err(failed)?;
+            out.write_all(&bytes).map_err(failed)?;
+            crcs.push(crc);
             continue;
         }
-        out.write_all(&archive.piece(i, &crcs)).map_err(put)?;
-        crcs[i] = stream(slot, &mut out)?;
-        late.push((archive.crc_at(i), crcs[i]));
+        out.write_all(&archive.slot_header(i, 0).1).map_err(failed)?;
+        let crc = stream(&mut out, slot)?;
+        patches.push((archive.crc_at(i), crc));
+        crcs.push(crc);
     }
-    out.write_all(&archive.piece(archive.slots().len(), &crcs))
-        .map_err(put)?;
-    for (at, crc) in late {
-        out.seek(SeekFrom::Start(at)).map_err(put)?;
-        out.write_all(&crc.to_le_bytes()).map_err(put)?;
+    out.write_all(&archive.tail(&crcs).1).map_err(failed)?;
+    for (at, crc) in patches {
+        out.seek(SeekFrom::Start(at)).map_err(failed)?;
+        out.write_all(&crc.to_le_bytes()).map_err(failed)?;
     }
-    out.flush().map_err(put)
+    out.flush().map_err(failed)
 }
 
-fn is_swapped(storage: &Storage, component: usize) -> bool {
-    storage.byte_order() == ByteOrder::Big && component > 1
-}
-
-/// All bytes of a slot.
-fn little_endian(slot: &Slot) -> Result<std::borrow::Cow<'_, [u8]>, Error> {
-    let mut bytes = slot.storage.read(0..slot.storage.nbytes())?;
-    if is_swapped(&slot.storage, slot.component) {
-        bytes
-            .to_mut()
-            .chunks_exact_mut(slot.component)
-            .for_each(<[u8]>::reverse);
-    }
-    Ok(bytes)
-}
-
-/// Writes all bytes of a slot; returns their CRC.
-fn stream(slot: &Slot, out: &mut impl Write) -> Result<u32, Error> {
-    let put = |source| Error::Output { source };
-    let is_swapped = is_swapped(&slot.storage, slot.component);
+/// Writes the whole of a storage, little-endian. Returns its CRC.
+fn stream(out: &mut impl Write, slot: &Slot) -> Result<u32, Error> {
+    let failed = |source| Error::Output { source };
     let mut hasher = crc32fast::Hasher::new();
     let mut carry: Vec<u8> = Vec::new();
     slot.storage.stream(0..slot.storage.nbytes(), &mut |chunk| {
-        if !is_swapped {
+        if slot.component == 1 {
             hasher.update(chunk);
-            return out.write_all(chunk).map_err(put);
+            return out.write_all(chunk).map_err(failed);
         }
         // Chunks may end within a number.
         carry.extend_from_slice(chunk);
         let whole = carry.len() - carry.len() % slot.component;
-        carry[..whole]
-            .chunks_exact_mut(slot.component)
-            .for_each(<[u8]>::reverse);
+        turn_round(&mut carry[..whole], slot.component);
         hasher.update(&carry[..whole]);
-        out.write_all(&carry[..whole]).map_err(put)?;
+        out.write_all(&carry[..whole]).map_err(failed)?;
         carry.drain(..whole);
         Ok(())
     })?;
     Ok(hasher.finalize())
+}
+
+fn turn_round(bytes: &mut [u8], component: usize) {
+    bytes.chunks_exact_mut(component).for_each(<[u8]>::reverse);
 }

@@ -29,12 +29,27 @@ pub enum Backing {
 ///
 /// Replacing the file by renaming over it is always safe; the old bytes stay readable.
 #[derive(Clone)]
-pub struct Source(Arc<Inner>);
+pub struct Source {
+    inner: Arc<Inner>,
+    /// The part of the file that this is.
+    start: usize,
+    len: usize,
+}
 
 struct Inner {
     bytes: Bytes,
     len: usize,
     file: Option<Watched>,
+}
+
+impl From<Inner> for Source {
+    fn from(inner: Inner) -> Source {
+        Source {
+            start: 0,
+            len: inner.len,
+            inner: Arc::new(inner),
+        }
+    }
 }
 
 enum Bytes {
@@ -84,44 +99,55 @@ impl Source {
             path: path.to_owned(),
             modified: about.modified().ok(),
         };
-        Ok(Source(Arc::new(Inner {
+        Ok(Source::from(Inner {
             bytes,
             len,
             file: Some(file),
-        })))
+        }))
     }
 
     /// Bytes that are in memory already.
     pub fn from_bytes(bytes: Vec<u8>) -> Source {
-        Source(Arc::new(Inner {
+        Source::from(Inner {
             len: bytes.len(),
             bytes: Bytes::Owned(bytes),
             file: None,
-        }))
+        })
+    }
+
+    /// A part of it as a source of its own: a file that lies in another. None if it ends before.
+    pub fn part(&self, range: Range<usize>) -> Option<Source> {
+        let is_inside = range.start <= range.end && range.end <= self.len;
+        is_inside.then(|| Source {
+            inner: Arc::clone(&self.inner),
+            start: self.start + range.start,
+            len: range.len(),
+        })
     }
 
     /// Size in bytes, as it was when the file was opened.
     pub fn len(&self) -> usize {
-        self.0.len
+        self.len
     }
 
     /// Whether there is not a single byte.
     pub fn is_empty(&self) -> bool {
-        self.0.len == 0
+        self.len == 0
     }
 
     /// The file's path; none for bytes in memory.
     pub fn path(&self) -> Option<&Path> {
-        self.0.file.as_ref().map(|watched| watched.path.as_path())
+        self.inner.file.as_ref().map(|watched| watched.path.as_path())
     }
 
     /// All bytes, if they can be had without reading: mapped or owned.
     pub fn as_slice(&self) -> Option<&[u8]> {
-        match &self.0.bytes {
-            Bytes::Map(map) => Some(map),
-            Bytes::Owned(bytes) => Some(bytes),
-            Bytes::File => None,
-        }
+        let all: &[u8] = match &self.inner.bytes {
+            Bytes::Map(map) => map,
+            Bytes::Owned(bytes) => bytes,
+            Bytes::File => return None,
+        };
+        all.get(self.start..self.start + self.len)
     }
 
     /// Fills `out` with the bytes from `offset` on.
@@ -129,18 +155,18 @@ impl Source {
     /// # Errors
     /// The file ends before (`UnexpectedEof`), or cannot be read.
     pub fn read_at(&self, offset: usize, out: &mut [u8]) -> io::Result<()> {
-        let end = offset.checked_add(out.len()).filter(|&end| end <= self.0.len);
+        let end = offset.checked_add(out.len()).filter(|&end| end <= self.len);
         let Some(end) = end else {
             return Err(io::ErrorKind::UnexpectedEof.into());
         };
         // A large part of a file is read even where the file is mapped: pages of a map, once touched, count as this process's memory.
         let is_small = out.len() < LARGE_BYTES;
-        match (self.as_slice(), &self.0.file) {
+        match (self.as_slice(), &self.inner.file) {
             (Some(bytes), file) if is_small || file.is_none() => match bytes.get(offset..end) {
                 Some(bytes) => out.copy_from_slice(bytes),
                 None => return Err(io::ErrorKind::UnexpectedEof.into()),
             },
-            (_, Some(watched)) => read_exact_at(&watched.file, out, offset)?,
+            (_, Some(watched)) => read_exact_at(&watched.file, out, self.start + offset)?,
             (_, None) => return Err(io::ErrorKind::UnexpectedEof.into()),
         }
         Ok(())
@@ -151,7 +177,7 @@ impl Source {
     /// # Errors
     /// As [`read_at`](Source::read_at).
     pub(crate) fn read(&self, range: Range<usize>) -> io::Result<Vec<u8>> {
-        if range.end > self.0.len || range.start > range.end {
+        if range.end > self.len || range.start > range.end {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         let mut bytes = vec![0; range.len()];
@@ -174,11 +200,12 @@ impl Source {
     pub fn is_unchanged(&self) -> bool {
         let is_same = |watched: &Watched| {
             let same = |about: Metadata| {
-                usize::try_from(about.len()) == Ok(self.0.len) && about.modified().ok() == watched.modified
+                usize::try_from(about.len()) == Ok(self.inner.len)
+                    && about.modified().ok() == watched.modified
             };
             watched.file.metadata().is_ok_and(same)
         };
-        self.0.file.as_ref().is_none_or(is_same)
+        self.inner.file.as_ref().is_none_or(is_same)
     }
 }
 
@@ -233,6 +260,12 @@ mod tests {
                 io::ErrorKind::UnexpectedEof
             );
             assert!(source.is_unchanged());
+        }
+        for source in &sources {
+            let part = source.part(2..8).unwrap().part(1..5).unwrap();
+            assert_eq!((part.len(), part.read(1..4).unwrap()), (4, b"456".to_vec()));
+            assert!(part.as_slice().is_none_or(|bytes| bytes == b"3456"));
+            assert!(part.read(2..5).is_err() && part.part(3..5).is_none());
         }
         let mut file = File::options().append(true).open(&path).unwrap();
         file.write_all(b"more").unwrap();

@@ -55,14 +55,8 @@ impl StateDict {
         StateDict::default()
     }
 
-    /// No tensors, and room for `n`.
-    pub fn with_capacity(n: usize) -> StateDict {
-        let mut tensors = StateDict::default();
-        tensors.reserve(n);
-        tensors
-    }
-
-    pub(crate) fn reserve(&mut self, n: usize) {
+    /// Makes room for `n` more entries.
+    pub fn reserve(&mut self, n: usize) {
         self.entries.reserve(n);
     }
 

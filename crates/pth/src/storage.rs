@@ -9,8 +9,8 @@ use std::borrow::Cow;
 use std::fmt;
 use std::io::Read;
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use flate2::read::DeflateDecoder;
 
@@ -18,6 +18,10 @@ use crate::{Error, Source};
 
 /// How much is read, checked and passed on at once: large enough for the disk, small enough for the cache of a core.
 const CHUNK_BYTES: usize = 1 << 20;
+
+/// Locks for checking a CRC, chosen by the storage.
+static VERIFYING: [Mutex<()>; 64] = [const { Mutex::new(()) }; 64];
+const LOCK_MASK: usize = 63;
 
 /// The order of bytes within a component.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,6 +46,8 @@ pub(crate) struct Table {
     entries: Vec<Entry>,
     /// Compressed bytes of deflated storages, by index, ascending.
     deflated: Vec<(u32, Range<usize>)>,
+    /// Whether the bytes are still to be made.
+    is_promised: bool,
 }
 
 /// One storage of a table.
@@ -95,6 +101,7 @@ impl Table {
             byte_order,
             entries: Vec::new(),
             deflated: Vec::new(),
+            is_promised: false,
         }
     }
 
@@ -151,6 +158,21 @@ impl Storage {
         Arc::new(table).storage(index)
     }
 
+    /// `nbytes` bytes that do not exist yet, for tensors that are still to be computed. Every call makes another storage.
+    ///
+    /// Everything but its bytes can be had of a tensor over it; reading is [`Error::Promised`].
+    pub fn promised(nbytes: usize) -> Storage {
+        let mut table = Table::new(Source::from_bytes(Vec::new()), ByteOrder::Little);
+        table.is_promised = true;
+        let index = table.push(Key::Text("".into()), 0..nbytes, None);
+        Arc::new(table).storage(index)
+    }
+
+    /// Whether it is made by [`promised`](Storage::promised).
+    pub fn is_promised(&self) -> bool {
+        self.table.is_promised
+    }
+
     /// The window `range` of a file, little-endian; none if the file is shorter. `key` is the name that the file has for it.
     pub fn window(source: &Source, range: Range<usize>, key: &str) -> Option<Storage> {
         if range.start > range.end || range.end > source.len() {
@@ -161,56 +183,22 @@ impl Storage {
         Some(Arc::new(table).storage(index))
     }
 
-    /// Windows of one file, little-endian, of which the n-th is the storage that [`key`](Storage::key) calls n. They lie in one table,
-    /// so that a hundred thousand of them cost no allocation each. None if one is outside of the file.
-    pub fn windows(
+    /// As [`window`](Storage::window), of many windows of one file at once; none if the file is shorter than any of them.
+    pub fn windows<'k>(
         source: &Source,
-        ranges: impl ExactSizeIterator<Item = Range<usize>>,
+        windows: impl ExactSizeIterator<Item = (Range<usize>, &'k str)>,
     ) -> Option<Vec<Storage>> {
         let mut table = Table::new(source.clone(), ByteOrder::Little);
-        table.reserve(ranges.len());
-        for (number, range) in ranges.enumerate() {
+        table.reserve(windows.len());
+        for (range, key) in windows {
             if range.start > range.end || range.end > source.len() {
                 return None;
             }
-            table.push(Key::Number(u64::try_from(number).ok()?), range, None);
+            table.push(Key::new(key), range, None);
         }
-        let n = u32::try_from(table.len()).ok()?;
         let table = Arc::new(table);
+        let n = u32::try_from(table.len()).ok()?;
         Some((0..n).map(|index| table.storage(index)).collect())
-    }
-
-    /// Bytes that do not exist yet: for a tensor that is about to be written. Reading them is an error.
-    pub fn promised(nbytes: usize) -> Storage {
-        let mut table = Table::new(Source::from_bytes(Vec::new()), ByteOrder::Little);
-        let index = table.push(Key::Text("promised".into()), 0..nbytes, None);
-        Arc::new(table).storage(index)
-    }
-
-    /// Whether the container has a CRC for it that nothing has checked yet, so that the first reading reads all of it.
-    pub fn awaits_check(&self) -> bool {
-        self.pending_crc().is_some()
-    }
-
-    /// The CRC that is still to be checked.
-    pub(crate) fn pending_crc(&self) -> Option<u32> {
-        let entry = self.entry();
-        entry.crc.filter(|_| !entry.is_verified.load(Ordering::Relaxed))
-    }
-
-    /// Whether its bytes lie in its source as they are.
-    pub(crate) fn is_plain(&self) -> bool {
-        self.compressed().is_none()
-    }
-
-    /// Fills `out` with the bytes from `at` on, unchecked; of a plain storage.
-    pub(crate) fn read_into(&self, at: usize, out: &mut [u8]) -> Result<(), Error> {
-        self.check_range(&(at..at.saturating_add(out.len())))?;
-        let source = self.source();
-        let start = self.entry().start.saturating_add(at);
-        source
-            .read_at(start, out)
-            .map_err(|error| source.error(error).into())
     }
 
     #[cfg(test)]
@@ -230,7 +218,7 @@ impl Storage {
             .expect("a storage is made with the index of an entry")
     }
 
-    fn compressed(&self) -> Option<&Range<usize>> {
+    pub(crate) fn compressed(&self) -> Option<&Range<usize>> {
         let deflated = &self.table.deflated;
         let at = deflated
             .binary_search_by_key(&self.index, |(index, _)| *index)
@@ -286,6 +274,7 @@ impl Storage {
     /// # Errors
     /// The file cannot be read, was changed, or does not have the bytes that its own CRC tells of; `range` is outside.
     pub fn read(&self, range: Range<usize>) -> Result<Cow<'_, [u8]>, Error> {
+        self.check_made()?;
         self.check_range(&range)?;
         self.verify()?;
         if let Some(bytes) = self.as_slice().and_then(|bytes| bytes.get(range.clone())) {
@@ -311,6 +300,7 @@ impl Storage {
         range: Range<usize>,
         sink: &mut dyn FnMut(&[u8]) -> Result<(), Error>,
     ) -> Result<(), Error> {
+        self.check_made()?;
         self.check_range(&range)?;
         let entry = self.entry();
         let is_whole = range == (0..entry.len);
@@ -343,6 +333,20 @@ impl Storage {
         if entry.is_verified.load(Ordering::Relaxed) {
             return Ok(());
         }
+        // Threads that begin on one storage together wait for one of them.
+        let lock = VERIFYING
+            .get(
+                self.id()
+                    .0
+                    .wrapping_shr(4)
+                    .wrapping_add(usize::try_from(self.index).unwrap_or(0))
+                    & LOCK_MASK,
+            )
+            .expect("the mask is below the number of locks");
+        let _guard = lock.lock().unwrap_or_else(PoisonError::into_inner);
+        if entry.is_verified.load(Ordering::Relaxed) {
+            return Ok(());
+        }
         let mut hasher = crc32fast::Hasher::new();
         self.pass_on(0..entry.len, &mut |chunk| {
             hasher.update(chunk);
@@ -358,6 +362,36 @@ impl Storage {
             return Err(Error::container(format!("data/{}", self.key()), fault));
         }
         self.entry().is_verified.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Whether the container has a CRC for it that nothing has checked yet, so that the first reading reads all of it.
+    pub fn awaits_check(&self) -> bool {
+        self.unverified_crc().is_some()
+    }
+
+    /// The CRC that the whole is still to be compared with.
+    pub(crate) fn unverified_crc(&self) -> Option<u32> {
+        let entry = self.entry();
+        entry.crc.filter(|_| !entry.is_verified.load(Ordering::Relaxed))
+    }
+
+    /// Fills `out` with the bytes from `offset` on of a storage that is not deflated; nothing is checked.
+    pub(crate) fn read_at(&self, offset: usize, out: &mut [u8]) -> Result<(), Error> {
+        self.check_made()?;
+        self.check_range(&(offset..offset.saturating_add(out.len())))?;
+        let source = self.source();
+        source
+            .read_at(self.entry().start.saturating_add(offset), out)
+            .map_err(|error| source.error(error).into())
+    }
+
+    pub(crate) fn check_made(&self) -> Result<(), Error> {
+        if self.is_promised() {
+            return Err(Error::Promised {
+                n_bytes: self.nbytes(),
+            });
+        }
         Ok(())
     }
 
@@ -447,7 +481,7 @@ impl Storage {
 }
 
 /// Reads until `buffer` is full or the stream ends; returns how many bytes there are.
-fn fill(reader: &mut impl Read, buffer: &mut [u8]) -> std::io::Result<usize> {
+pub(crate) fn fill(reader: &mut impl Read, buffer: &mut [u8]) -> std::io::Result<usize> {
     let mut n_bytes = 0_usize;
     while let Some(rest) = buffer.get_mut(n_bytes..).filter(|rest| !rest.is_empty()) {
         match reader.read(rest)? {
@@ -459,19 +493,23 @@ fn fill(reader: &mut impl Read, buffer: &mut [u8]) -> std::io::Result<usize> {
 }
 
 /// A range of a source as a stream.
-pub(crate) struct SourceReader<'s> {
-    source: &'s Source,
+#[derive(Debug)]
+pub(crate) struct SourceReader {
+    source: Source,
     range: Range<usize>,
 }
 
-impl<'s> SourceReader<'s> {
+impl SourceReader {
     /// `range` must lie inside the source.
-    pub(crate) fn new(source: &'s Source, range: Range<usize>) -> SourceReader<'s> {
-        SourceReader { source, range }
+    pub(crate) fn new(source: &Source, range: Range<usize>) -> SourceReader {
+        SourceReader {
+            source: source.clone(),
+            range,
+        }
     }
 }
 
-impl Read for SourceReader<'_> {
+impl Read for SourceReader {
     fn read(&mut self, out: &mut [u8]) -> std::io::Result<usize> {
         let n = out.len().min(self.range.len());
         self.source.read_at(self.range.start, out.split_at_mut(n).0)?;

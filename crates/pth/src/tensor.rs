@@ -34,6 +34,19 @@ impl Dims {
         Dims(shape.iter().chain(stride).copied().collect())
     }
 
+    /// Row-major without gaps.
+    fn contiguous(shape: &[usize]) -> Dims {
+        // Small ones without a detour over the heap: a model has a hundred thousand.
+        let mut all = [0; 16];
+        let Some(all) = all.get_mut(..2 * shape.len()) else {
+            return Dims::new(shape, &layout::contiguous_stride(shape));
+        };
+        let (sizes, strides) = all.split_at_mut(shape.len());
+        sizes.copy_from_slice(shape);
+        layout::fill_contiguous_stride(shape, strides);
+        Dims(Arc::from(&*all))
+    }
+
     pub(crate) fn is(&self, shape: &[usize], stride: &[usize]) -> bool {
         self.shape() == shape && self.stride() == stride
     }
@@ -126,8 +139,7 @@ impl Tensor {
         let expected = layout::numel(shape).and_then(|numel| numel.checked_mul(dtype.size()));
         match expected {
             Some(expected) if expected == storage.nbytes() => {
-                let stride = layout::contiguous_stride(shape);
-                Tensor::from_storage(storage, dtype, shape, &stride, 0)
+                Tensor::view(storage, dtype, Dims::contiguous(shape), 0).map_err(Error::Layout)
             }
             Some(expected) => Err(Error::Layout(TensorFault::ByteCount {
                 dtype,
@@ -139,6 +151,14 @@ impl Tensor {
                 shape: shape.to_vec(),
             })),
         }
+    }
+
+    /// The same view of another storage of the same size; none where the size differs. Shape and stride are shared.
+    pub fn over(&self, storage: Storage) -> Option<Tensor> {
+        (storage.nbytes() == self.storage.nbytes()).then(|| Tensor {
+            storage,
+            ..self.clone()
+        })
     }
 
     /// A contiguous tensor of its own, from little-endian row-major bytes.
@@ -347,50 +367,6 @@ impl Tensor {
         Ok(copy)
     }
 
-    /// The view with dimensions in another order: `torch.permute`.
-    ///
-    /// # Errors
-    /// `dims` does not name every dimension once.
-    pub fn permute(&self, dims: &[usize]) -> Result<Tensor, Error> {
-        let mut sorted = dims.to_vec();
-        sorted.sort_unstable();
-        if !sorted.into_iter().eq(0..self.shape().len()) {
-            return Err(Error::Layout(TensorFault::TooFewDimensions {
-                dim: dims.iter().copied().max().unwrap_or(0),
-                rank: self.shape().len(),
-            }));
-        }
-        let shape: Vec<usize> = dims.iter().map(|&dim| self.shape()[dim]).collect();
-        let stride: Vec<usize> = dims.iter().map(|&dim| self.stride()[dim]).collect();
-        Ok(self.with_dims(&shape, &stride))
-    }
-
-    /// The view with another shape of as many elements, where the strides allow one: `Tensor.view`.
-    pub fn view_as(&self, shape: &[usize]) -> Option<Tensor> {
-        if layout::numel(shape)? != self.numel() {
-            return None;
-        }
-        let stride = layout::view_stride(self.shape(), self.stride(), shape)?;
-        Some(self.with_dims(shape, &stride))
-    }
-
-    /// A view of the same elements is no parameter.
-    fn with_dims(&self, shape: &[usize], stride: &[usize]) -> Tensor {
-        let mut view = self.clone();
-        view.dims = Dims::new(shape, stride);
-        view.is_parameter = false;
-        view
-    }
-
-    /// A reader of the elements from `start` on, counted in row-major order: contiguous and little-endian, as
-    /// [`to_bytes`](Tensor::to_bytes) has them.
-    ///
-    /// # Errors
-    /// As [`to_bytes`](Tensor::to_bytes).
-    pub fn reader_at(&self, start: usize) -> Result<crate::TensorReader, Error> {
-        crate::TensorReader::new(self.clone(), start)
-    }
-
     /// The slice `tensor[index]`: a view without the first dimension.
     ///
     /// # Errors
@@ -448,6 +424,45 @@ impl Tensor {
             slice.storage_offset += start * stride;
         }
         Ok(slice)
+    }
+}
+
+impl Tensor {
+    /// The view with its dimensions in another order: dimension `i` of it is `dims[i]` of this one. torch's `permute`.
+    ///
+    /// # Errors
+    /// `dims` does not name each dimension once.
+    pub fn permute(&self, dims: &[usize]) -> Result<Tensor, Error> {
+        let rank = self.shape().len();
+        if let Some(&dim) = dims.iter().find(|&&dim| dim >= rank) {
+            return Err(Error::Layout(TensorFault::TooFewDimensions { dim, rank }));
+        }
+        let mut sorted = dims.to_vec();
+        sorted.sort_unstable();
+        if !sorted.iter().copied().eq(0..rank) {
+            let fault = format!("order {dims:?} of {rank} dimensions, expected each once");
+            return Err(Error::Layout(TensorFault::Malformed(fault)));
+        }
+        let shape: Vec<usize> = dims.iter().map(|&dim| self.shape()[dim]).collect();
+        let stride: Vec<usize> = dims.iter().map(|&dim| self.stride()[dim]).collect();
+        // Sizes that fit in one order may overflow in another before their zero is reached.
+        self.with_dims(Dims::new(&shape, &stride)).map_err(Error::Layout)
+    }
+
+    /// The view of the same elements, in the same order, with other sizes. torch's `view`.
+    ///
+    /// None where the strides do not allow it, so that the elements would have to be copied, and where the number of elements differs.
+    pub fn view_as(&self, shape: &[usize]) -> Option<Tensor> {
+        let stride = layout::view_stride(self.shape(), self.stride(), shape)?;
+        self.with_dims(Dims::new(shape, &stride)).ok()
+    }
+
+    /// Another view of the same storage from the same offset on, which is no parameter.
+    fn with_dims(&self, dims: Dims) -> Result<Tensor, TensorFault> {
+        let mut view = Tensor::view(self.storage.clone(), self.dtype, dims, self.storage_offset)?;
+        view.requires_grad = self.requires_grad;
+        view.pending = self.pending;
+        Ok(view)
     }
 }
 

@@ -32,13 +32,31 @@ pub enum Error {
         fault: String,
     },
 
-    /// A set of files is not what its index says.
-    #[error("`{}` is not a whole set: {fault}", path.display())]
-    Set {
-        /// The index, or the folder.
+    /// A set of files with an index is not whole, or not what the index says.
+    #[error("the set of `{}` cannot be read: {fault}", path.display())]
+    Sharded {
+        /// The index.
         path: PathBuf,
         /// What is wrong.
         fault: String,
+    },
+
+    /// A distributed checkpoint is not whole, or not one.
+    #[error("the distributed checkpoint `{}` cannot be read: {fault}", path.display())]
+    Dcp {
+        /// The folder.
+        path: PathBuf,
+        /// What is wrong.
+        fault: String,
+    },
+
+    /// A folder holds several files of which none is the usual one.
+    #[error("`{}` holds {}, and none of them is the usual one", path.display(), list(names))]
+    Ambiguous {
+        /// The folder.
+        path: PathBuf,
+        /// The files.
+        names: Vec<String>,
     },
 
     /// safetensors has no such element type.
@@ -70,6 +88,41 @@ pub enum Error {
         needed: usize,
         /// What the format allows.
         limit: usize,
+    },
+
+    /// A new header does not fit in the place of the old one; nothing was written.
+    #[error("the new header of `{}` needs {needed} bytes, and the file has room for {available}", path.display())]
+    HeaderFull {
+        /// The file.
+        path: PathBuf,
+        /// Bytes of the new header.
+        needed: usize,
+        /// Bytes of the old one, with its padding.
+        available: usize,
+    },
+
+    /// A crash has left a header half-written; the old one is kept.
+    #[error("an edit of `{}` was not finished; its old header is kept in `{}`", path.display(), backup.display())]
+    UnfinishedEdit {
+        /// The file.
+        path: PathBuf,
+        /// What keeps the old header.
+        backup: PathBuf,
+    },
+
+    /// A name that no tensor has.
+    #[error("there is no tensor `{0}`")]
+    UnknownTensor(String),
+
+    /// A tensor would get two names; nothing was renamed.
+    #[error("`{name}` cannot be called `{first}` and `{second}`")]
+    TwoNames {
+        /// The tensor.
+        name: String,
+        /// The one.
+        first: String,
+        /// The other.
+        second: String,
     },
 
     /// A tensor's bytes could not be made.
@@ -193,12 +246,27 @@ pub enum Error {
     },
 }
 
+/// `a`, `b` and `c`
+fn list(names: &[String]) -> String {
+    let quoted: Vec<String> = names.iter().map(|name| format!("`{name}`")).collect();
+    match quoted.split_last() {
+        Some((last, rest)) if !rest.is_empty() => format!("{} and {last}", rest.join(", ")),
+        _ => quoted.concat(),
+    }
+}
+
 impl Error {
     /// Whether it is about a file, so that the plan that names the file has nothing to add.
     pub(crate) fn is_of_a_file(&self) -> bool {
         matches!(
             self,
-            Error::File(_) | Error::Checkpoint { .. } | Error::Safetensors { .. }
+            Error::File(_)
+                | Error::Checkpoint { .. }
+                | Error::Safetensors { .. }
+                | Error::Sharded { .. }
+                | Error::Dcp { .. }
+                | Error::Ambiguous { .. }
+                | Error::UnfinishedEdit { .. }
         )
     }
 
@@ -210,6 +278,13 @@ impl Error {
                 source,
             },
             error => error,
+        }
+    }
+
+    pub(crate) fn sharded(path: &Path, fault: impl Into<String>) -> Error {
+        Error::Sharded {
+            path: path.to_owned(),
+            fault: fault.into(),
         }
     }
 

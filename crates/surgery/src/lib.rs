@@ -23,7 +23,9 @@ pub use diff::{
 };
 pub use distance::edit_distance;
 pub use error::Error;
+pub use format::edit::{HeaderEdit, edit_header, recover_header};
 pub use format::open::{Format, Opened, is_safetensors, open, open_with};
+pub use format::pieces::{Piece, Pieces};
 pub use format::safetensors::{open_safetensors, save_safetensors};
 pub use lazy::{Distribution, Draw, Group, LazyEntry, LazyReader, LazyStateDict, LazyTensor, LazyValue};
 pub use marks::{can_train, is_buffer_name};

@@ -1,4 +1,4 @@
-//! The JSON header of a safetensors file, in the order in which it is written, without repeated names.
+//! The JSON header of a safetensors file, in the order in which it is written.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -10,16 +10,28 @@ use serde::ser::{Serialize, SerializeMap, Serializer};
 
 use pth::DType;
 
+use super::canonical;
+
+/// Bytes of the length in front of the header.
+pub(crate) const LENGTH_BYTES: usize = 8;
+
 /// The largest header that the format allows, in bytes.
 pub(crate) const MAX_HEADER_BYTES: usize = 100_000_000;
 
 /// The member that is no tensor.
 pub(crate) const METADATA_KEY: &str = "__metadata__";
 
-/// Members in file order; the crate's own type forgets the order and takes the last of equal names. Names are not compared here.
+/// Members in file order; the crate's own type forgets the order and takes the last of equal names. Equal names are still in it.
 pub(crate) struct Header {
     pub(crate) metadata: BTreeMap<String, String>,
     pub(crate) tensors: Vec<(String, TensorInfo)>,
+}
+
+impl Header {
+    /// Understands a header, without the length in front of it.
+    pub(crate) fn parse(json: &[u8]) -> Result<Header, serde_json::Error> {
+        canonical::parse(json).map_or_else(|| serde_json::from_slice(json), Ok)
+    }
 }
 
 impl<'de> Deserialize<'de> for Header {

@@ -1,6 +1,14 @@
-//! Files of tensors: which format it is, safetensors, sets of files.
+//! Files of tensors, single and in sets: which format it is, and safetensors.
 
+mod canonical;
+mod dcp;
+pub(crate) mod edit;
+mod folder;
 pub(crate) mod header;
+mod index;
 pub(crate) mod open;
+pub(crate) mod pieces;
+mod read;
 pub(crate) mod safetensors;
-pub(crate) mod sharded;
+mod sharded;
+mod ties;

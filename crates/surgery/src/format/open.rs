@@ -1,13 +1,17 @@
-//! Any supported file or set of tensors, by content.
+//! Any supported file of tensors, by content.
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
 
 use pth::{Checkpoint, ModuleSource, OpenOptions, Other, Problem, Source, StateDict};
 
-use super::{safetensors, sharded};
-use crate::Error;
+use super::folder::{self, Place};
+use super::pieces::Pieces;
+use super::{dcp, read, sharded, ties};
+use crate::{Error, marks};
 
 /// What a file of tensors is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,16 +21,18 @@ pub enum Format {
     Pth(pth::Format),
     /// safetensors.
     Safetensors,
-    /// Several safetensors files with an index.
+    /// safetensors in several files, with an index.
     ShardedSafetensors {
-        /// How many.
+        /// How many files.
         n_shards: usize,
     },
-    /// Several PyTorch checkpoints with an index.
+    /// PyTorch checkpoints in several files, with an index.
     ShardedPth {
-        /// How many.
+        /// How many files.
         n_shards: usize,
     },
+    /// A folder of `torch.distributed.checkpoint`.
+    Dcp,
 }
 
 impl fmt::Display for Format {
@@ -34,10 +40,15 @@ impl fmt::Display for Format {
         match self {
             Format::Pth(format) => format.fmt(f),
             Format::Safetensors => f.write_str("safetensors"),
-            Format::ShardedSafetensors { n_shards } => write!(f, "safetensors, {n_shards} shards"),
-            Format::ShardedPth { n_shards } => write!(f, "PyTorch checkpoints, {n_shards} shards"),
+            Format::ShardedSafetensors { n_shards } => write!(f, "safetensors, {}", shards(*n_shards)),
+            Format::ShardedPth { n_shards } => write!(f, "pytorch, {}", shards(*n_shards)),
+            Format::Dcp => f.write_str("pytorch distributed"),
         }
     }
+}
+
+fn shards(n: usize) -> String {
+    format!("{n} shard{}", if n == 1 { "" } else { "s" })
 }
 
 /// An open file of tensors: its state dict and an account of all else.
@@ -47,9 +58,11 @@ pub struct Opened {
     pub format: Format,
     /// The model's tensors.
     pub state_dict: StateDict,
+    /// The model's tensors that lie in pieces, with their places among the others.
+    pub pieces: Vec<Pieces>,
     /// Where in a checkpoint the state dict was found; empty for the root.
     pub wrapper: String,
-    /// `__metadata__` of safetensors.
+    /// `__metadata__` of safetensors; of a set, those of the index and of all shards, without sizes. What is not text is JSON.
     pub metadata: BTreeMap<String, String>,
     /// Values that are no tensors.
     pub others: Vec<Other>,
@@ -61,11 +74,66 @@ pub struct Opened {
     pub sources: Vec<ModuleSource>,
 }
 
-/// Opens `path`, whatever it is called: a PyTorch checkpoint of any container, safetensors, the index of a set of either, or the
-/// folder of one.
+impl Opened {
+    /// An open file of which nothing is read yet.
+    pub(super) fn new(format: Format) -> Opened {
+        Opened {
+            format,
+            state_dict: StateDict::new(),
+            pieces: Vec::new(),
+            wrapper: String::new(),
+            metadata: BTreeMap::new(),
+            others: Vec::new(),
+            other_tensors: StateDict::new(),
+            problems: Vec::new(),
+            sources: Vec::new(),
+        }
+    }
+
+    /// Puts the tensors that lie in pieces into the state dict, each at its place and in memory of its own.
+    ///
+    /// # Errors
+    /// A piece that cannot be read.
+    pub fn assemble(&mut self) -> Result<(), Error> {
+        if self.pieces.is_empty() {
+            return Ok(());
+        }
+        let metadata = self.state_dict.metadata().to_vec();
+        let mut whole = StateDict::new();
+        whole.reserve(self.state_dict.len() + self.pieces.len());
+        let mut pieces = self.pieces.iter().peekable();
+        let entries = std::mem::take(&mut self.state_dict).into_iter().map(Some);
+        for (place, entry) in entries.chain([None]).enumerate() {
+            while let Some(pieces) = pieces.next_if(|pieces| pieces.place() <= place || entry.is_none()) {
+                let tensor = pieces.assemble().map_err(|source| Error::Tensor {
+                    name: pieces.name().to_owned(),
+                    source,
+                })?;
+                whole.insert(pieces.name(), tensor);
+            }
+            if let Some((name, entry)) = entry {
+                whole.insert_entry(name, entry);
+            }
+        }
+        self.state_dict = whole.with_metadata(metadata);
+        self.pieces.clear();
+        Ok(())
+    }
+
+    /// Carries out what the metadata say of the tensors: ties and marks.
+    pub(super) fn finish(&mut self) {
+        ties::apply(&mut self.state_dict, &mut self.metadata);
+        if let Some(patterns) = self.metadata.get(marks::KEY) {
+            marks::apply(&mut self.state_dict, &marks::parse(patterns));
+        }
+    }
+}
+
+/// Opens `path`, whatever it is called: a PyTorch checkpoint of any container, safetensors, the index of a set of either, or a folder
+/// with one of these in it.
 ///
 /// # Errors
-/// The file cannot be read, or is none of these; the files of a set are not those that its index lists.
+/// The file cannot be read, or is none of these; a set is not complete, or not what its index says.
 pub fn open(path: &Path) -> Result<Opened, Error> {
     open_with(path, &OpenOptions::default())
 }
@@ -75,40 +143,55 @@ pub fn open(path: &Path) -> Result<Opened, Error> {
 /// # Errors
 /// As [`open`].
 pub fn open_with(path: &Path, options: &OpenOptions) -> Result<Opened, Error> {
-    let path = &match path.is_dir() {
-        true => in_folder(path, options)?,
-        false => path.to_owned(),
-    };
-    let mut opened = if sharded::is_index(path) {
-        sharded::open(path, options)?
+    let place = if path.is_dir() {
+        folder::find(path)?
+    } else if is_index(path) {
+        Place::Index(path.to_owned())
     } else {
-        open_file(path, options)?
+        Place::File(path.to_owned())
     };
-    safetensors::apply_metadata(&mut opened.state_dict, &mut opened.metadata);
+    let mut opened = match place {
+        Place::Index(path) => return sharded::open(&path, options),
+        Place::File(path) => file(&path, options)?,
+        Place::Dcp(path) => dcp::open(&path, options)?,
+        // What else it is, the checkpoint's reader knows.
+        Place::Unknown => checkpoint(path, options)?,
+    };
+    opened.finish();
     Ok(opened)
 }
 
-/// One file; marks and ties in its metadata are left for the caller.
-pub(super) fn open_file(path: &Path, options: &OpenOptions) -> Result<Opened, Error> {
+/// Opens one file; ties and marks are left in the metadata.
+fn file(path: &Path, options: &OpenOptions) -> Result<Opened, Error> {
     let source = Source::open(path, options.backing)?;
     if is_safetensors(&source) {
-        let (state_dict, metadata) = safetensors::read(&source, path)?;
-        return Ok(Opened {
-            format: Format::Safetensors,
-            state_dict,
-            wrapper: String::new(),
-            metadata,
-            others: Vec::new(),
-            other_tensors: StateDict::new(),
-            problems: Vec::new(),
-            sources: Vec::new(),
-        });
+        return read::file(&source, path);
     }
-    let checkpoint = Checkpoint::from_source(source, options).map_err(|source| named(path, source))?;
+    pth_file(source, path, options)
+}
+
+/// Opens one checkpoint.
+pub(super) fn pth_file(source: Source, path: &Path, options: &OpenOptions) -> Result<Opened, Error> {
+    taken(Checkpoint::from_source(source, options), path)
+}
+
+fn checkpoint(path: &Path, options: &OpenOptions) -> Result<Opened, Error> {
+    taken(Checkpoint::open_with(path, options), path)
+}
+
+fn taken(checkpoint: Result<Checkpoint, pth::Error>, path: &Path) -> Result<Opened, Error> {
+    let checkpoint = checkpoint.map_err(|source| match source {
+        pth::Error::File(error) => Error::File(error),
+        source => Error::Checkpoint {
+            path: path.to_owned(),
+            source,
+        },
+    })?;
     Ok(Opened {
         format: Format::Pth(checkpoint.format()),
         wrapper: checkpoint.wrapper().to_owned(),
         metadata: BTreeMap::new(),
+        pieces: Vec::new(),
         others: checkpoint.others().to_vec(),
         other_tensors: checkpoint.other_tensors().clone(),
         problems: checkpoint.problems().to_vec(),
@@ -117,62 +200,20 @@ pub(super) fn open_file(path: &Path, options: &OpenOptions) -> Result<Opened, Er
     })
 }
 
-fn named(path: &Path, source: pth::Error) -> Error {
-    match source {
-        pth::Error::File(error) => Error::File(error),
-        source => Error::Checkpoint {
-            path: path.to_owned(),
-            source,
-        },
+/// Whether the file is called like an index, and begins like JSON.
+fn is_index(path: &Path) -> bool {
+    let is_named = path
+        .file_name()
+        .and_then(|name| name.to_str())
+        .is_some_and(folder::is_index_name);
+    if !is_named {
+        return false;
     }
-}
-
-/// The file of a folder that stands for all of it, under the names that transformers gives: an index before a single file,
-/// safetensors before pickles.
-fn in_folder(folder: &Path, options: &OpenOptions) -> Result<PathBuf, Error> {
-    let names = [
-        "model.safetensors.index.json",
-        "model.safetensors",
-        "pytorch_model.bin.index.json",
-        "pytorch_model.bin",
-    ];
-    if let Some(path) = names
-        .iter()
-        .map(|name| folder.join(name))
-        .find(|path| path.is_file())
-    {
-        return Ok(path);
-    }
-    let read = pth::FileError::at("read", folder);
-    let mut paths = Vec::new();
-    for entry in std::fs::read_dir(folder).map_err(&read)? {
-        paths.push(entry.map_err(&read)?.path());
-    }
-    paths.sort();
-    let ends = |end: &str| {
-        let mut found = paths.iter().filter(|path| path.to_string_lossy().ends_with(end));
-        (found.next().cloned(), found.next().is_some())
-    };
-    for end in [".index.json", ".safetensors"] {
-        match ends(end) {
-            (Some(path), false) => return Ok(path),
-            (Some(_), true) => {
-                return Err(Error::Set {
-                    path: folder.to_owned(),
-                    fault: format!("it holds several `*{end}` files and none that is called `model{end}`"),
-                });
-            }
-            (None, _) => {}
-        }
-    }
-    // What else the folder is, the checkpoint's reader knows.
-    match Checkpoint::open_with(folder, options) {
-        Err(error) => Err(named(folder, error)),
-        Ok(_) => Err(Error::Set {
-            path: folder.to_owned(),
-            fault: "it holds no checkpoint".to_owned(),
-        }),
-    }
+    let mut head = [0; 64];
+    let n = File::open(path)
+        .and_then(|mut file| file.read(&mut head))
+        .unwrap_or(0);
+    head[..n].trim_ascii_start().first() == Some(&b'{')
 }
 
 /// Whether `source` begins like a safetensors file: a length that the format allows, then the `{` that it demands.

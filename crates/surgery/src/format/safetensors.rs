@@ -1,153 +1,28 @@
 //! safetensors: read from a map without copying, written tensor by tensor.
 //!
-//! The rules are those of the `safetensors` crate 0.8; here a repeated name is refused too, and names keep the header's order.
 //! Data lies in descending order of alignment, as the crate writes it, so that every tensor is aligned for its type.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use ::safetensors::tensor::TensorInfo;
-use pth::{Backing, Existing, FileError, Source, StateDict, Storage, Tensor};
+use pth::{Backing, Existing, Source, StateDict};
 
-use super::header::{Header, MAX_HEADER_BYTES, from_safetensors, shape_in_torch};
+use super::read;
+use crate::Error;
 use crate::lazy::LazyStateDict;
 use crate::stream::{self, OutputFormat, WriteOptions, WriteReport};
-use crate::{Error, marks};
-
-/// Bytes of the length in front of the header.
-const LENGTH_BYTES: usize = 8;
 
 /// Opens a safetensors file: its tensors, in the header's order, as views of one memory map, and its `__metadata__`.
 ///
-/// Where `__metadata__` has `frozen`, tensors are frozen and trainable as it says.
+/// Where `__metadata__` has `frozen`, tensors are frozen and trainable as it says. Where it maps a name that the file lacks to one that
+/// it has, as `safetensors.torch.save_model` does for shared tensors, both names are there, and that entry of the metadata is not.
 ///
 /// # Errors
 /// The file cannot be read, or breaks a rule of the format.
 pub fn open_safetensors(path: &Path) -> Result<(StateDict, BTreeMap<String, String>), Error> {
-    let (mut tensors, mut metadata) = read(&Source::open(path, Backing::Map)?, path)?;
-    apply_metadata(&mut tensors, &mut metadata);
-    Ok((tensors, metadata))
-}
-
-/// The tensors of a file that is open, and its `__metadata__` as it is.
-pub(super) fn read(source: &Source, path: &Path) -> Result<(StateDict, BTreeMap<String, String>), Error> {
-    let n_bytes = source.len();
-    let fault = |fault: String| Error::safetensors(path, fault);
-    let read = FileError::at("read", path);
-    let mut length = [0; LENGTH_BYTES];
-    if n_bytes < LENGTH_BYTES {
-        return Err(fault(format!("{n_bytes} bytes, expected at least 8")));
-    }
-    source.read_at(0, &mut length).map_err(&read)?;
-    let header_len = usize::try_from(u64::from_le_bytes(length)).unwrap_or(usize::MAX);
-    if header_len > MAX_HEADER_BYTES {
-        return Err(fault(format!(
-            "a header of {header_len} bytes, allowed are {MAX_HEADER_BYTES}"
-        )));
-    }
-    let data_start = LENGTH_BYTES + header_len;
-    if data_start > n_bytes {
-        return Err(fault(format!(
-            "a header of {header_len} bytes, but the file ends after {}",
-            n_bytes - LENGTH_BYTES
-        )));
-    }
-    // In memory of its own, so that what was checked cannot change.
-    let mut header = vec![0; header_len];
-    source.read_at(LENGTH_BYTES, &mut header).map_err(&read)?;
-    let header: Header =
-        serde_json::from_slice(&header).map_err(|error| fault(format!("header: {error}")))?;
-    let data_len = check_places(&header.tensors).map_err(&fault)?;
-    if data_start.checked_add(data_len) != Some(n_bytes) {
-        return Err(fault(format!(
-            "{data_len} bytes of tensors, found {}",
-            n_bytes - data_start
-        )));
-    }
-
-    let ranges = header.tensors.iter().map(|(_, info)| {
-        let (start, end) = info.data_offsets;
-        data_start + start..data_start + end
-    });
-    let storages = Storage::windows(source, ranges)
-        .expect("the places are inside the data, and the data is what the file has");
-    let mut tensors = StateDict::with_capacity(storages.len());
-    for ((name, info), storage) in header.tensors.into_iter().zip(storages) {
-        let dtype = from_safetensors(info.dtype).ok_or_else(|| {
-            fault(format!(
-                "tensor `{name}` is {:?}, which torch does not have",
-                info.dtype
-            ))
-        })?;
-        let shape = shape_in_torch(dtype, info.shape)
-            .ok_or_else(|| fault(format!("tensor `{name}` has an odd number of 4-bit values")))?;
-        let tensor = Tensor::contiguous(storage, dtype, &shape).map_err(|source| Error::Tensor {
-            name: name.clone(),
-            source,
-        })?;
-        if tensors.contains(&name) {
-            return Err(fault(format!("header: two entries are called `{name}`")));
-        }
-        tensors.insert(name, tensor);
-    }
-    Ok((tensors, header.metadata))
-}
-
-/// The rules of the format for places: every tensor as large as its shape says, one behind the other, no gap, no overlap.
-/// Returns the bytes of all.
-fn check_places(tensors: &[(String, TensorInfo)]) -> Result<usize, String> {
-    let mut order: Vec<u32> = (0..u32::try_from(tensors.len()).map_err(|_| "too many tensors")?).collect();
-    let of = |&i: &u32| &tensors[i as usize];
-    // Already so in nearly every file.
-    if !order.is_sorted_by_key(|i| of(i).1.data_offsets) {
-        order.sort_by_key(|i| of(i).1.data_offsets);
-    }
-    let mut at = 0;
-    for (name, info) in order.iter().map(of) {
-        let (start, end) = info.data_offsets;
-        if start != at || end < start {
-            return Err(format!(
-                "tensor `{name}` lies at bytes {start}..{end}, expected is one that begins at {at}"
-            ));
-        }
-        let n_bits = info
-            .shape
-            .iter()
-            .try_fold(1_usize, |n, &size| n.checked_mul(size))
-            .and_then(|n| n.checked_mul(info.dtype.bitsize()))
-            .filter(|n| n.is_multiple_of(8));
-        if n_bits.map(|n| n / 8) != Some(end - start) {
-            return Err(format!(
-                "tensor `{name}` of {:?} {:?} has {} bytes",
-                info.dtype,
-                info.shape,
-                end - start
-            ));
-        }
-        at = end;
-    }
-    Ok(at)
-}
-
-/// Gives second names to tensors, as `__metadata__` says, `dropped` = `kept` (`save_model` of safetensors, transformers), and takes
-/// these entries out of it. Freezes and marks what it says of that.
-pub(super) fn apply_metadata(tensors: &mut StateDict, metadata: &mut BTreeMap<String, String>) {
-    let ties: Vec<(String, String)> = metadata
-        .iter()
-        .filter(|(dropped, kept)| {
-            *dropped != "format" && !tensors.contains(dropped) && tensors.get(kept).is_some()
-        })
-        .map(|(dropped, kept)| (dropped.clone(), kept.clone()))
-        .collect();
-    for (dropped, kept) in ties {
-        if let Some(tensor) = tensors.get(&kept).cloned() {
-            metadata.remove(&dropped);
-            tensors.insert(dropped, tensor);
-        }
-    }
-    if let Some(patterns) = metadata.get(marks::KEY) {
-        marks::apply(tensors, &marks::parse(patterns));
-    }
+    let mut opened = read::file(&Source::open(path, Backing::Map)?, path)?;
+    opened.finish();
+    Ok((opened.state_dict, opened.metadata))
 }
 
 /// Writes `tensors` as a safetensors file, which appears whole or not at all.
@@ -176,7 +51,7 @@ pub fn save_safetensors(
 mod tests {
     use std::io::Write;
 
-    use pth::{AtomicFile, DType};
+    use pth::{AtomicFile, DType, Tensor};
 
     use super::*;
 

@@ -1,285 +1,253 @@
-//! Sets of files with an index, as transformers writes them.
-//!
-//! The index is a list of promises, and each is checked from the files' headers: every tensor lies in one file, in the one that the index
-//! says, no file is missing, none has more than the index lists, and none lies beside that belongs to another set.
+//! A set of files that are one state dict, by the index that belongs to them.
 
-use std::collections::{BTreeMap, HashMap};
-use std::fmt;
-use std::path::Path;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::collections::{HashMap, HashSet};
+use std::num::NonZero;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, mpsc};
+use std::thread;
 
-use pth::{OpenOptions, StateDict};
-use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
+use pth::{OpenOptions, Source, StateDict, Tensor};
 
-use super::open::{Format, Opened, open_file};
+use super::index::{self, Index, Shard};
+use super::open::{self, Format, Opened, is_safetensors};
+use super::read::{self, Contents};
 use crate::Error;
 
-/// Whether `path` is called as indexes are.
-pub(super) fn is_index(path: &Path) -> bool {
-    path.to_string_lossy().ends_with(".index.json")
+/// One file of a set.
+enum Part {
+    Safetensors(Contents),
+    Pth(Box<Opened>),
 }
 
-#[derive(serde::Deserialize)]
-struct Index {
-    #[serde(default)]
-    metadata: BTreeMap<String, serde_json::Value>,
-    weight_map: WeightMap,
-}
-
-/// Names of tensors with the number of their file.
-struct WeightMap {
-    shards: Vec<String>,
-    tensors: Vec<(String, usize)>,
-}
-
-impl<'de> Deserialize<'de> for WeightMap {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<WeightMap, D::Error> {
-        struct Interned;
-
-        impl<'de> Visitor<'de> for Interned {
-            type Value = WeightMap;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object of tensor names and file names")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<WeightMap, A::Error> {
-                let mut numbers: HashMap<String, usize> = HashMap::new();
-                let mut tensors = Vec::new();
-                let mut last: Option<(String, usize)> = None;
-                while let Some((tensor, shard)) = map.next_entry::<String, String>()? {
-                    // Neighbours are mostly in one file.
-                    let number = match &last {
-                        Some((name, number)) if *name == shard => *number,
-                        _ => {
-                            let n = numbers.len();
-                            let number = *numbers.entry(shard.clone()).or_insert(n);
-                            last = Some((shard, number));
-                            number
-                        }
-                    };
-                    tensors.push((tensor, number));
-                }
-                let mut shards = vec![String::new(); numbers.len()];
-                for (name, number) in numbers {
-                    shards[number] = name;
-                }
-                Ok(WeightMap { shards, tensors })
-            }
-        }
-
-        deserializer.deserialize_map(Interned)
-    }
-}
-
-/// Opens the set that the index at `path` lists.
+/// Opens the set whose index is at `path`: every tensor lies in exactly one file, in the one that the index says.
 pub(super) fn open(path: &Path, options: &OpenOptions) -> Result<Opened, Error> {
-    let fault = |fault: String| Error::Set {
-        path: path.to_owned(),
-        fault,
-    };
-    let read = pth::FileError::at("read", path);
-    let text = std::fs::read(path).map_err(&read)?;
-    let index: Index =
-        serde_json::from_slice(&text).map_err(|error| fault(format!("it is no index: {error}")))?;
-    let folder = match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    };
-    let WeightMap { shards, tensors } = index.weight_map;
-    if shards.is_empty() {
-        return Err(fault("it lists no tensors".to_owned()));
-    }
-    let mut n_listed = vec![0_usize; shards.len()];
-    tensors.iter().for_each(|(_, shard)| n_listed[*shard] += 1);
-    for (shard, n) in shards.iter().zip(&n_listed) {
-        check_place(folder, shard, *n).map_err(&fault)?;
-    }
-    if let Some(stale) = stale(path, folder, &shards) {
-        return Err(fault(format!(
-            "`{stale}` lies beside and is not listed: it is of another set, or the index is"
-        )));
-    }
-    let mut opened = open_all(folder, &shards, options)?;
+    let fault = |fault: String| Error::sharded(path, fault);
+    let text = index::read(path)?;
+    let (index, parts) = read_all(&text, path, options)?;
 
-    // In the order of the names of the files, and within each of its header.
-    let mut order: Vec<usize> = (0..shards.len()).collect();
-    order.sort_by(|&a, &b| shards[a].cmp(&shards[b]));
-    let mut place: HashMap<&str, usize> = HashMap::with_capacity(tensors.len());
-    for (name, shard) in &tensors {
-        if place.insert(name, *shard).is_some() {
-            return Err(fault(format!("it lists tensor `{name}` twice")));
+    let n_shards = parts.len();
+    let is_safetensors = matches!(parts.first(), Some(Part::Safetensors(_)));
+    let mut opened = Opened::new(match is_safetensors {
+        true => Format::ShardedSafetensors { n_shards },
+        false => Format::ShardedPth { n_shards },
+    });
+    opened.metadata = index.metadata();
+    let n_tensors = index.shards().iter().map(|shard| shard.names.len()).sum();
+    opened.state_dict.reserve(n_tensors);
+    for (part, shard) in parts.into_iter().zip(index.shards()) {
+        match &part {
+            Part::Safetensors(part) => check_tensors(shard, &part.tensors),
+            Part::Pth(part) => check_entries(shard, part),
         }
-    }
-    let mut all = Opened {
-        format: match opened[0].format {
-            Format::Safetensors => Format::ShardedSafetensors {
-                n_shards: shards.len(),
-            },
-            _ => Format::ShardedPth {
-                n_shards: shards.len(),
-            },
-        },
-        state_dict: StateDict::with_capacity(tensors.len()),
-        wrapper: String::new(),
-        metadata: index_metadata(&index.metadata),
-        others: Vec::new(),
-        other_tensors: StateDict::new(),
-        problems: Vec::new(),
-        sources: Vec::new(),
-    };
-    let mut n_bytes: u64 = 0;
-    for shard in order {
-        let name = &shards[shard];
-        let part = &mut opened[shard];
-        all.problems.append(&mut part.problems);
-        all.others.append(&mut part.others);
-        for (key, value) in std::mem::take(&mut part.metadata) {
-            all.metadata.entry(key).or_insert(value);
-        }
-        let mut n_found = 0;
-        for (tensor, entry) in std::mem::take(&mut part.state_dict) {
-            match place.get(tensor.as_str()) {
-                Some(&listed) if listed == shard => n_found += 1,
-                Some(&listed) => {
-                    let listed = &shards[listed];
-                    return Err(fault(format!(
-                        "tensor `{tensor}` is in `{name}`, and listed as one of `{listed}`"
-                    )));
+        .map_err(fault)?;
+        // Every shard holds what the index lists under it, so that a second entry is listed twice.
+        let is_new = match part {
+            Part::Safetensors(part) if is_safetensors => {
+                for (key, value) in part.metadata {
+                    opened.metadata.entry(key).or_insert(value);
                 }
-                None => {
-                    return Err(fault(format!(
-                        "`{name}` holds tensor `{tensor}`, which is not listed"
-                    )));
-                }
+                let mut tensors = part.tensors.into_iter();
+                tensors.all(|(name, tensor)| opened.state_dict.insert(name, tensor).is_none())
             }
-            if let Some(tensor) = entry.tensor() {
-                n_bytes = n_bytes.saturating_add(u64::try_from(tensor.nbytes()).unwrap_or(u64::MAX));
+            Part::Pth(part) if !is_safetensors => take(*part, &mut opened),
+            _ => {
+                let text = format!("shard `{}` is of another format than the first", shard.file);
+                return Err(fault(text));
             }
-            all.state_dict.insert_entry(tensor, entry);
-        }
-        if n_found < n_listed[shard] && all.problems.is_empty() {
-            let missing = tensors
-                .iter()
-                .find(|(tensor, at)| *at == shard && !all.state_dict.contains(tensor));
-            let missing = missing.map_or("", |(tensor, _)| tensor);
-            return Err(fault(format!("tensor `{missing}` is not in `{name}`")));
+        };
+        if !is_new {
+            return Err(fault(listed_twice(&index)));
         }
     }
-    // Only where it can be counted without doubt: tied tensors of pickles are counted once by some writers, and twice by others.
-    let total = index
-        .metadata
-        .get("total_size")
-        .and_then(serde_json::Value::as_u64);
-    if let (Some(total), Format::ShardedSafetensors { .. }) = (total, all.format)
-        && total != n_bytes
-    {
-        return Err(fault(format!(
-            "`total_size` is {total}, and the tensors have {n_bytes} bytes"
-        )));
-    }
-    Ok(all)
+    check_total(&index, &opened.state_dict).map_err(fault)?;
+    opened.finish();
+    Ok(opened)
 }
 
-/// A file's name in an index must be that of a file in the same folder, and not a way to another.
-fn check_place(folder: &Path, shard: &str, n_tensors: usize) -> Result<(), String> {
-    let is_bare = !shard.is_empty() && !shard.contains(['/', '\\', '\0']) && shard != "." && shard != "..";
-    if !is_bare {
-        return Err(format!("file `{shard}` is not in the folder of the index"));
+/// Adds what a pickled shard holds. Returns whether all names are new.
+fn take(mut part: Opened, opened: &mut Opened) -> bool {
+    let mut versions = opened.state_dict.metadata().to_vec();
+    for version in part.state_dict.metadata() {
+        if versions.iter().all(|known| known.module != version.module) {
+            versions.push(version.clone());
+        }
     }
-    let path = folder.join(shard);
-    if !path.exists() {
-        return Err(format!("file `{shard}`, with {n_tensors} tensors, is missing"));
+    opened.state_dict = std::mem::take(&mut opened.state_dict).with_metadata(versions);
+    opened.others.append(&mut part.others);
+    opened.problems.append(&mut part.problems);
+    opened.sources.append(&mut part.sources);
+    opened.wrapper = part.wrapper;
+    for (name, entry) in part.other_tensors {
+        opened.other_tensors.insert_entry(name, entry);
     }
-    // Caches of downloads link to files elsewhere below the same root; what leaves that is no part of the set.
-    let real = path
-        .canonicalize()
-        .map_err(|error| format!("file `{shard}`: {error}"))?;
-    let home = folder
-        .canonicalize()
-        .map_err(|error| format!("the folder: {error}"))?;
-    let is_cached = || {
-        // `snapshots/<revision>/x` -> `blobs/<digest>` of the Hugging Face cache.
-        let root = home
-            .parent()
-            .filter(|snapshots| snapshots.ends_with("snapshots"))
-            .and_then(Path::parent);
-        root.is_some_and(|root| real.parent() == Some(root.join("blobs").as_path()))
-    };
-    if real.parent() != Some(home.as_path()) && !is_cached() {
-        return Err(format!("file `{shard}` is a link out of the folder of the index"));
-    }
-    Ok(())
+    let mut entries = part.state_dict.into_iter();
+    entries.all(|(name, entry)| opened.state_dict.insert_entry(name, entry).is_none())
 }
 
-/// A file in the folder that is called as one of the set's, and is none of it.
-fn stale(index: &Path, folder: &Path, shards: &[String]) -> Option<String> {
-    let name = index.file_name()?.to_string_lossy().into_owned();
-    let file = name.strip_suffix(".index.json")?;
-    let (stem, extension) = file.rsplit_once('.')?;
-    let mut names: Vec<String> = std::fs::read_dir(folder)
-        .ok()?
-        .filter_map(|entry| Some(entry.ok()?.file_name().to_string_lossy().into_owned()))
-        .filter(|name| is_shard_name(name, stem, extension) && !shards.contains(name))
-        .collect();
-    names.sort();
-    names.into_iter().next()
-}
-
-/// `STEM-00001-of-00003.EXTENSION`
-pub(crate) fn is_shard_name(name: &str, stem: &str, extension: &str) -> bool {
-    let middle = name
-        .strip_prefix(stem)
-        .and_then(|rest| rest.strip_suffix(extension))
-        .and_then(|rest| rest.strip_suffix('.'));
-    let numbers = middle.and_then(|middle| middle.strip_prefix('-')?.split_once("-of-"));
-    let is_number = |text: &str| text.len() >= 5 && text.bytes().all(|byte| byte.is_ascii_digit());
-    numbers.is_some_and(|(number, count)| is_number(number) && is_number(count))
-}
-
-/// Opens all files, on several threads: headers of a hundred files are parsed at once.
-fn open_all(folder: &Path, shards: &[String], options: &OpenOptions) -> Result<Vec<Opened>, Error> {
-    const MAX_THREADS: usize = 8;
-    let n_threads = std::thread::available_parallelism()
-        .map_or(1, usize::from)
-        .min(MAX_THREADS)
-        .min(shards.len());
-    let next = AtomicUsize::new(0);
-    let opened: Mutex<Vec<(usize, Result<Opened, Error>)>> = Mutex::new(Vec::with_capacity(shards.len()));
+/// Reads the index, and meanwhile the files that it names, on as many threads as there are cores.
+///
+/// Returns the files in the index's order, or the first error: of the index, else in that order.
+fn read_all<'t>(text: &'t [u8], path: &Path, options: &OpenOptions) -> Result<(Index<'t>, Vec<Part>), Error> {
+    let (sender, receiver) = mpsc::channel::<PathBuf>();
+    let receiver = Mutex::new(receiver);
+    let done: Mutex<HashMap<PathBuf, Result<Part, Error>>> = Mutex::default();
+    let is_over = AtomicBool::new(false);
     let work = || {
-        while let Some((i, shard)) = {
-            let i = next.fetch_add(1, Ordering::Relaxed);
-            shards.get(i).map(|shard| (i, shard))
-        } {
-            let result = open_file(&folder.join(shard), options);
-            opened
+        // Kept for all files of a thread: memory that is new to a process is dear.
+        let mut buffer = Vec::new();
+        loop {
+            let next = receiver
                 .lock()
-                .unwrap_or_else(std::sync::PoisonError::into_inner)
-                .push((i, result));
+                .expect("no thread panics while it holds this")
+                .recv();
+            let Some(path) = next.ok().filter(|_| !is_over.load(Ordering::Relaxed)) else {
+                return;
+            };
+            let part = read_one(&path, options, &mut buffer);
+            // After an error, only files that were begun are finished.
+            is_over.fetch_or(part.is_err(), Ordering::Relaxed);
+            let mut done = done.lock().expect("no thread panics while it holds this");
+            done.insert(path, part);
         }
     };
-    std::thread::scope(|scope| {
+    let n_threads = thread::available_parallelism().map_or(1, NonZero::get);
+    let (index, paths) = thread::scope(|scope| {
         for _ in 1..n_threads {
             scope.spawn(work);
         }
+        let mut begun: HashSet<PathBuf> = HashSet::new();
+        let index = Index::parse(text, path, &mut |file| {
+            // What is no plain file of this folder waits for the index's own checks.
+            let file = path.with_file_name(file);
+            let is_plain =
+                file.parent() == path.parent() && file.symlink_metadata().is_ok_and(|about| about.is_file());
+            if is_plain && sender.send(file.clone()).is_ok() {
+                begun.insert(file);
+            }
+        });
+        let located = index.and_then(|index| {
+            let paths = index.locate(path)?;
+            Ok((index, paths))
+        });
+        match &located {
+            Ok((_, paths)) => {
+                let rest = paths.iter().filter(|path| !begun.contains(*path));
+                rest.for_each(|path| {
+                    sender
+                        .send(path.clone())
+                        .expect("the receiver is on this thread's stack");
+                });
+            }
+            Err(_) => is_over.store(true, Ordering::Relaxed),
+        }
+        drop(sender);
         work();
-    });
-    let mut opened = opened
-        .into_inner()
-        .unwrap_or_else(std::sync::PoisonError::into_inner);
-    opened.sort_by_key(|(i, _)| *i);
-    opened.into_iter().map(|(_, result)| result).collect()
+        located
+    })?;
+    let mut done = done.into_inner().expect("no thread panics while it holds this");
+    let mut parts = Vec::with_capacity(paths.len());
+    // Where one is missing, another has failed.
+    for part in paths.iter().filter_map(|path| done.remove(path)) {
+        parts.push(part?);
+    }
+    Ok((index, parts))
 }
 
-/// What the index says of the whole, as text; sizes are counted anew by whoever writes.
-fn index_metadata(metadata: &BTreeMap<String, serde_json::Value>) -> BTreeMap<String, String> {
-    metadata
-        .iter()
-        .filter(|(key, _)| !matches!(key.as_str(), "total_size" | "total_parameters"))
-        .map(|(key, value)| {
-            let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-            (key.clone(), text)
-        })
-        .collect()
+fn read_one(path: &Path, options: &OpenOptions, buffer: &mut Vec<u8>) -> Result<Part, Error> {
+    let source = Source::open(path, options.backing)?;
+    if is_safetensors(&source) {
+        return Ok(Part::Safetensors(read::contents(&source, path, buffer)?));
+    }
+    let part = open::pth_file(source, path, options)?;
+    Ok(Part::Pth(Box::new(part)))
+}
+
+/// A shard holds exactly the tensors that the index lists under it.
+fn check_tensors(shard: &Shard<'_>, tensors: &[(String, Tensor)]) -> Result<(), String> {
+    let held = || tensors.iter().map(|(name, _)| name.as_str());
+    // Most writers put both in the order of the names.
+    if shard.names.iter().map(AsRef::as_ref).eq(held()) {
+        return Ok(());
+    }
+    if let Some(name) = repeated(held()) {
+        return Err(format!("shard `{}` holds tensor `{name}` twice", shard.file));
+    }
+    check_names(shard, &held().collect(), &HashSet::new())
+}
+
+/// As [`check_tensors`], of a pickled shard, in which a tensor may be there and not readable.
+fn check_entries(shard: &Shard<'_>, part: &Opened) -> Result<(), String> {
+    let problems = part.problems.iter().filter(|problem| problem.in_state_dict);
+    let unreadable = problems.map(|problem| problem.name.as_str()).collect();
+    check_names(shard, &part.state_dict.names().collect(), &unreadable)
+}
+
+fn check_names(shard: &Shard<'_>, held: &HashSet<&str>, unreadable: &HashSet<&str>) -> Result<(), String> {
+    let file = &shard.file;
+    let mut n_held = 0;
+    for name in shard.names.iter().map(AsRef::as_ref) {
+        if held.contains(name) {
+            n_held += 1;
+        } else if !unreadable.contains(name) {
+            return Err(format!(
+                "shard `{file}` lacks tensor `{name}`, which the index says it holds"
+            ));
+        }
+    }
+    if n_held == held.len() {
+        return Ok(());
+    }
+    if let Some(name) = repeated(shard.names.iter().map(AsRef::as_ref)) {
+        return Err(format!("its index lists tensor `{name}` twice"));
+    }
+    let listed: HashSet<&str> = shard.names.iter().map(AsRef::as_ref).collect();
+    let mut extra: Vec<&str> = held.difference(&listed).copied().collect();
+    extra.sort_unstable();
+    Err(format!(
+        "shard `{file}` holds tensor `{}`, which the index does not list there",
+        extra.first().unwrap_or(&"")
+    ))
+}
+
+fn listed_twice(index: &Index<'_>) -> String {
+    let all = index.shards().iter().flat_map(|shard| &shard.names);
+    let name = repeated(all.map(AsRef::as_ref)).unwrap_or_default();
+    format!("its index lists tensor `{name}` twice")
+}
+
+/// The first name that was there before.
+fn repeated<'n>(mut names: impl Iterator<Item = &'n str>) -> Option<&'n str> {
+    let mut seen = HashSet::new();
+    names.find(|&name| !seen.insert(name))
+}
+
+/// `total_size` is the bytes of all tensors; of shared ones, writers have counted each name, each storage, or what is used of it, once.
+fn check_total(index: &Index<'_>, tensors: &StateDict) -> Result<(), String> {
+    let Some(expected) = index.total_size() else {
+        return Ok(());
+    };
+    let is_equal = |found: usize| {
+        let found = u64::try_from(found).unwrap_or(u64::MAX);
+        expected.as_u64() == Some(found) || expected.as_f64() == Some(found as f64)
+    };
+    let all: usize = tensors.iter().map(|(_, tensor)| tensor.nbytes()).sum();
+    // Composed tensors are counted in no known way.
+    if is_equal(all) || tensors.records().next().is_some() {
+        return Ok(());
+    }
+    let (mut first, mut storages) = (0_usize, 0_usize);
+    let mut seen = HashSet::new();
+    for (_, tensor) in tensors.iter() {
+        if seen.insert(tensor.storage().id()) {
+            first += tensor.nbytes();
+            storages += tensor.storage().nbytes();
+        }
+    }
+    if is_equal(first) || is_equal(storages) {
+        return Ok(());
+    }
+    Err(format!(
+        "its tensors are {all} bytes, its index tells of {expected}"
+    ))
 }

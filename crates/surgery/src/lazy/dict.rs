@@ -108,6 +108,18 @@ impl LazyStateDict {
     /// What `opened` holds.
     pub fn of(opened: Opened) -> LazyStateDict {
         let mut tensors = LazyStateDict::from(opened.state_dict);
+        for (n_before, pieces) in opened.pieces.into_iter().enumerate() {
+            let entry = LazyEntry {
+                requires_grad: pieces.requires_grad(),
+                is_parameter: pieces.requires_grad(),
+                ..LazyEntry::unmarked(LazyTensor::pieced(pieces.clone()))
+            };
+            // Its place is among the others; those in pieces before it are there by now.
+            let place = (pieces.place() + n_before).min(tensors.entries.len());
+            tensors
+                .entries
+                .shift_insert(place, pieces.name().to_owned(), entry);
+        }
         tensors.metadata = opened.metadata;
         if let Some(text) = tensors.metadata.remove(marks::GROUPS_KEY) {
             marks::apply_groups(&mut tensors, &text);

@@ -23,7 +23,7 @@ pub use read::LazyReader;
 pub(crate) use convert::{convert, is_convertible, promote, to_f64};
 pub(crate) use view::resolve_dim;
 
-use crate::Error;
+use crate::{Error, Pieces};
 
 /// A tensor whose bytes are made when they are read. A clone is the same tensor, also when a state dict has it under two names.
 #[derive(Clone)]
@@ -39,6 +39,8 @@ struct Node {
 enum Kind {
     /// A view of a file or of memory; as it was found there, or made here.
     Stored(Tensor, Origin),
+    /// Put together of what several files hold of it.
+    Pieced(Box<Pieces>),
     /// The same elements in the same order under another shape.
     Reshaped(LazyTensor),
     /// Another element type, by way of float32 as torch converts, or exactly where both are integers.
@@ -120,6 +122,12 @@ impl LazyTensor {
             Kind::Stored(tensor, Origin::Found) => Some(tensor),
             _ => None,
         }
+    }
+
+    /// A tensor that lies in pieces.
+    pub(crate) fn pieced(pieces: Pieces) -> LazyTensor {
+        let (dtype, shape) = (pieces.dtype(), pieces.shape().into());
+        LazyTensor::node(dtype, shape, Kind::Pieced(Box::new(pieces)))
     }
 
     /// `value` everywhere, as `torch.full`.
@@ -251,6 +259,8 @@ impl LazyTensor {
         let wide = |tensor: &LazyTensor| tensor.numel().saturating_mul(8);
         match self.kind() {
             Kind::Stored(..) | Kind::Filled(_) => 0,
+            // As much again as the chunk that is read.
+            Kind::Pieced(_) => 0,
             Kind::Drawn(draw) => draw.held_bytes(self.numel()),
             Kind::Reshaped(of) | Kind::Cast(of) | Kind::Checked { of, .. } => of.held_bytes(),
             Kind::Joined { parts, .. } => parts.iter().map(LazyTensor::held_bytes).sum(),
@@ -266,6 +276,7 @@ impl LazyTensor {
         match self.kind() {
             Kind::Stored(tensor, _) => visit(tensor),
             Kind::Filled(_) | Kind::Drawn(_) => {}
+            Kind::Pieced(pieces) => pieces.pieces().iter().for_each(|piece| visit(&piece.tensor)),
             Kind::Reshaped(of) | Kind::Cast(of) | Kind::Checked { of, .. } => of.for_each_stored(visit),
             Kind::View { base, .. } => base.for_each_stored(visit),
             Kind::Joined { parts: inputs, .. }
@@ -292,6 +303,7 @@ impl fmt::Debug for LazyTensor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let kind = match self.kind() {
             Kind::Stored(..) => "stored",
+            Kind::Pieced(_) => "pieced",
             Kind::Reshaped(_) => "reshaped",
             Kind::Cast(_) => "cast",
             Kind::Joined { .. } => "joined",

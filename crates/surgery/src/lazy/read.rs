@@ -6,7 +6,7 @@ use super::convert::{convert, from_f64, is_convertible, to_f64};
 use super::sum::{self, Term};
 use super::view::of_bytes;
 use super::{Draw, Kind, LazyTensor, NanPolicy, RowWise};
-use crate::Error;
+use crate::{Error, Pieces};
 
 /// Reads a [`LazyTensor`]: its contiguous little-endian bytes, in order.
 pub struct LazyReader<'t> {
@@ -16,6 +16,10 @@ pub struct LazyReader<'t> {
 
 enum Way<'t> {
     Stored(Box<TensorReader>),
+    Pieced {
+        pieces: &'t Pieces,
+        at: usize,
+    },
     Cast {
         from: DType,
         to: DType,
@@ -49,6 +53,7 @@ impl LazyTensor {
     pub fn reader_at(&self, start: usize) -> Result<LazyReader<'_>, Error> {
         let way = match self.kind() {
             Kind::Stored(tensor, _) => stored(tensor, start)?,
+            Kind::Pieced(pieces) => Way::Pieced { pieces, at: start },
             Kind::Reshaped(of) => return of.reader_at(start),
             Kind::Cast(of) => Way::Cast {
                 from: of.dtype(),
@@ -172,6 +177,11 @@ impl LazyReader<'_> {
         }
         match &mut self.way {
             Way::Stored(reader) => reader.read(out).map_err(Error::Computed),
+            Way::Pieced { pieces, at } => {
+                pieces.read_at(*at, out).map_err(Error::Computed)?;
+                *at += out.len() / pieces.dtype().size();
+                Ok(())
+            }
             Way::Cast { from, to, of, bytes } => {
                 bytes.resize(out.len() / to.size() * from.size(), 0);
                 of.read(bytes)?;

@@ -52,3 +52,14 @@ pub(super) fn shard_name(file: &str, number: usize, n_shards: usize) -> String {
     let (stem, extension) = file.rsplit_once('.').unwrap_or((file, "safetensors"));
     format!("{stem}-{number:05}-of-{n_shards:05}.{extension}")
 }
+
+/// `STEM-00001-of-00003.EXTENSION`
+pub(super) fn is_shard_name(name: &str, stem: &str, extension: &str) -> bool {
+    let middle = name
+        .strip_prefix(stem)
+        .and_then(|rest| rest.strip_suffix(extension))
+        .and_then(|rest| rest.strip_suffix('.'));
+    let numbers = middle.and_then(|middle| middle.strip_prefix('-')?.split_once("-of-"));
+    let is_number = |text: &str| text.len() >= 5 && text.bytes().all(|byte| byte.is_ascii_digit());
+    numbers.is_some_and(|(number, count)| is_number(number) && is_number(count))
+}

@@ -9,10 +9,10 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use pth::{AtomicFile, Existing, FileError};
 
+use super::index::is_shard_name;
 use super::layout::{FileLayout, Item, Layout, Rest};
 use super::{WriteOptions, WriteReport};
 use crate::Error;
-use crate::format::sharded::is_shard_name;
 
 /// What a thread makes and writes at once.
 pub(super) const CHUNK_BYTES: usize = 8 << 20;
