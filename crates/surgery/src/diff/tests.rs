@@ -36,6 +36,7 @@ fn opened(tensors: &[(&str, Tensor)]) -> Opened {
         .map(|(name, tensor)| ((*name).to_owned(), tensor.clone()));
     Opened {
         format: Format::Safetensors,
+        pieces: Vec::new(),
         state_dict: tensors.collect::<StateDict>(),
         wrapper: String::new(),
         metadata: BTreeMap::new(),

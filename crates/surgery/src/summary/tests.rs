@@ -67,8 +67,11 @@ fn check_rows(tensors: &StateDict, how: &SummaryText, expected: &str) {
 #[test]
 fn the_whole_table() {
     let mut tensors = network();
-    crate::freeze(&mut tensors, &crate::Pattern::new("bn1.**")).unwrap();
-    crate::freeze(&mut tensors, &crate::Pattern::new("fc.bias")).unwrap();
+    let plan = crate::Plan::parse("freeze bn1.** fc.bias").unwrap();
+    let (frozen, _) = plan
+        .apply(crate::LazyStateDict::from(tensors), &pth::OpenOptions::default())
+        .unwrap();
+    let tensors = frozen.compute().unwrap();
     check(
         &tensors,
         &how(),
