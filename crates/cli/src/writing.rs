@@ -1,5 +1,6 @@
 //! What verbs that write a state dict share: the plan that is shown, the writing under watch, the report.
 
+use std::mem::ManuallyDrop;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -93,7 +94,7 @@ impl Job<'_> {
             cancelled: bar.cancelled(),
             ..WriteOptions::new(self.format)
         };
-        let layout = Layout::plan(self.output, self.tensors, &options)?;
+        let layout = ManuallyDrop::new(Layout::plan(self.output, self.tensors, &options)?);
         let cost = layout.cost(&options);
         if self.args.dry_run {
             return self.show(&layout, &cost);
@@ -154,7 +155,7 @@ impl Job<'_> {
     }
 
     /// The checked plan.
-    fn show(&self, layout: &Layout, cost: &Cost) -> Result<u8> {
+    fn show(&self, layout: &Layout<'_>, cost: &Cost) -> Result<u8> {
         let ties = self.tensors.ties();
         if self.args.json {
             text::json(&serde_json::json!({

@@ -146,9 +146,13 @@ fn patterns_of(tensors: &LazyStateDict, member: impl Fn(&str, &LazyEntry) -> Mem
         let entries = members.iter().filter(move |(_, member)| *member == wanted);
         entries.map(|(name, _)| *name)
     };
-    let mut prefixes_of_others = HashSet::new();
+    let mut prefixes_of_others: HashSet<&str, foldhash::fast::RandomState> = HashSet::default();
     for name in names(Member::Out) {
-        prefixes_of_others.extend(prefixes(name));
+        // From the longest on: where one is known, all that are shorter are.
+        let longest_first = name.rmatch_indices('.').map(|(at, _)| &name[..=at]).chain([""]);
+        longest_first
+            .take_while(|prefix| prefixes_of_others.insert(*prefix))
+            .for_each(drop);
     }
     if prefixes_of_others.is_empty() {
         return names(Member::In).take(1).map(|_| "**".to_owned()).collect();

@@ -1,5 +1,6 @@
 //! `graftwork edit IN OUT -e 'STEP; STEP'`: the surgery language.
 
+use std::mem::ManuallyDrop;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
@@ -72,11 +73,13 @@ pub(crate) fn run(args: &EditArgs) -> Result<u8> {
         write.max_shard_size = write.max_shard_size.or(spec.max_shard_bytes);
         if let Some(dtype) = spec.dtype {
             let cast = Plan::parse(&format!("cast ** {dtype}"))?;
-            let mut more;
-            (tensors, more) = cast.apply(tensors, &args.open.options())?;
+            let (cast, mut more) = cast.apply(tensors, &args.open.options())?;
+            tensors = cast;
             steps.append(&mut more);
         }
     }
+    // The process ends here: to give the memory of a hundred thousand tensors back piece by piece would take as long as the plan.
+    let tensors = ManuallyDrop::new(tensors);
     Job {
         tensors: &tensors,
         output: &output,

@@ -5,13 +5,13 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use indexmap::IndexMap;
 use pth::{DType, Entry, ModuleVersion, Record, StateDict};
 
-use super::{Identity, LazyTensor};
+use super::{Identity, LazyTensor, Map};
 use crate::{Error, Opened, marks};
 
 /// Names and lazy tensors in the order of the model, with all that a file says beside them.
 #[derive(Debug, Clone, Default)]
 pub struct LazyStateDict {
-    entries: IndexMap<String, LazyEntry>,
+    entries: IndexMap<String, LazyEntry, foldhash::fast::RandomState>,
     /// torch's `_metadata`.
     pub versions: Vec<ModuleVersion>,
     /// `__metadata__` of safetensors.
@@ -213,8 +213,8 @@ impl LazyStateDict {
         &mut self,
         entries: impl IntoIterator<Item = (String, String, LazyEntry)>,
     ) -> Result<(), Error> {
-        let mut sources: HashMap<String, String> = HashMap::new();
-        let mut new = IndexMap::new();
+        let mut sources: Map<String, String> = Map::default();
+        let mut new = IndexMap::default();
         for (source, name, entry) in entries {
             if let Some(first) = sources.insert(name.clone(), source.clone()) {
                 return Err(Error::Collision {
@@ -236,22 +236,38 @@ impl LazyStateDict {
     /// # Errors
     /// Two would have one name; nothing is renamed then.
     pub(crate) fn rename(&mut self, mut rename: impl FnMut(&str) -> Option<String>) -> Result<usize, Error> {
-        let mut n_renamed = 0;
-        let mut modules: HashMap<String, String> = HashMap::new();
-        let renamed: Vec<(String, String, LazyEntry)> = self
+        let new: Vec<Option<String>> = self
             .entries
-            .iter()
-            .map(|(old, entry)| {
-                let new = rename(old).unwrap_or_else(|| old.clone());
-                n_renamed += usize::from(new != *old);
-                if !self.versions.is_empty() {
-                    note_modules(&mut modules, old, &new);
-                }
-                (old.clone(), new, entry.clone())
-            })
+            .keys()
+            .map(|old| rename(old).filter(|new| new != old))
             .collect();
-        self.replace_entries(renamed)?;
-        if n_renamed > 0 {
+        let n_renamed = new.iter().flatten().count();
+        if n_renamed == 0 {
+            return Ok(0);
+        }
+        let all = || {
+            self.entries
+                .keys()
+                .zip(&new)
+                .map(|(old, new)| (old, new.as_ref().unwrap_or(old)))
+        };
+        let mut seen: HashSet<&str, foldhash::fast::RandomState> = HashSet::default();
+        seen.reserve(self.entries.len());
+        for (second, name) in all() {
+            if !seen.insert(name) {
+                let first = all()
+                    .find(|(_, other)| *other == name)
+                    .map_or(second, |(first, _)| first);
+                return Err(Error::Collision {
+                    first: first.clone(),
+                    second: second.clone(),
+                    name: name.clone(),
+                });
+            }
+        }
+        if !self.versions.is_empty() {
+            let mut modules: HashMap<String, String> = HashMap::new();
+            all().for_each(|(old, new)| note_modules(&mut modules, old, new));
             let mut seen = HashSet::new();
             for version in &mut self.versions {
                 if let Some(new) = modules.get(&version.module) {
@@ -261,18 +277,43 @@ impl LazyStateDict {
             self.versions
                 .retain(|version| seen.insert(version.module.clone()));
         }
+        let old = std::mem::take(&mut self.entries);
+        self.entries.reserve(old.len());
+        for ((old, entry), new) in old.into_iter().zip(new) {
+            self.entries.insert(new.unwrap_or(old), entry);
+        }
         Ok(n_renamed)
+    }
+
+    /// The name and the entry at a place in the order.
+    pub(crate) fn at(&self, place: usize) -> Option<(&str, &LazyEntry)> {
+        self.entries
+            .get_index(place)
+            .map(|(name, entry)| (name.as_str(), entry))
+    }
+
+    /// As [`at`](LazyStateDict::at), to change the entry.
+    pub(crate) fn at_mut(&mut self, place: usize) -> Option<(&str, &mut LazyEntry)> {
+        self.entries
+            .get_index_mut(place)
+            .map(|(name, entry)| (name.as_str(), entry))
     }
 
     /// The tensors that several names stand for, and their names in order.
     pub fn ties(&self) -> Vec<Vec<&str>> {
+        let mut first: Map<Identity, &str> = Map::default();
+        first.reserve(self.len());
         let mut groups: IndexMap<Identity, Vec<&str>> = IndexMap::new();
         for (name, entry) in self.iter() {
-            if let Some(tensor) = entry.tensor().filter(|tensor| tensor.numel() > 0) {
-                groups.entry(tensor.identity()).or_default().push(name);
+            let Some(tensor) = entry.tensor() else { continue };
+            let identity = tensor.identity();
+            // Most tensors have one name, and need no list.
+            if let Some(first) = first.insert(identity, name) {
+                let names = groups.entry(identity).or_insert_with(|| vec![first]);
+                names.push(name);
             }
         }
-        groups.into_values().filter(|names| names.len() > 1).collect()
+        groups.into_values().collect()
     }
 
     /// The state dict with everything computed, in memory where it is not a view of a file.
@@ -280,7 +321,7 @@ impl LazyStateDict {
     /// # Errors
     /// A tensor that cannot be made.
     pub fn compute(&self) -> Result<StateDict, Error> {
-        let mut made: HashMap<Identity, pth::Tensor> = HashMap::new();
+        let mut made: Map<Identity, pth::Tensor> = Map::default();
         let mut out = StateDict::new();
         for (name, entry) in self.iter() {
             let entry = match &entry.value {
@@ -330,13 +371,43 @@ impl LazyEntry {
 impl From<StateDict> for LazyStateDict {
     fn from(tensors: StateDict) -> LazyStateDict {
         let versions = tensors.metadata().to_vec();
+        // Names of one view are names of one tensor.
+        let mut views: Map<(usize, u32), Vec<LazyTensor>> = Map::default();
+        let mut storages: Map<(usize, u32), bool> = Map::default();
+        storages.reserve(tensors.len());
+        for (_, tensor) in tensors.iter() {
+            let shared = storages
+                .entry(tensor.storage().id())
+                .and_modify(|shared| *shared = true);
+            shared.or_insert(false);
+        }
+        let mut lazy = |tensor: pth::Tensor| {
+            let id = tensor.storage().id();
+            if tensor.numel() == 0 || storages.get(&id) != Some(&true) {
+                return LazyTensor::stored(tensor);
+            }
+            let known = views.entry(id).or_default();
+            let same = known.iter().find(|other| {
+                other
+                    .as_stored()
+                    .is_some_and(|other| is_same_view(other, &tensor))
+            });
+            match same {
+                Some(same) => same.clone(),
+                None => {
+                    let new = LazyTensor::stored(tensor);
+                    known.push(new.clone());
+                    new
+                }
+            }
+        };
         let entries = tensors.into_iter().map(|(name, entry)| {
             let entry = match entry {
                 Entry::Tensor(tensor) => LazyEntry {
                     requires_grad: tensor.requires_grad(),
                     is_parameter: tensor.is_parameter(),
                     group: None,
-                    value: LazyValue::Tensor(LazyTensor::stored(tensor)),
+                    value: LazyValue::Tensor(lazy(tensor)),
                 },
                 Entry::Record(record) => LazyEntry {
                     requires_grad: record.requires_grad,
@@ -353,6 +424,14 @@ impl From<StateDict> for LazyStateDict {
             ..LazyStateDict::default()
         }
     }
+}
+
+/// Whether two tensors of one storage are the same elements in the same order.
+fn is_same_view(a: &pth::Tensor, b: &pth::Tensor) -> bool {
+    a.dtype() == b.dtype()
+        && a.storage_offset() == b.storage_offset()
+        && a.shape() == b.shape()
+        && a.stride() == b.stride()
 }
 
 /// Which module became which, where a tensor's name changed in front of what stays: `layer3.0.w` to `train_.0.0.w` makes `layer3`

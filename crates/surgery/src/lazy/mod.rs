@@ -31,6 +31,7 @@ pub struct LazyTensor(Arc<Node>);
 
 struct Node {
     dtype: DType,
+    /// Empty where the kind has another tensor of the same shape, which is asked.
     shape: Box<[usize]>,
     kind: Kind,
 }
@@ -112,8 +113,7 @@ impl LazyTensor {
     }
 
     fn of_origin(tensor: Tensor, origin: Origin) -> LazyTensor {
-        let (dtype, shape) = (tensor.dtype(), tensor.shape().into());
-        LazyTensor::node(dtype, shape, Kind::Stored(tensor, origin))
+        LazyTensor::node(tensor.dtype(), Box::default(), Kind::Stored(tensor, origin))
     }
 
     /// The tensor as its file has it, if it is one.
@@ -145,14 +145,14 @@ impl LazyTensor {
         match self.kind() {
             _ if dtype == self.dtype() => self.clone(),
             Kind::Filled(value) => LazyTensor::filled(dtype, self.shape(), *value),
-            _ => LazyTensor::node(dtype, self.0.shape.clone(), Kind::Cast(self.clone())),
+            _ => LazyTensor::node(dtype, Box::default(), Kind::Cast(self.clone())),
         }
     }
 
     /// `terms` weighted and added in float64, rounded once to `dtype`. All have one shape.
     pub(crate) fn sum(dtype: DType, terms: Vec<(f64, LazyTensor)>, nan: NanPolicy) -> LazyTensor {
-        let shape = terms.first().expect("a sum of something").1.0.shape.clone();
-        debug_assert!(terms.iter().all(|(_, term)| *term.0.shape == *shape));
+        let shape: Box<[usize]> = terms.first().expect("a sum of something").1.shape().into();
+        debug_assert!(terms.iter().all(|(_, term)| *term.shape() == *shape));
         LazyTensor::node(dtype, shape, Kind::Sum { terms, nan })
     }
 
@@ -192,7 +192,7 @@ impl LazyTensor {
     /// Made row by row of the rows of `inputs[0]`; same shape and type as it.
     pub(crate) fn row_wise(inputs: Vec<LazyTensor>, rows: Arc<dyn RowWise>) -> LazyTensor {
         let first = inputs.first().expect("rows of something");
-        let (dtype, shape) = (first.dtype(), first.0.shape.clone());
+        let (dtype, shape) = (first.dtype(), first.shape().into());
         LazyTensor::node(dtype, shape, Kind::Rows { inputs, rows })
     }
 
@@ -202,7 +202,7 @@ impl LazyTensor {
             of: self.clone(),
             name: name.to_owned(),
         };
-        LazyTensor::node(self.dtype(), self.0.shape.clone(), kind)
+        LazyTensor::node(self.dtype(), Box::default(), kind)
     }
 
     fn node(dtype: DType, shape: Box<[usize]>, kind: Kind) -> LazyTensor {
@@ -220,7 +220,11 @@ impl LazyTensor {
 
     /// Sizes, outermost first.
     pub fn shape(&self) -> &[usize] {
-        &self.0.shape
+        match self.kind() {
+            Kind::Stored(tensor, _) => tensor.shape(),
+            Kind::Cast(of) | Kind::Checked { of, .. } => of.shape(),
+            _ => &self.0.shape,
+        }
     }
 
     /// Number of elements.
@@ -243,15 +247,7 @@ impl LazyTensor {
 
     /// What is equal for two names of one tensor, and different for all other tensors alive.
     pub(crate) fn identity(&self) -> Identity {
-        match self.kind() {
-            Kind::Stored(tensor, _) => Identity::View {
-                storage: tensor.storage().id(),
-                dtype: tensor.dtype(),
-                offset: tensor.storage_offset(),
-                dims: [tensor.shape(), tensor.stride()].concat(),
-            },
-            _ => Identity::Node(Arc::as_ptr(&self.0).addr()),
-        }
+        Arc::as_ptr(&self.0).addr()
     }
 
     /// Bytes that are held in memory at once while it is read, beside the chunks.
@@ -288,16 +284,10 @@ impl LazyTensor {
 }
 
 /// See [`LazyTensor::identity`].
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(crate) enum Identity {
-    View {
-        storage: (usize, u32),
-        dtype: DType,
-        offset: usize,
-        dims: Vec<usize>,
-    },
-    Node(usize),
-}
+pub(crate) type Identity = usize;
+
+/// Maps by names and identities: a hundred thousand of them are looked up several times in every plan.
+pub(crate) type Map<K, V> = std::collections::HashMap<K, V, foldhash::fast::RandomState>;
 
 impl fmt::Debug for LazyTensor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -106,7 +106,7 @@ impl LazyTensor {
 
     /// The same values as a tensor of its own, tied to nothing.
     pub(crate) fn own(&self) -> LazyTensor {
-        LazyTensor::node(self.dtype(), self.0.shape.clone(), Kind::Reshaped(self.clone()))
+        LazyTensor::node(self.dtype(), self.shape().into(), Kind::Reshaped(self.clone()))
     }
 
     /// What [`own`](LazyTensor::own) was made of.

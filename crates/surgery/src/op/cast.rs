@@ -52,18 +52,17 @@ pub(crate) fn cast(name: &str, tensor: &LazyTensor, to: DType) -> Result<LazyTen
 
 impl Operation for Cast {
     fn apply(&self, work: &mut Workspace) -> Result<Effect, Fault> {
-        let mut names = matched(&work.tensors, &self.patterns, self.is_optional)?;
+        let mut places = matched(&work.tensors, &self.patterns, self.is_optional)?;
         // `model.half()` leaves integers alone, and so does a cast to a float here.
         if self.to.is_float() {
-            names.retain(|name| {
-                work.tensors
-                    .tensor(name)
-                    .is_none_or(|tensor| tensor.dtype().is_float())
+            places.retain(|&place| {
+                let tensor = work.tensors.at(place).and_then(|(_, entry)| entry.tensor());
+                tensor.is_none_or(|tensor| tensor.dtype().is_float())
             });
         }
         let mut n_cast = 0;
         let mut is_lossy = false;
-        map_tensors(&mut work.tensors, &names, |name, tensor| {
+        map_tensors(&mut work.tensors, &places, |name, tensor| {
             n_cast += usize::from(tensor.dtype() != self.to);
             is_lossy |= !holds(self.to, tensor.dtype());
             Ok(cast(name, tensor, self.to)?)

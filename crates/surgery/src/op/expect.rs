@@ -103,16 +103,14 @@ impl Operation for Expect {
                 Ok(Effect::exact(format!("{n} it is")))
             }
             Expect::NoNan { patterns } => {
-                let names = match patterns {
+                let mut names = match patterns {
                     Some(patterns) => matched(&work.tensors, patterns, false)?,
-                    None => work.tensors.names().map(str::to_owned).collect(),
+                    None => (0..work.tensors.len()).collect(),
                 };
-                let is_float = |name: &&String| {
-                    work.tensors
-                        .tensor(name)
-                        .is_some_and(|tensor| tensor.dtype().is_float())
-                };
-                let names: Vec<String> = names.iter().filter(is_float).cloned().collect();
+                names.retain(|&place| {
+                    let tensor = work.tensors.at(place).and_then(|(_, entry)| entry.tensor());
+                    tensor.is_some_and(|tensor| tensor.dtype().is_float())
+                });
                 map_tensors(&mut work.tensors, &names, |name, tensor| Ok(tensor.checked(name)))?;
                 Ok(Effect::exact(format!(
                     "{} are checked while they are written",

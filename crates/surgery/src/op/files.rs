@@ -130,7 +130,7 @@ impl Operation for From {
                 for pattern in patterns.any.iter().chain(&patterns.except) {
                     must_match(source, pattern, self.is_optional)?;
                 }
-                let names = super::matched(source, patterns, self.is_optional)?;
+                let names = super::names_at(source, &super::matched(source, patterns, self.is_optional)?);
                 let entry = |name: String| Some((name.clone(), source.get(&name)?.clone()));
                 names.into_iter().filter_map(entry).collect()
             }

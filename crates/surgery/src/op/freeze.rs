@@ -31,32 +31,29 @@ fn parse(args: &mut Args, trains: bool) -> Result<Box<dyn Operation>, Fault> {
 
 impl Operation for Freeze {
     fn apply(&self, work: &mut Workspace) -> Result<Effect, Fault> {
-        let names = matched(&work.tensors, &self.patterns, self.is_optional)?;
-        mark(&mut work.tensors, names.iter().map(String::as_str), self.trains);
+        let places = matched(&work.tensors, &self.patterns, self.is_optional)?;
+        mark(&mut work.tensors, &places, self.trains);
         Ok(Effect::exact(count(&work.tensors)))
     }
 }
 
-/// Marks the entries called `names`, of those that can be trained.
+/// Marks the entries at `places`, of those that can be trained.
 ///
 /// A state dict without any mark, as `torch.save(model.state_dict())` writes it, is taken as trainable first, but for its buffers.
-pub(crate) fn mark<'n>(tensors: &mut LazyStateDict, names: impl Iterator<Item = &'n str>, trains: bool) {
+pub(crate) fn mark(tensors: &mut LazyStateDict, places: &[usize], trains: bool) {
     if !tensors.is_marked() {
         for (name, entry) in tensors.iter_mut() {
             let is_parameter = LazyStateDict::can_train(name, entry);
             (entry.requires_grad, entry.is_parameter) = (is_parameter, is_parameter);
         }
     }
-    for name in names {
-        let Some(entry) = tensors.get_mut(name) else {
+    for &place in places {
+        let Some((name, entry)) = tensors.at_mut(place) else {
             continue;
         };
-        if marks::is_buffer_name(name) {
-            continue;
-        }
         if LazyStateDict::can_train(name, entry) {
             (entry.requires_grad, entry.is_parameter) = (trains, true);
-        } else if !trains {
+        } else if !trains && !marks::is_buffer_name(name) {
             entry.requires_grad = false;
         }
     }

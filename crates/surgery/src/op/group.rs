@@ -99,7 +99,7 @@ impl Operation for MakeGroups {
                     .iter()
                     .find_map(|pattern| Some((pattern, pattern.value.captures(name)?)));
                 let (pattern, captures) = captured?;
-                let integers: Vec<u64> = captures.integers.iter().map(|(_, n)| *n).collect();
+                let integers: Vec<u64> = captures.integers.clone();
                 Some((item, integers, pattern.value.as_str()))
             });
             let (key, label) = match found {
@@ -236,17 +236,17 @@ impl Operation for FreezeTo {
             tensors.contains(&format!("{module}.running_mean"))
         };
         let (mut frozen, mut trained) = (Vec::new(), Vec::new());
-        for (name, entry) in tensors.iter() {
+        for (place, (name, entry)) in tensors.iter().enumerate() {
             let is_frozen =
                 entry.group.is_some_and(|group| group < n) && !(self.trains_norms && is_norm(name));
             if is_frozen {
-                frozen.push(name.to_owned())
+                frozen.push(place)
             } else {
-                trained.push(name.to_owned())
+                trained.push(place)
             }
         }
-        freeze::mark(&mut work.tensors, frozen.iter().map(String::as_str), false);
-        freeze::mark(&mut work.tensors, trained.iter().map(String::as_str), true);
+        freeze::mark(&mut work.tensors, &frozen, false);
+        freeze::mark(&mut work.tensors, &trained, true);
         Ok(Effect {
             notes: table(&work.tensors),
             ..Effect::exact(freeze::count(&work.tensors))

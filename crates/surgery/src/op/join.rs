@@ -125,7 +125,7 @@ fn rank_of(pair: &Pair, captures: &Captures, place: usize) -> Vec<u64> {
         .iter()
         .enumerate()
         .filter(|(i, _)| !integers.contains(i))
-        .map(|(_, (_, n))| *n);
+        .map(|(_, n)| *n);
     // Of stars that are left out, the order of the state dict decides.
     let star = (captures.stars.len() > n_stars).then(|| wide(place));
     numbers.chain(words).chain(star).collect()

@@ -1,27 +1,39 @@
 //! Which entries a step means, and the rule that it must mean some.
 
-use std::collections::HashMap;
-
-use crate::lazy::{Identity, LazyStateDict, LazyTensor};
+use crate::lazy::{Identity, LazyStateDict, LazyTensor, LazyValue, Map};
 use crate::pattern::Captures;
 use crate::plan::Fault;
 use crate::plan::args::{At, Pair, Patterns};
 use crate::{Error, Pattern};
 
-/// The names that any pattern matches and no exception does, in order. Every pattern must match something, unless `is_optional`.
+/// The places of the entries that any pattern matches and no exception does, in order. Every pattern must match something, unless
+/// `is_optional`.
 pub(crate) fn matched(
     tensors: &LazyStateDict,
     patterns: &Patterns,
     is_optional: bool,
-) -> Result<Vec<String>, Fault> {
+) -> Result<Vec<usize>, Fault> {
     for pattern in patterns.any.iter().chain(&patterns.except) {
         must_match(tensors, pattern, is_optional)?;
     }
-    let is_meant = |name: &&str| {
+    let is_meant = |name: &str| {
         patterns.any.iter().any(|pattern| pattern.value.matches(name))
             && !patterns.except.iter().any(|pattern| pattern.value.matches(name))
     };
-    Ok(tensors.names().filter(is_meant).map(str::to_owned).collect())
+    Ok(tensors
+        .names()
+        .enumerate()
+        .filter(|(_, name)| is_meant(name))
+        .map(|(place, _)| place)
+        .collect())
+}
+
+/// The names at `places`.
+pub(crate) fn names_at(tensors: &LazyStateDict, places: &[usize]) -> Vec<String> {
+    places
+        .iter()
+        .filter_map(|&place| Some(tensors.at(place)?.0.to_owned()))
+        .collect()
 }
 
 /// A rule that matches nothing is most likely a typing mistake.
@@ -94,29 +106,29 @@ pub(crate) fn target_name(
         })
 }
 
-/// Changes the tensors called `names`; what is one tensor under several names stays one. Records are refused.
+/// Changes the tensors at `places`; what is one tensor under several names stays one. Records are refused.
 pub(crate) fn map_tensors(
     tensors: &mut LazyStateDict,
-    names: &[String],
+    places: &[usize],
     mut change: impl FnMut(&str, &LazyTensor) -> Result<LazyTensor, Fault>,
 ) -> Result<(), Fault> {
-    let mut made: HashMap<Identity, LazyTensor> = HashMap::new();
-    for name in names {
-        let entry = tensors
-            .get_mut(name)
-            .expect("names are taken from the state dict");
-        let Some(tensor) = entry.tensor() else {
+    let mut made: Map<Identity, LazyTensor> = Map::default();
+    made.reserve(places.len());
+    for &place in places {
+        let (name, entry) = tensors.at_mut(place).expect("places are those of entries");
+        let LazyValue::Tensor(tensor) = &mut entry.value else {
             return Err(Fault::from(record_error(name, entry)));
         };
-        let changed = match made.get(&tensor.identity()) {
+        let identity = tensor.identity();
+        *tensor = match made.get(&identity) {
             Some(changed) => changed.clone(),
             None => {
                 let changed = change(name, tensor)?;
-                made.insert(tensor.identity(), changed.clone());
+                // Identities are addresses: one that is still to be met is still in use, and not given to a new tensor.
+                made.insert(identity, changed.clone());
                 changed
             }
         };
-        *entry = entry.with_tensor(changed);
     }
     Ok(())
 }
@@ -124,8 +136,8 @@ pub(crate) fn map_tensors(
 /// The error of a verb that needs one array.
 pub(crate) fn record_error(name: &str, entry: &crate::lazy::LazyEntry) -> Error {
     let kind = match &entry.value {
-        crate::lazy::LazyValue::Record(record) => record.kind.as_str(),
-        crate::lazy::LazyValue::Tensor(_) => "a tensor",
+        LazyValue::Record(record) => record.kind.as_str(),
+        LazyValue::Tensor(_) => "a tensor",
     };
     Error::NotOneArray {
         name: name.to_owned(),

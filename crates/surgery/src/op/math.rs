@@ -28,10 +28,9 @@ pub(crate) fn parse_scale(args: &mut Args) -> Result<Box<dyn Operation>, Fault> 
 impl Operation for Scale {
     fn apply(&self, work: &mut Workspace) -> Result<Effect, Fault> {
         let mut names = matched(&work.tensors, &self.patterns, self.is_optional)?;
-        names.retain(|name| {
-            work.tensors
-                .tensor(name)
-                .is_none_or(|tensor| tensor.dtype().is_float())
+        names.retain(|&place| {
+            let tensor = work.tensors.at(place).and_then(|(_, entry)| entry.tensor());
+            tensor.is_none_or(|tensor| tensor.dtype().is_float())
         });
         map_tensors(&mut work.tensors, &names, |name, tensor| {
             numbers(name, tensor)?;

@@ -25,4 +25,4 @@ pub(crate) mod shape;
 
 mod matching;
 
-use matching::{map_tensors, matched, pairs_of};
+use matching::{map_tensors, matched, names_at, pairs_of};

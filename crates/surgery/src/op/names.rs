@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 
-use super::matching::target_name;
-use super::{matched, pairs_of};
+use super::matching::{no_match, target_name};
+use super::{matched, names_at, pairs_of};
 use crate::Error;
 use crate::lazy::{LazyEntry, LazyTensor};
 use crate::pattern::Target;
@@ -98,12 +98,38 @@ pub(crate) fn parse_rename(args: &mut Args) -> Result<Box<dyn Operation>, Fault>
 impl Operation for Rename {
     fn apply(&self, work: &mut Workspace) -> Result<Effect, Fault> {
         let n = work.tensors.len();
-        let mut names = HashMap::new();
-        for (name, pair, captures) in pairs_of(&work.tensors, &self.pairs, self.is_optional)? {
-            let target = target_name(pair, &name, &captures, 0)?;
-            names.insert(name, target);
+        let mut is_used = vec![false; self.pairs.len()];
+        let mut fault = None;
+        let renamed = work.tensors.rename(|name| {
+            let mut new = None;
+            for (pair, is_used) in self.pairs.iter().zip(&mut is_used) {
+                // All pairs are asked, so that each knows whether it matches something; the first that matches counts.
+                let Some(captures) = pair.source.value.captures(name) else {
+                    continue;
+                };
+                *is_used = true;
+                if new.is_none() {
+                    new = Some(
+                        target_name(pair, name, &captures, 0)
+                            .map_err(|error| fault = Some(error))
+                            .ok()?,
+                    );
+                }
+            }
+            new
+        });
+        if let Some(fault) = fault {
+            return Err(fault);
         }
-        let n_renamed = work.tensors.rename(|name| names.get(name).cloned())?;
+        if let Some((pair, _)) = self
+            .pairs
+            .iter()
+            .zip(is_used)
+            .find(|(_, is_used)| !is_used && !self.is_optional)
+        {
+            return Err(no_match(&work.tensors, &pair.source));
+        }
+        let n_renamed = renamed?;
         Ok(Effect::exact(format!("{n_renamed} of {n} renamed")))
     }
 }
@@ -281,7 +307,10 @@ pub(crate) fn parse_untie(args: &mut Args) -> Result<Box<dyn Operation>, Fault> 
 
 impl Operation for Untie {
     fn apply(&self, work: &mut Workspace) -> Result<Effect, Fault> {
-        let names = matched(&work.tensors, &self.patterns, self.is_optional)?;
+        let names = names_at(
+            &work.tensors,
+            &matched(&work.tensors, &self.patterns, self.is_optional)?,
+        );
         let tied: std::collections::HashSet<String> = work
             .tensors
             .ties()

@@ -1,6 +1,6 @@
 //! Verbs that say what stays.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 
 use super::matched;
 use crate::Error;
@@ -34,12 +34,14 @@ fn parse_select(args: &mut Args, is_keep: bool) -> Result<Box<dyn Operation>, Fa
 
 impl Operation for Select {
     fn apply(&self, work: &mut Workspace) -> Result<Effect, Fault> {
-        let names: HashSet<String> = matched(&work.tensors, &self.patterns, self.is_optional)?
-            .into_iter()
-            .collect();
+        let places = matched(&work.tensors, &self.patterns, self.is_optional)?;
         let n = work.tensors.len();
-        work.tensors
-            .retain(|name, _| names.contains(name) == self.is_keep);
+        let (mut place, mut next) = (0, places.iter().peekable());
+        work.tensors.retain(|_, _| {
+            let is_meant = next.next_if(|&&meant| meant == place).is_some();
+            place += 1;
+            is_meant == self.is_keep
+        });
         let left = work.tensors.len();
         Ok(Effect::lossy(format!("{} of {n} dropped, {left} kept", n - left)))
     }

@@ -55,7 +55,7 @@ pub struct Captures {
     /// What each star stands for, as a range of the name.
     pub stars: Vec<Range<usize>>,
     /// What each `{i}` stands for.
-    pub integers: Vec<(String, u64)>,
+    pub integers: Vec<u64>,
     /// Which word of each `{a|b}` it was.
     pub choices: Vec<usize>,
 }
@@ -135,11 +135,12 @@ impl Pattern {
     }
 }
 
-/// Matches by trying, and remembers what has failed, so that the cost is at most parts times name times longest run.
+/// Matches by trying. After many steps it remembers what has failed, so that the cost is at most parts times name times longest run.
 struct Matcher<'p> {
     parts: &'p [Part],
     name: &'p str,
-    /// `failed[part * (len + 1) + at]`: the parts from `part` on do not match what begins at `at`.
+    n_steps: usize,
+    /// `failed[part * (len + 1) + at]`: the parts from `part` on do not match what begins at `at`. Empty at first.
     failed: Vec<bool>,
 }
 
@@ -148,25 +149,34 @@ impl<'p> Matcher<'p> {
         Matcher {
             parts,
             name,
-            failed: vec![false; parts.len() * (name.len() + 1)],
+            n_steps: 0,
+            failed: Vec::new(),
         }
     }
 
     fn run(mut self) -> Option<Captures> {
-        let mut ends = vec![0; self.parts.len()];
-        if !self.rest(0, 0, &mut ends) {
+        const FEW: usize = 16;
+        let (mut few, mut many) = ([0; FEW], Vec::new());
+        let ends = if self.parts.len() <= FEW {
+            &mut few[..self.parts.len()]
+        } else {
+            many.resize(self.parts.len(), 0);
+            many.as_mut_slice()
+        };
+        if !self.rest(0, 0, ends) {
             return None;
         }
         let mut captures = Captures::default();
         let mut start = 0;
-        for (part, &end) in self.parts.iter().zip(&ends) {
+        for (part, &end) in self.parts.iter().zip(&*ends) {
             let text = &self.name[start..end];
             match part {
                 Part::Literal(_) => {}
                 Part::Segment | Part::Any => captures.stars.push(start..end),
-                Part::Integer { name, .. } => {
-                    let value = text.parse().expect("the matcher has parsed it");
-                    captures.integers.push((name.clone(), value));
+                Part::Integer { .. } => {
+                    captures
+                        .integers
+                        .push(text.parse().expect("the matcher has parsed it"));
                 }
                 Part::OneOf(words) => {
                     let choice = words.iter().position(|word| word == text);
@@ -183,8 +193,13 @@ impl<'p> Matcher<'p> {
         let Some(here) = self.parts.get(part) else {
             return at == self.name.len();
         };
+        const PATIENCE: usize = 200;
         let memo = part * (self.name.len() + 1) + at;
-        if self.failed[memo] {
+        self.n_steps += 1;
+        if self.n_steps == PATIENCE {
+            self.failed = vec![false; self.parts.len() * (self.name.len() + 1)];
+        }
+        if self.failed.get(memo).is_some_and(|failed| *failed) {
             return false;
         }
         let tail = &self.name[at..];
@@ -217,7 +232,9 @@ impl<'p> Matcher<'p> {
                 .iter()
                 .any(|word| tail.starts_with(word.as_str()) && found(self, word.len())),
         };
-        self.failed[memo] = !matched;
+        if let Some(failed) = self.failed.get_mut(memo) {
+            *failed = !matched;
+        }
         matched
     }
 }
@@ -360,7 +377,7 @@ mod tests {
         let captures = pattern.captures(name).unwrap();
         let stars: Vec<&str> = captures.stars.iter().map(|star| &name[star.clone()]).collect();
         assert_eq!(stars, ["model", "weight"]);
-        assert_eq!(captures.integers, [("i".to_owned(), 7)]);
+        assert_eq!(captures.integers, [7]);
         assert_eq!(captures.choices, [1]);
         assert_eq!(pattern.captures("model.layers.x.k_proj.weight"), None);
     }

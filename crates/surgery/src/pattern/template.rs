@@ -178,9 +178,10 @@ impl Template {
                     factor,
                     offset,
                 } => {
-                    let (_, value) = captures.integers[*index];
+                    let value = captures.integers[*index];
                     let value = value.checked_mul(*factor)?.checked_add_signed(*offset)?;
-                    out.push_str(&value.to_string());
+                    // `fmt` into the text itself: a rename of many layers writes many numbers.
+                    let _ = std::fmt::Write::write_fmt(&mut out, format_args!("{value}"));
                 }
                 Piece::Choice { index, words } => out.push_str(&words[captures.choices[*index]]),
                 Piece::FreeWords(words) => out.push_str(words.get(part)?),

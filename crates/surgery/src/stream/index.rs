@@ -5,45 +5,42 @@ use std::path::PathBuf;
 
 use serde_json::{Map, Value, json};
 
-use super::OutputFormat;
-use super::layout::Target;
+use super::layout::Entries;
 use crate::lazy::LazyStateDict;
 
 /// `model.safetensors.index.json`
-pub(super) struct Index {
+pub(super) struct Index<'t> {
     pub(super) path: PathBuf,
-    pub(super) json: Vec<u8>,
+    /// What it says of the whole, beside sizes.
+    pub(super) metadata: BTreeMap<String, String>,
+    pub(super) tensors: &'t LazyStateDict,
+    /// Files and what they hold.
+    pub(super) shards: Vec<(String, Entries<'t>)>,
 }
 
-impl Index {
-    pub(super) fn new(
-        target: &Target,
-        format: OutputFormat,
-        tensors: &LazyStateDict,
-        metadata: &BTreeMap<String, String>,
-        weight_map: Vec<(String, String)>,
-        total_size: usize,
-    ) -> Index {
-        let n_params: usize = tensors
+impl Index<'_> {
+    /// Its text.
+    pub(super) fn json(&self) -> Vec<u8> {
+        let n_params: usize = self
+            .tensors
             .iter()
             .filter(|(name, entry)| LazyStateDict::can_train(name, entry))
             .filter_map(|(_, entry)| entry.tensor())
             .fold(0, |sum, tensor| tensor.numel().saturating_add(sum));
         let mut head = Map::new();
         head.insert("total_parameters".to_owned(), json!(n_params));
-        head.insert("total_size".to_owned(), json!(total_size));
-        if format == OutputFormat::Safetensors {
-            let own = metadata.iter().filter(|(key, _)| *key != "format");
-            head.extend(own.map(|(key, value)| (key.clone(), Value::from(value.clone()))));
-        }
-        let weight_map: BTreeMap<String, String> = weight_map.into_iter().collect();
+        head.insert("total_size".to_owned(), json!(self.tensors.nbytes()));
+        let own = self.metadata.iter().filter(|(key, _)| *key != "format");
+        head.extend(own.map(|(key, value)| (key.clone(), Value::from(value.clone()))));
+        let files = self
+            .shards
+            .iter()
+            .flat_map(|(file, entries)| entries.iter().map(move |(name, _)| (*name, file)));
+        let weight_map: BTreeMap<&str, &String> = files.collect();
         let index = json!({"metadata": head, "weight_map": weight_map});
         let mut json = serde_json::to_vec_pretty(&index).expect("strings and numbers make JSON");
         json.push(b'\n');
-        Index {
-            path: target.folder.join(format!("{}.index.json", target.file)),
-            json,
-        }
+        json
     }
 }
 

@@ -1,43 +1,45 @@
 //! Which byte goes where, before any is made.
 
-use std::collections::{HashMap, HashSet};
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use indexmap::IndexMap;
 
 use super::index::{Index, shard_name};
 use super::{OutputFormat, WriteOptions, WriteReport, pth_file, run, safetensors_file};
 use crate::Error;
-use crate::lazy::{Identity, LazyEntry, LazyStateDict, LazyTensor};
+use crate::lazy::{Identity, LazyEntry, LazyStateDict, LazyTensor, Map};
 
 /// All files of an output.
-pub struct Layout {
-    pub(super) files: Vec<FileLayout>,
-    pub(super) index: Option<Index>,
+pub struct Layout<'t> {
+    pub(super) files: Vec<FileLayout<'t>>,
+    pub(super) index: Option<Index<'t>>,
     pub(super) tied: Vec<(String, String)>,
     pub(super) separated: Vec<Vec<String>>,
 }
 
 /// One file: what is known of its bytes, and what is to be computed.
-pub(super) struct FileLayout {
+pub(super) struct FileLayout<'t> {
     pub(super) path: PathBuf,
     pub(super) n_bytes: u64,
-    pub(super) rest: Rest,
+    pub(super) rest: Rest<'t>,
     /// In the order of the file.
-    pub(super) items: Vec<Item>,
+    pub(super) items: Vec<Item<'t>>,
 }
 
 /// The bytes between the tensors.
-pub(super) enum Rest {
+pub(super) enum Rest<'t> {
     /// In front of all.
-    Header(Vec<u8>),
+    Header(safetensors_file::Header<'t>),
     /// Around each, with its CRC.
     Archive(Box<pth::Archive>),
 }
 
 /// A tensor and its place.
-pub(super) struct Item {
-    pub(super) name: String,
+pub(super) struct Item<'t> {
+    pub(super) name: Cow<'t, str>,
     pub(super) tensor: LazyTensor,
     pub(super) offset: u64,
 }
@@ -47,7 +49,7 @@ pub(super) struct Item {
 pub struct Cost {
     /// Bytes of tensors that are read from files.
     pub read_bytes: u64,
-    /// Bytes that are written.
+    /// Bytes that are written, without an index.
     pub write_bytes: u64,
     /// The most memory for buffers and for what is made whole.
     pub peak_bytes: u64,
@@ -55,81 +57,74 @@ pub struct Cost {
     pub n_files: usize,
 }
 
-impl Layout {
+impl<'t> Layout<'t> {
     /// Places every tensor of `tensors`. Reads nothing of their bytes.
     ///
     /// # Errors
     /// What the format cannot express.
-    pub fn plan(path: &Path, tensors: &LazyStateDict, options: &WriteOptions<'_>) -> Result<Layout, Error> {
+    pub fn plan(
+        path: &Path,
+        tensors: &'t LazyStateDict,
+        options: &WriteOptions<'_>,
+    ) -> Result<Layout<'t>, Error> {
         Layout::at(Target::of(path, options), tensors, options)
     }
 
     /// As [`plan`](Layout::plan), for the file of exactly that name.
     pub(super) fn plan_file(
         path: &Path,
-        tensors: &LazyStateDict,
+        tensors: &'t LazyStateDict,
         options: &WriteOptions<'_>,
-    ) -> Result<Layout, Error> {
+    ) -> Result<Layout<'t>, Error> {
         Layout::at(Target::file(path), tensors, options)
     }
 
-    fn at(target: Target, tensors: &LazyStateDict, options: &WriteOptions<'_>) -> Result<Layout, Error> {
-        let shards = shards(tensors, options);
-        let n_shards = shards.len();
-        let mut layout = Layout {
-            files: Vec::with_capacity(n_shards),
-            index: None,
-            tied: Vec::new(),
-            separated: Vec::new(),
-        };
+    fn at(
+        target: Target,
+        tensors: &'t LazyStateDict,
+        options: &WriteOptions<'_>,
+    ) -> Result<Layout<'t>, Error> {
         let ties = match options.format {
             OutputFormat::Safetensors => tied(tensors),
             // An archive has each storage once, under as many names as there are.
             OutputFormat::Pth => IndexMap::new(),
         };
-        let metadata = safetensors_file::metadata(tensors, &ties);
-        if options.format == OutputFormat::Safetensors {
-            layout.separated = separated(tensors);
-            layout.tied = ties
-                .iter()
-                .map(|(dropped, kept)| (dropped.clone(), kept.clone()))
-                .collect();
-        }
-        let mut weight_map = Vec::with_capacity(tensors.len());
-        for (number, names) in shards.into_iter().enumerate() {
+        let metadata = Arc::new(safetensors_file::metadata(tensors, &ties));
+        let shards = shards(tensors, &ties, options);
+        let n_shards = shards.len();
+        let mut files = Vec::with_capacity(n_shards);
+        let mut names = Vec::with_capacity(n_shards);
+        for (number, entries) in shards.iter().enumerate() {
             let name = if n_shards == 1 {
                 target.file.clone()
             } else {
                 shard_name(&target.file, number + 1, n_shards)
             };
-            let entries: Vec<(&str, &LazyEntry)> = names
-                .into_iter()
-                .filter(|name| !ties.contains_key(*name))
-                .map(|name| (name, tensors.get(name).expect("shards are made of the names")))
-                .collect();
-            weight_map.extend(
-                entries
-                    .iter()
-                    .map(|(tensor, _)| ((*tensor).to_owned(), name.clone())),
-            );
             let path = target.folder.join(&name);
-            layout.files.push(match options.format {
-                OutputFormat::Safetensors => safetensors_file::plan(path, &entries, &metadata)?,
-                OutputFormat::Pth => pth_file::plan(path, &entries, tensors, options)?,
+            files.push(match options.format {
+                OutputFormat::Safetensors => safetensors_file::plan(path, entries, &metadata)?,
+                OutputFormat::Pth => pth_file::plan(path, entries, tensors, options)?,
             });
+            names.push(name);
         }
-        if n_shards > 1 {
-            let total = tensors.nbytes();
-            layout.index = Some(Index::new(
-                &target,
-                options.format,
-                tensors,
-                &metadata,
-                weight_map,
-                total,
-            ));
-        }
-        Ok(layout)
+        let index = (n_shards > 1).then(|| Index {
+            path: target.folder.join(format!("{}.index.json", target.file)),
+            metadata: match options.format {
+                OutputFormat::Safetensors => BTreeMap::clone(&metadata),
+                OutputFormat::Pth => BTreeMap::new(),
+            },
+            tensors,
+            shards: names.into_iter().zip(shards).collect(),
+        });
+        Ok(Layout {
+            files,
+            index,
+            separated: match options.format {
+                OutputFormat::Safetensors => separated(tensors),
+                OutputFormat::Pth => Vec::new(),
+            },
+            tied: ties.into_iter().collect(),
+        })
     }
 
     /// What writing it costs, with that many threads.
@@ -153,9 +148,6 @@ impl Layout {
                 let chunk = wide(run::CHUNK_BYTES.min(item.tensor.nbytes()));
                 buffers = chunk.saturating_mul(1 + n_inputs).max(buffers);
             }
-        }
-        if let Some(index) = &self.index {
-            cost.write_bytes = cost.write_bytes.saturating_add(wide(index.json.len()));
         }
         held.sort_unstable_by(|a, b| b.cmp(a));
         let n_threads = options.n_threads();
@@ -212,58 +204,79 @@ impl Target {
     }
 }
 
-/// The names of each shard, as huggingface_hub's `split_torch_state_dict_into_shards` deals them out: in order, greedily, what is
-/// larger than a shard may be in one of its own, tied names together.
-fn shards<'t>(tensors: &'t LazyStateDict, options: &WriteOptions<'_>) -> Vec<Vec<&'t str>> {
-    let Some(limit) = options.max_shard_bytes else {
-        return vec![tensors.names().collect()];
+/// Names and entries of one file.
+pub(super) type Entries<'t> = Vec<(&'t str, &'t LazyEntry)>;
+
+/// The entries of each shard, as huggingface_hub's `split_torch_state_dict_into_shards` deals them out: in order, greedily, what is
+/// larger than a shard may be in one of its own. Second names that a file has no place for are left out; other tied names stay together.
+fn shards<'t>(
+    tensors: &'t LazyStateDict,
+    ties: &IndexMap<String, String>,
+    options: &WriteOptions<'_>,
+) -> Vec<Entries<'t>> {
+    let entries = || {
+        tensors
+            .iter()
+            .filter(|(name, _)| ties.is_empty() || !ties.contains_key(*name))
     };
-    let mut shards: Vec<Vec<&str>> = Vec::new();
-    let mut place: HashMap<Identity, usize> = HashMap::new();
-    let (mut current, mut current_bytes): (Vec<&str>, u64) = (Vec::new(), 0);
-    let mut late: Vec<(&str, Identity)> = Vec::new();
-    for (name, entry) in tensors.iter() {
-        let identity = entry.tensor().map(LazyTensor::identity);
-        if let Some(identity) = &identity
-            && place.contains_key(identity)
+    let Some(limit) = options.max_shard_bytes else {
+        return vec![entries().collect()];
+    };
+    // Those of several names; the others need not be remembered.
+    let several: HashSet<Identity> = tensors
+        .ties()
+        .into_iter()
+        .filter_map(|names| Some(tensors.tensor(names.first()?)?.identity()))
+        .collect();
+    // Shards that are full before the one that is being filled, and that one.
+    let mut shards: Vec<Entries<'t>> = Vec::new();
+    let mut current: Entries<'t> = Vec::new();
+    let mut current_bytes: u64 = 0;
+    // Where a tensor of several names is: its first entry's address says in which shard.
+    let mut first: Map<Identity, &'t str> = Map::default();
+    let mut late: Vec<(&'t str, (&'t str, &'t LazyEntry))> = Vec::new();
+    for (name, entry) in entries() {
+        if let Some(identity) = entry
+            .tensor()
+            .map(LazyTensor::identity)
+            .filter(|id| several.contains(id))
         {
-            late.push((name, identity.clone()));
-            continue;
+            match first.entry(identity) {
+                std::collections::hash_map::Entry::Occupied(known) => {
+                    late.push((*known.get(), (name, entry)));
+                    continue;
+                }
+                std::collections::hash_map::Entry::Vacant(place) => {
+                    place.insert(name);
+                }
+            }
         }
         let n_bytes = u64::try_from(entry.nbytes()).unwrap_or(u64::MAX);
         if n_bytes > limit {
-            identity.map(|identity| place.insert(identity, shards.len()));
-            shards.push(vec![name]);
+            shards.push(vec![(name, entry)]);
             continue;
         }
-        if current_bytes.saturating_add(n_bytes) > limit {
-            for name in &current {
-                if let Some(tensor) = tensors.tensor(name) {
-                    place.insert(tensor.identity(), shards.len());
-                }
-            }
+        if current_bytes.saturating_add(n_bytes) > limit && !current.is_empty() {
             shards.push(std::mem::take(&mut current));
             current_bytes = 0;
         }
-        current.push(name);
+        current.push((name, entry));
         current_bytes += n_bytes;
-        // Its shard is known when that is full.
-        identity.map(|identity| place.insert(identity, usize::MAX));
     }
-    if !current.is_empty() {
+    if !current.is_empty() || shards.is_empty() {
         shards.push(current);
     }
-    for (name, identity) in late {
-        let last = shards.len() - 1;
-        let shard = place
-            .get(&identity)
-            .copied()
-            .filter(|&shard| shard <= last)
-            .unwrap_or(last);
-        shards[shard].push(name);
-    }
-    if shards.is_empty() {
-        shards.push(Vec::new());
+    if !late.is_empty() {
+        let named = shards
+            .iter()
+            .enumerate()
+            .flat_map(|(shard, entries)| entries.iter().map(move |(name, _)| (*name, shard)));
+        let shard_of: Map<&str, usize> = named.collect();
+        for (first, late) in late {
+            if let Some(&shard) = shard_of.get(first) {
+                shards[shard].push(late);
+            }
+        }
     }
     shards
 }
@@ -280,30 +293,31 @@ fn tied(tensors: &LazyStateDict) -> IndexMap<String, String> {
     ties
 }
 
-/// Names of different views of one storage that overlap.
+/// Names of different views of one storage.
 fn separated(tensors: &LazyStateDict) -> Vec<Vec<String>> {
-    let mut by_storage: IndexMap<(usize, u32), Vec<(&str, &pth::Tensor)>> = IndexMap::new();
-    for (name, entry) in tensors.iter() {
-        if let Some(tensor) = entry
-            .tensor()
-            .and_then(LazyTensor::as_found)
-            .filter(|tensor| tensor.numel() > 0)
-        {
-            by_storage
-                .entry(tensor.storage().id())
-                .or_default()
-                .push((name, tensor));
+    let found = || {
+        tensors.iter().filter_map(|(name, entry)| {
+            let tensor = entry.tensor()?;
+            let id = tensor
+                .as_found()
+                .filter(|found| found.numel() > 0)?
+                .storage()
+                .id();
+            Some((name, tensor.identity(), id))
+        })
+    };
+    // Most storages have one view, and need no list.
+    let mut first: Map<(usize, u32), Identity> = Map::default();
+    first.reserve(tensors.len());
+    let mut several: HashSet<(usize, u32)> = HashSet::new();
+    for (_, identity, id) in found() {
+        if *first.entry(id).or_insert(identity) != identity {
+            several.insert(id);
         }
     }
-    let mut groups = Vec::new();
-    for views in by_storage.into_values().filter(|views| views.len() > 1) {
-        let distinct: HashSet<Identity> = views
-            .iter()
-            .map(|(_, tensor)| LazyTensor::stored((*tensor).clone()).identity())
-            .collect();
-        if distinct.len() > 1 {
-            groups.push(views.into_iter().map(|(name, _)| name.to_owned()).collect());
-        }
+    let mut groups: IndexMap<(usize, u32), Vec<String>> = IndexMap::new();
+    for (name, _, id) in found().filter(|(_, _, id)| several.contains(id)) {
+        groups.entry(id).or_default().push(name.to_owned());
     }
-    groups
+    groups.into_values().collect()
 }

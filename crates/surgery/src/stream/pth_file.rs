@@ -1,6 +1,7 @@
 //! The layout of one `.pth`: an archive whose storages are promised before they are made.
 
-use std::collections::{HashMap, HashSet};
+use std::borrow::Cow;
+use std::collections::HashSet;
 use std::path::PathBuf;
 
 use pth::{Archive, DType, Entry, StateDict, Storage, Tensor, Value};
@@ -8,18 +9,18 @@ use pth::{Archive, DType, Entry, StateDict, Storage, Tensor, Value};
 use super::WriteOptions;
 use super::layout::{FileLayout, Item, Rest};
 use crate::Error;
-use crate::lazy::{Identity, LazyEntry, LazyStateDict, LazyTensor, LazyValue};
+use crate::lazy::{Identity, LazyEntry, LazyStateDict, LazyTensor, LazyValue, Map};
 
-pub(super) fn plan(
+pub(super) fn plan<'t>(
     path: PathBuf,
-    entries: &[(&str, &LazyEntry)],
+    entries: &[(&'t str, &'t LazyEntry)],
     of: &LazyStateDict,
     options: &WriteOptions<'_>,
-) -> Result<FileLayout, Error> {
+) -> Result<FileLayout<'t>, Error> {
     let kept = kept_storages(entries);
-    let mut promised: HashMap<Identity, Tensor> = HashMap::new();
+    let mut promised: Map<Identity, Tensor> = Map::default();
     // What is to fill each promised storage, and for which name.
-    let mut sources: HashMap<(usize, u32), (String, LazyTensor)> = HashMap::new();
+    let mut sources: Map<(usize, u32), (Cow<'t, str>, LazyTensor)> = Map::default();
     let mut tensors = StateDict::new();
     for (name, entry) in entries {
         let named = |source| Error::Tensor {
@@ -40,7 +41,7 @@ pub(super) fn plan(
                             tensor.check_expansion().map_err(named)?;
                         }
                         let storage = Storage::promised(lazy.nbytes());
-                        sources.insert(storage.id(), ((*name).to_owned(), lazy.clone()));
+                        sources.insert(storage.id(), (Cow::Borrowed(*name), lazy.clone()));
                         let tensor =
                             Tensor::contiguous(storage, lazy.dtype(), lazy.shape()).map_err(named)?;
                         promised.insert(lazy.identity(), tensor.clone());
@@ -60,7 +61,7 @@ pub(super) fn plan(
             Some(source) => source,
             // As it is in its file, in little-endian numbers.
             None => (
-                slot.storage.key().into_owned(),
+                Cow::Owned(slot.storage.key().into_owned()),
                 whole(&slot.storage, slot.component)?,
             ),
         };
@@ -80,7 +81,7 @@ pub(super) fn plan(
 
 /// Storages that stay as they are, with all views of them: those that are used whole, or shared as the file shares them.
 fn kept_storages(entries: &[(&str, &LazyEntry)]) -> HashSet<(usize, u32)> {
-    let mut views: HashMap<(usize, u32), (HashSet<Identity>, usize, usize)> = HashMap::new();
+    let mut views: Map<(usize, u32), (HashSet<Identity>, usize, usize)> = Map::default();
     for (_, entry) in entries {
         let Some((lazy, tensor)) = entry.tensor().and_then(|lazy| Some((lazy, lazy.as_found()?))) else {
             continue;

@@ -30,7 +30,7 @@ struct Task {
     source: (usize, u32),
 }
 
-pub(super) fn run(layout: &Layout, options: &WriteOptions<'_>) -> Result<WriteReport, Error> {
+pub(super) fn run(layout: &Layout<'_>, options: &WriteOptions<'_>) -> Result<WriteReport, Error> {
     let mut files = Vec::with_capacity(layout.files.len());
     for file in &layout.files {
         if let Some(folder) = file
@@ -80,7 +80,11 @@ fn reserve(file: &File, n_bytes: u64) -> io::Result<()> {
 }
 
 /// Fills every tensor's place; returns the CRC of each item of each archive.
-fn fill(layout: &Layout, files: &[AtomicFile], options: &WriteOptions<'_>) -> Result<Vec<Vec<u32>>, Error> {
+fn fill(
+    layout: &Layout<'_>,
+    files: &[AtomicFile],
+    options: &WriteOptions<'_>,
+) -> Result<Vec<Vec<u32>>, Error> {
     let tasks = tasks(layout);
     let next = AtomicUsize::new(0);
     let has_failed = AtomicBool::new(false);
@@ -139,7 +143,7 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
-fn tasks(layout: &Layout) -> Vec<Task> {
+fn tasks(layout: &Layout<'_>) -> Vec<Task> {
     let mut tasks = Vec::new();
     for (file, laid) in layout.files.iter().enumerate() {
         let mut run: Option<(std::ops::Range<usize>, usize)> = None;
@@ -196,7 +200,7 @@ fn tasks(layout: &Layout) -> Vec<Task> {
 }
 
 /// Whether reading may begin anywhere: not where a whole is made first, or a CRC checked over all of it.
-fn can_split(item: &Item) -> bool {
+fn can_split(item: &Item<'_>) -> bool {
     let mut is_free = item.tensor.held_bytes() == 0;
     item.tensor
         .for_each_stored(&mut |tensor| is_free &= !tensor.storage().awaits_check());
@@ -204,7 +208,7 @@ fn can_split(item: &Item) -> bool {
 }
 
 /// Where the largest input lies: its file's table, and its number there, which is the order in the file.
-fn source(item: &Item) -> (usize, u32) {
+fn source(item: &Item<'_>) -> (usize, u32) {
     let mut largest = (0, (0, 0));
     item.tensor.for_each_stored(&mut |tensor| {
         if tensor.nbytes() > largest.0 {
@@ -215,7 +219,7 @@ fn source(item: &Item) -> (usize, u32) {
 }
 
 fn do_task(
-    layout: &Layout,
+    layout: &Layout<'_>,
     files: &[AtomicFile],
     task: &Task,
     options: &WriteOptions<'_>,
@@ -284,19 +288,23 @@ fn do_task(
 }
 
 /// The bytes around the tensors.
-fn finish(laid: &FileLayout, out: &File, crcs: &[u32]) -> io::Result<()> {
+fn finish(laid: &FileLayout<'_>, out: &File, crcs: &[u32]) -> io::Result<()> {
     match &laid.rest {
-        Rest::Header(header) => write_at(out, header, 0),
+        Rest::Header(header) => write_at(out, &header.to_bytes(), 0),
         Rest::Archive(archive) => archive.write_rest(crcs, &mut |offset, bytes| write_at(out, bytes, offset)),
     }
 }
 
 /// Gives all files their names, once all are durable. The index of a set goes first and comes last: what is found between is
 /// visibly no set, and not one of old and new shards.
-fn commit(layout: &Layout, files: Vec<AtomicFile>, options: &WriteOptions<'_>) -> Result<WriteReport, Error> {
+fn commit(
+    layout: &Layout<'_>,
+    files: Vec<AtomicFile>,
+    options: &WriteOptions<'_>,
+) -> Result<WriteReport, Error> {
     let index = layout.index.as_ref().map(|index| {
         let mut temp = AtomicFile::create(&index.path, options.existing)?;
-        temp.write_all(&index.json)
+        temp.write_all(&index.json())
             .map_err(FileError::at("write", &index.path))?;
         Ok::<_, FileError>((index, temp))
     });
@@ -329,7 +337,7 @@ fn commit(layout: &Layout, files: Vec<AtomicFile>, options: &WriteOptions<'_>) -
 }
 
 /// Shards of an older set of the same name, which would be taken for part of this one. They are replaced by it.
-fn remove_stale(layout: &Layout, index: &Path) {
+fn remove_stale(layout: &Layout<'_>, index: &Path) {
     let Some((folder, file)) = index.parent().zip(index.file_name()) else {
         return;
     };
