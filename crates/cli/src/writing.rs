@@ -248,7 +248,7 @@ pub(crate) fn check_complete(opened: &Opened, input: &Path, is_partial: bool) ->
             Err(anyhow::Error::new(error)
                 .context("the state dict is not whole (--partial leaves out what cannot be read)"))
         }
-        _ if opened.state_dict.is_empty() => {
+        _ if opened.state_dict.is_empty() && opened.pieces.is_empty() => {
             let error = pth::Error::NotACheckpoint {
                 found: format!("`{}` holds no tensors", input.display()),
             };

@@ -142,7 +142,8 @@ fn parse_pattern(text: &str) -> Result<Pattern> {
 
 /// Opens a file of which every tensor of the state dict must be readable.
 fn open(path: &Path, args: &DiffArgs) -> Result<Opened> {
-    let opened = surgery::open_with(path, &args.open.options())?;
+    let mut opened = surgery::open_with(path, &args.open.options())?;
+    opened.assemble()?;
     let source = match opened.problems.iter().find(|problem| problem.in_state_dict) {
         Some(problem) => pth::Error::Tensor {
             name: problem.name.clone(),

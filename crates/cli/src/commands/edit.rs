@@ -8,7 +8,7 @@ use pth::{FileError, Profile};
 use surgery::{LazyStateDict, Plan, VERBS};
 
 use crate::args::OpenArgs;
-use crate::text::print;
+use crate::text::{print, remark};
 use crate::usage::UsageError;
 use crate::writing::{Job, WriteArgs, check_complete, format_of, left_out};
 
@@ -27,6 +27,10 @@ pub(crate) struct EditArgs {
     /// A file of steps, `-` for stdin
     #[arg(long, value_name = "FILE")]
     plan: Option<PathBuf>,
+    /// Change names, marks and metadata of the safetensors file IN where they stand: its header is written anew, its data are not
+    /// touched. Whoever reads the header meanwhile may see a mixture
+    #[arg(long, conflicts_with_all = ["output", "partial"])]
+    in_place: bool,
     /// Print the verbs of the language
     #[arg(long)]
     list_verbs: bool,
@@ -55,6 +59,9 @@ pub(crate) fn run(args: &EditArgs) -> Result<u8> {
         UsageError::new("there is no input")
             .with_hint("graftwork edit IN OUT -e 'STEPS', or `in NAME = PATH` in the plan")
     })?;
+    if args.in_place {
+        return in_place(&plan, &input, args);
+    }
     let output = args
         .output
         .clone()
@@ -90,6 +97,59 @@ pub(crate) fn run(args: &EditArgs) -> Result<u8> {
         args: &write,
     }
     .run()
+}
+
+/// Carries a plan out that changes names, marks and metadata only, in the header of the file itself.
+fn in_place(plan: &Plan, input: &Path, args: &EditArgs) -> Result<u8> {
+    if surgery::recover_header(input)? {
+        remark(&format!(
+            "the header of `{}` was restored: an edit of it had not ended",
+            input.display()
+        ));
+    }
+    let before = LazyStateDict::of(surgery::open_with(input, &args.open.options())?);
+    let (after, _) = plan.apply(before.clone(), &args.open.options())?;
+    if !before.ties().is_empty() {
+        let what = "a tensor of the file has several names, of which --in-place cannot tell which one is in the header";
+        return Err(UsageError::new(what)
+            .with_hint("graftwork edit IN OUT writes another file")
+            .into());
+    }
+    let renames = before.renames_to(&after).ok_or_else(|| {
+        UsageError::new(
+            "the steps change more than names, marks and metadata, which is all that --in-place can",
+        )
+        .with_hint("graftwork edit IN OUT writes another file")
+    })?;
+    let metadata = after.file_metadata();
+    // The map of the file ends before its header is written.
+    drop((before, after));
+    if args.write.dry_run {
+        print(&format!(
+            "would rename {} tensors of {} in place\n",
+            renames.len(),
+            input.display()
+        ))?;
+        return Ok(0);
+    }
+    let edit = surgery::edit_header(input, &renames, &metadata)?;
+    if args.write.json {
+        crate::text::json(&serde_json::json!({
+            "file": input,
+            "renamed": edit.n_renamed,
+            "header_bytes": edit.n_bytes,
+            "header_bytes_used": edit.n_used,
+        }))?;
+        return Ok(0);
+    }
+    print(&format!(
+        "edited {} in place: {} renamed, {} of {} header bytes used\n",
+        input.display(),
+        edit.n_renamed,
+        edit.n_used,
+        edit.n_bytes
+    ))?;
+    Ok(0)
 }
 
 /// All steps, those of the file first.

@@ -29,7 +29,8 @@ pub(crate) struct InspectArgs {
 
 /// Runs the verb; returns the exit code.
 pub(crate) fn run(args: &InspectArgs) -> Result<u8> {
-    let opened = surgery::open_with(&args.file, &args.open.options())?;
+    let mut opened = surgery::open_with(&args.file, &args.open.options())?;
+    opened.outline()?;
     if args.json {
         let text = serde_json::to_string_pretty(&as_json(&opened))?;
         print(&format!("{text}\n"))?;

@@ -35,7 +35,8 @@ pub(crate) struct ShowArgs {
 
 /// Runs the verb; returns the exit code.
 pub(crate) fn run(args: &ShowArgs) -> Result<u8> {
-    let opened = surgery::open_with(&args.file, &args.open.options())?;
+    let mut opened = surgery::open_with(&args.file, &args.open.options())?;
+    opened.assemble()?;
     let tensor = select(&opened, &args.name)?;
     if args.npy.is_some() || args.stats {
         tensor.check_expansion()?;

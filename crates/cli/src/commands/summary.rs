@@ -46,7 +46,8 @@ struct Named<'s> {
 
 /// Runs the verb; returns the exit code.
 pub(crate) fn run(args: &SummaryArgs) -> Result<u8> {
-    let opened = surgery::open_with(&args.file, &args.open.options())?;
+    let mut opened = surgery::open_with(&args.file, &args.open.options())?;
+    opened.outline()?;
     let summary = Summary::of(&opened.state_dict);
     let stem = args.file.file_stem().unwrap_or_default().to_string_lossy();
     let name = args.name.as_deref().unwrap_or(&stem);

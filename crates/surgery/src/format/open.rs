@@ -95,6 +95,28 @@ impl Opened {
     /// # Errors
     /// A piece that cannot be read.
     pub fn assemble(&mut self) -> Result<(), Error> {
+        self.place_pieces(Pieces::assemble)
+    }
+
+    /// As [`assemble`](Opened::assemble), with nothing read: these tensors have names, shapes and types, and no bytes.
+    ///
+    /// # Errors
+    /// A shape that no tensor can have.
+    pub fn outline(&mut self) -> Result<(), Error> {
+        self.place_pieces(|pieces| {
+            let storage = pth::Storage::promised(pieces.nbytes());
+            let tensor = pth::Tensor::contiguous(storage, pieces.dtype(), pieces.shape())?;
+            Ok(match pieces.requires_grad() {
+                true => tensor.into_parameter(true),
+                false => tensor,
+            })
+        })
+    }
+
+    fn place_pieces(
+        &mut self,
+        make: impl Fn(&Pieces) -> Result<pth::Tensor, pth::Error>,
+    ) -> Result<(), Error> {
         if self.pieces.is_empty() {
             return Ok(());
         }
@@ -105,7 +127,7 @@ impl Opened {
         let entries = std::mem::take(&mut self.state_dict).into_iter().map(Some);
         for (place, entry) in entries.chain([None]).enumerate() {
             while let Some(pieces) = pieces.next_if(|pieces| pieces.place() <= place || entry.is_none()) {
-                let tensor = pieces.assemble().map_err(|source| Error::Tensor {
+                let tensor = make(pieces).map_err(|source| Error::Tensor {
                     name: pieces.name().to_owned(),
                     source,
                 })?;

@@ -176,6 +176,32 @@ impl LazyStateDict {
         self.entries.insert(name.into(), entry);
     }
 
+    /// Old and new names, where `after` holds the same tensors as this state dict and no others; none where more has changed.
+    pub fn renames_to(&self, after: &LazyStateDict) -> Option<Vec<(String, String)>> {
+        if self.len() != after.len() {
+            return None;
+        }
+        let mut renames = Vec::new();
+        for ((old, before), (new, entry)) in self.iter().zip(after.iter()) {
+            let is_same = match (before.tensor(), entry.tensor()) {
+                (Some(x), Some(y)) => x.identity() == y.identity(),
+                _ => false,
+            };
+            if !is_same {
+                return None;
+            }
+            if old != new {
+                renames.push((old.to_owned(), new.to_owned()));
+            }
+        }
+        Some(renames)
+    }
+
+    /// `__metadata__` of a safetensors file of it: what there is, `format`, marks and groups, and second names of tensors.
+    pub fn file_metadata(&self) -> BTreeMap<String, String> {
+        crate::stream::file_metadata(self)
+    }
+
     /// Names and entries in order.
     pub fn iter(&self) -> impl DoubleEndedIterator<Item = (&str, &LazyEntry)> + ExactSizeIterator {
         self.entries.iter().map(|(name, entry)| (name.as_str(), entry))

@@ -282,7 +282,7 @@ fn shards<'t>(
 }
 
 /// Second names and the name that is kept: of those that stand for one tensor, the first in the alphabet, as safetensors' `save_model`.
-fn tied(tensors: &LazyStateDict) -> IndexMap<String, String> {
+pub(super) fn tied(tensors: &LazyStateDict) -> IndexMap<String, String> {
     let mut ties = IndexMap::new();
     for names in tensors.ties() {
         let kept = names.iter().min().copied().unwrap_or_default();

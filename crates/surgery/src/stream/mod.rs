@@ -112,3 +112,8 @@ pub(crate) fn write_file(
 ) -> Result<WriteReport, Error> {
     Layout::plan_file(path, tensors, options)?.write(options)
 }
+
+/// `__metadata__` of a safetensors file of `tensors`.
+pub(crate) fn file_metadata(tensors: &LazyStateDict) -> std::collections::BTreeMap<String, String> {
+    safetensors_file::metadata(tensors, &layout::tied(tensors))
+}
