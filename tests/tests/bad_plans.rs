@@ -94,7 +94,11 @@ fn words_that_are_not_understood() {
         &["`flaot16` is not a type of torch", "did you mean `float16`?"],
     );
     check_edit("init fc.weight kaimin_uniform", 2, &["kaiming_uniform"]);
-    check_edit("rename fc.{i -> x", 2, &["line 1, column 8"]);
+    check_edit(
+        "rename fc.{i -> x",
+        2,
+        &["`{` without its `}`", "line 1, column 11"],
+    );
     check_edit("rename fc.* -> a.{j}", 2, &["line 1, column 16"]);
     check_edit("drop \"fc.bias", 2, &["line 1, column 6"]);
     check_edit("drop fc.bias; on x drop y", 2, &["no input is called `x`"]);
