@@ -57,7 +57,9 @@ impl Operation for Strip {
 
 fn no_prefix(text: &str, prefix: &At<String>) -> Fault {
     let rule = format!("starts with `{text}`");
-    Fault::from(Error::NoMatch { rule }).at(&prefix.span)
+    Fault::from(Error::NoMatch { rule })
+        .at(&prefix.span)
+        .hint("a `?` behind the verb allows a step to match nothing")
 }
 
 /// `add model.`
