@@ -99,7 +99,11 @@ fn words_that_are_not_understood() {
         2,
         &["`{` without its `}`", "line 1, column 11"],
     );
-    check_edit("rename fc.* -> a.{j}", 2, &["line 1, column 16"]);
+    check_edit(
+        "rename fc.* -> a.{j}",
+        2,
+        &["`fc.*` has no `{j}`", "line 1, column 18"],
+    );
     check_edit("drop \"fc.bias", 2, &["line 1, column 6"]);
     check_edit("drop fc.bias; on x drop y", 2, &["no input is called `x`"]);
     check_edit("slice fc.weight 5 0:1", 2, &["line 1, column"]);
@@ -183,7 +187,7 @@ fn a_rule_that_matches_nothing_is_a_mistake_unless_it_may() {
         let said = scratch
             .graftwork(&["edit", "a.pth", "out.pth", "-e", &optional])
             .ok();
-        assert_eq!(said.stderr, "", "{optional}");
+        assert!(!said.stderr.contains("error"), "{optional}: {}", said.stderr);
         assert!(!tensors(&scratch.path("out.pth")).is_empty(), "{optional}");
     }
 }
@@ -234,12 +238,12 @@ fn inputs_that_cannot_be_merged() {
                 messages,
             );
             // The step says the same.
-            let step = format!("in a = a.pth; merge linear a {other}");
+            let step = format!("merge linear a.pth {other}");
             check_refuses(
                 &scratch,
                 &["edit", "b.pth", out, "-e", &step],
                 code,
-                &[messages[0].split(" of `a").next().unwrap()],
+                &messages[..1],
             );
         }
     }

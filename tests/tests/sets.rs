@@ -71,7 +71,7 @@ fn a_set_is_named_indexed_and_read_back() {
             "set",
             "other/net.safetensors",
             "--max-shard-size",
-            "200",
+            "210",
         ])
         .ok();
     let names = [
@@ -215,7 +215,7 @@ fn a_set_in_the_place_of_another_leaves_nothing_of_it() {
     let before = bytes();
     let edit =
         |more: &[&str]| scratch.graftwork(&[&["edit", "in.pth", "set", "-e", "scale ** 2"], more].concat());
-    for size in ["128", "200"] {
+    for size in ["128", "210"] {
         edit(&["--max-shard-size", size]).fails(2, "--force replaces it");
         assert!(
             bytes() == before && scratch.names("set").len() == 4,
@@ -224,7 +224,7 @@ fn a_set_in_the_place_of_another_leaves_nothing_of_it() {
         );
     }
     scratch.write("set/config.json", b"{}");
-    edit(&["--max-shard-size", "200", "--force"]).ok();
+    edit(&["--max-shard-size", "210", "--force"]).ok();
     let two = [
         "config.json",
         "model-00001-of-00002.safetensors",
@@ -438,4 +438,17 @@ fn an_index_that_is_none() {
     index["metadata"].as_object_mut().unwrap().remove("total_size");
     scratch.write(INDEX, &serde_json::to_vec(&index).unwrap());
     assert_eq!(tensors(&scratch.path("set")), tensors(&scratch.path("in.pth")));
+}
+
+/// What a kill leaves of a set that is written for the first time.
+#[test]
+fn a_shard_without_an_index_is_no_model() {
+    for n_shards in [1, 2, 3] {
+        let scratch = three_shards();
+        fs::remove_file(scratch.path(INDEX)).unwrap();
+        for shard in &SHARDS[n_shards..] {
+            fs::remove_file(scratch.path("set").join(shard)).unwrap();
+        }
+        check_refused(&scratch, "set", &["`set`"]);
+    }
 }

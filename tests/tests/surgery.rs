@@ -244,6 +244,11 @@ fn marks_and_groups_survive_formats_and_sets() {
     let written: Value = serde_json::from_str(metadata["groups"].as_str().unwrap()).unwrap();
     assert_eq!(written[0]["patterns"][0], "stem.**");
     assert_eq!(written[0]["lr_scale"], 0.125);
+    // A `.pth` is a plain state dict, which is said where it matters and nowhere else.
+    let lost = "note: a `.pth` has no place for metadata, so these are left out: groups";
+    let said = edit(&["c.safetensors", "f.pth", "-e", "keep **"]);
+    assert!(said.stderr.contains(lost), "{}", said.stderr);
+    assert_eq!(edit(&["in.pth", "g.pth", "-e", "keep **"]).stderr, "");
     // What steps on groups need is there again after all these files.
     edit(&["c.safetensors", "e.safetensors", "-e", "freeze-to 3"]);
     let trained: Vec<String> = marks(&scratch, "e.safetensors")
