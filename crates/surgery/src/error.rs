@@ -198,7 +198,7 @@ impl Error {
     pub(crate) fn is_of_a_file(&self) -> bool {
         matches!(
             self,
-            Error::File(_) | Error::Checkpoint { .. } | Error::Safetensors { .. } | Error::Set { .. }
+            Error::File(_) | Error::Checkpoint { .. } | Error::Safetensors { .. }
         )
     }
 
