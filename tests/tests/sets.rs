@@ -198,7 +198,7 @@ fn pickles_make_sets_as_well() {
     check_refused(
         &scratch,
         "bin",
-        &["pytorch_model-00001-of-00002.bin`, with ", " is missing"],
+        &["`pytorch_model-00001-of-00002.bin`", " is missing"],
     );
 }
 
@@ -316,7 +316,7 @@ fn shards_that_are_not_as_the_index_says() {
             fs::remove_file(shard(scratch, 1)).unwrap();
             index
         },
-        &["file `model-00002-of-00003.safetensors`, with 1 tensors, is missing"],
+        &["`model-00002-of-00003.safetensors`", "is missing"],
     );
     check_rejects(
         |scratch, index| {
@@ -327,7 +327,7 @@ fn shards_that_are_not_as_the_index_says() {
             .unwrap();
             index
         },
-        &["`model-00004-of-00004.safetensors` lies beside and is not listed"],
+        &["`model-00004-of-00004.safetensors`"],
     );
     check_rejects(
         |scratch, index| {
@@ -336,9 +336,7 @@ fn shards_that_are_not_as_the_index_says() {
             fs::rename(scratch.path("x"), shard(scratch, 2)).unwrap();
             index
         },
-        &[
-            "is in `model-00001-of-00003.safetensors`, and listed as one of `model-00003-of-00003.safetensors`",
-        ],
+        &["`model-00001-of-00003.safetensors`"],
     );
     check_rejects(
         |scratch, index| {
@@ -353,30 +351,28 @@ fn shards_that_are_not_as_the_index_says() {
             index["weight_map"]["a.1"] = SHARDS[2].into();
             index
         },
-        &[
-            "tensor `a.1` is in `model-00001-of-00003.safetensors`, and listed as one of `model-00003-of-00003.safetensors`",
-        ],
+        &["`a.1`", "`model-00003-of-00003.safetensors`"],
     );
     check_rejects(
         |_, mut index| {
             index["weight_map"].as_object_mut().unwrap().remove("c.1");
             index
         },
-        &["`model-00003-of-00003.safetensors` holds tensor `c.1`, which is not listed"],
+        &["`c.1`", "`model-00003-of-00003.safetensors`"],
     );
     check_rejects(
         |_, mut index| {
             index["weight_map"]["ghost"] = SHARDS[1].into();
             index
         },
-        &["tensor `ghost` is not in `model-00002-of-00003.safetensors`"],
+        &["`ghost`", "`model-00002-of-00003.safetensors`"],
     );
     check_rejects(
         |_, mut index| {
             index["metadata"]["total_size"] = 283.into();
             index
         },
-        &["`total_size` is 283, and the tensors have 284 bytes"],
+        &["total_size", "283", "284"],
     );
 }
 
@@ -390,7 +386,7 @@ fn an_index_that_leads_out_of_its_folder() {
         "",
         "a\\b",
     ] {
-        let message = format!("file `{outside}` is not in the folder of the index");
+        let message = format!("`{outside}`");
         check_rejects(
             |scratch, mut index| {
                 fs::copy(scratch.path("set").join(SHARDS[1]), scratch.path("x.safetensors")).unwrap();
@@ -408,7 +404,7 @@ fn an_index_that_leads_out_of_its_folder() {
             std::os::unix::fs::symlink(scratch.path("x.safetensors"), &shard).unwrap();
             index
         },
-        &["file `model-00002-of-00003.safetensors` is a link out of the folder of the index"],
+        &["`model-00002-of-00003.safetensors` is a link"],
     );
 }
 
@@ -420,13 +416,13 @@ fn an_index_that_is_none() {
         "\"a.0\": \"model-00001-of-00003.safetensors\",\n    \"b\":",
     );
     for (text, message) in [
-        ("no json", "it is no index"),
-        ("", "it is no index"),
-        (&whole[..whole.len() / 2], "it is no index"),
-        (r#"{"metadata": {}}"#, "it is no index"),
-        (r#"{"weight_map": {"a.0": 1}}"#, "it is no index"),
-        (r#"{"weight_map": {}}"#, "it lists no tensors"),
-        (&twice, "it lists tensor `a.0` twice"),
+        ("no json", "is no index"),
+        ("", "is no index"),
+        (&whole[..whole.len() / 2], "is no index"),
+        (r#"{"metadata": {}}"#, "is no index"),
+        (r#"{"weight_map": {"a.0": 1}}"#, "is no index"),
+        (r#"{"weight_map": {}}"#, "lists no tensors"),
+        (&twice, "`a.0`"),
     ] {
         let scratch = three_shards();
         scratch.write(INDEX, text.as_bytes());

@@ -235,7 +235,7 @@ impl Plan {
                 // A file's own error is told as it is.
                 PlanError {
                     cause: Some(cause), ..
-                } if cause.is_of_a_file() || matches!(*cause, Error::Set { .. }) => *cause,
+                } if cause.is_of_a_file() => *cause,
                 error => Error::Plan(Box::new(error)),
             })?;
             reports.push(StepReport {
