@@ -83,11 +83,10 @@ fn judge_one(error: &(dyn std::error::Error + 'static)) -> Option<(u8, Option<St
         return Some((code, error.hint.clone().or(hint)));
     }
     match error.downcast_ref() {
-        Some(surgery::Error::NotANumber { .. }) => {
-            return Some((
-                code::BAD_INPUT,
-                Some("--allow-nan merges it all the same".to_owned()),
-            ));
+        Some(surgery::Error::NotANumber { input, .. }) => {
+            // Without an input it is what the plan expects, which nothing allows.
+            let hint = "--allow-nan (in a plan `allow_nan=true`) merges it all the same";
+            return Some((code::BAD_INPUT, input.as_ref().map(|_| hint.to_owned())));
         }
         Some(surgery::Error::Interrupted) => {
             return Some((code::RUN_AGAIN, Some("nothing was written".to_owned())));
@@ -101,7 +100,7 @@ fn judge_one(error: &(dyn std::error::Error + 'static)) -> Option<(u8, Option<St
         ) => return Some((code::BAD_INPUT, None)),
         Some(surgery::Error::Merge(_)) => return Some((code::USAGE, None)),
         Some(surgery::Error::MissingInInput { .. }) => {
-            let hint = "--missing skip leaves it out, --missing first takes it, --missing available averages what there is";
+            let hint = "--missing skip leaves it out, --missing first takes it, --missing available averages what there is (in a plan `missing=skip`)";
             return Some((code::BAD_INPUT, Some(hint.to_owned())));
         }
         _ => {}

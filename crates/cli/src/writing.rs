@@ -96,6 +96,9 @@ impl Job<'_> {
         };
         let layout = ManuallyDrop::new(Layout::plan(self.output, self.tensors, &options)?);
         let cost = layout.cost(&options);
+        if self.format == OutputFormat::Pth {
+            self.remark_on_what_is_lost();
+        }
         if self.args.dry_run {
             return self.show(&layout, &cost);
         }
@@ -140,6 +143,21 @@ impl Job<'_> {
             self.output.display()
         ))?;
         Ok(0)
+    }
+
+    /// A `.pth` is a plain state dict.
+    fn remark_on_what_is_lost(&self) {
+        let mut keys: Vec<&str> = self.tensors.metadata.keys().map(String::as_str).collect();
+        keys.retain(|key| *key != "format");
+        if !self.tensors.groups.is_empty() {
+            keys.push("groups");
+        }
+        if !keys.is_empty() {
+            let keys = plain(&keys.join(", "));
+            remark(&format!(
+                "note: a `.pth` has no place for metadata, so these are left out: {keys}"
+            ));
+        }
     }
 
     fn steps_json(&self) -> Vec<serde_json::Value> {

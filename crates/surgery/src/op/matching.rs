@@ -48,6 +48,9 @@ pub(crate) fn must_match(
     Err(no_match(tensors, pattern))
 }
 
+/// What to write where nothing need match.
+pub(crate) const MAY_MATCH_NOTHING: &str = "a `?` behind the verb allows a step to match nothing";
+
 /// The error of a pattern that matches nothing, with a name that is near to it.
 pub(crate) fn no_match(tensors: &LazyStateDict, pattern: &At<Pattern>) -> Fault {
     let text = pattern.value.as_str();
@@ -63,7 +66,7 @@ pub(crate) fn no_match(tensors: &LazyStateDict, pattern: &At<Pattern>) -> Fault 
         Some(near) => fault.hint(format!(
             "did you mean `{near}`? a `?` behind the verb allows a step to match nothing"
         )),
-        None => fault.hint("a `?` behind the verb allows a step to match nothing"),
+        None => fault.hint(MAY_MATCH_NOTHING),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::matching::{no_match, target_name};
+use super::matching::{MAY_MATCH_NOTHING, no_match, target_name};
 use super::{matched, names_at, pairs_of};
 use crate::Error;
 use crate::lazy::{LazyEntry, LazyTensor};
@@ -57,7 +57,9 @@ impl Operation for Strip {
 
 fn no_prefix(text: &str, prefix: &At<String>) -> Fault {
     let rule = format!("starts with `{text}`");
-    Fault::from(Error::NoMatch { rule }).at(&prefix.span)
+    Fault::from(Error::NoMatch { rule })
+        .at(&prefix.span)
+        .hint(MAY_MATCH_NOTHING)
 }
 
 /// `add model.`
@@ -185,7 +187,9 @@ impl Operation for Replace {
         match self.rules.iter().zip(is_used).find(|(_, is_used)| !is_used) {
             Some(((old, _), _)) if !self.is_optional => {
                 let rule = format!("contains `{}`", old.value);
-                Err(Fault::from(Error::NoMatch { rule }).at(&old.span))
+                Err(Fault::from(Error::NoMatch { rule })
+                    .at(&old.span)
+                    .hint(MAY_MATCH_NOTHING))
             }
             _ => Ok(Effect::exact(format!("{n_renamed} of {n} renamed"))),
         }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -31,6 +31,20 @@ struct Task {
 }
 
 pub(super) fn run(layout: &Layout<'_>, options: &WriteOptions<'_>) -> Result<WriteReport, Error> {
+    let folder = layout.files.first().and_then(|file| file.path.parent());
+    let is_new = |folder: &&Path| !folder.as_os_str().is_empty() && !folder.exists();
+    let new: Vec<&Path> = folder
+        .into_iter()
+        .flat_map(Path::ancestors)
+        .take_while(is_new)
+        .collect();
+    write_all(layout, options).inspect_err(|_| {
+        // Innermost first; one that somebody has put something into meanwhile stays.
+        new.iter().for_each(|folder| drop(std::fs::remove_dir(folder)));
+    })
+}
+
+fn write_all(layout: &Layout<'_>, options: &WriteOptions<'_>) -> Result<WriteReport, Error> {
     let mut files = Vec::with_capacity(layout.files.len());
     for file in &layout.files {
         if let Some(folder) = file
@@ -44,11 +58,11 @@ pub(super) fn run(layout: &Layout<'_>, options: &WriteOptions<'_>) -> Result<Wri
         reserve(temp.file(), file.n_bytes).map_err(FileError::at("write", &file.path))?;
         files.push(temp);
     }
-    if let Some(index) = &layout.index
-        && options.existing == Existing::Refuse
-        && index.path.exists()
-    {
-        return Err(FileError::at("create", &index.path)(io::ErrorKind::AlreadyExists.into()).into());
+    if options.existing == Existing::Refuse {
+        let index = layout.index.iter().map(|index| index.path.clone());
+        for path in index.chain(other_form(layout)).filter(|path| path.exists()) {
+            return Err(FileError::at("create", &path)(io::ErrorKind::AlreadyExists.into()).into());
+        }
     }
     let crcs = fill(layout, &files, options)?;
     for ((file, temp), crcs) in layout.files.iter().zip(&files).zip(crcs) {
@@ -325,8 +339,15 @@ fn commit(
         temp.commit()?;
     }
     if let Some((index, temp)) = index {
-        temp.commit()?;
+        // While there is no index: with one, older shards beside would be taken for a broken set.
         remove_stale(layout, &index.path);
+        temp.commit()?;
+    }
+    if let Some(other) = other_form(layout).filter(|path| path.is_file()) {
+        std::fs::remove_file(&other).map_err(FileError::at("write", &other))?;
+        if layout.index.is_none() {
+            remove_stale(layout, &other);
+        }
     }
     Ok(WriteReport {
         files: layout.paths().map(Path::to_owned).collect(),
@@ -334,6 +355,19 @@ fn commit(
         tied: layout.tied.clone(),
         separated: layout.separated.clone(),
     })
+}
+
+/// What would stand for the same name beside the output, and be read in its place: the index of a set for one file, and one file for a
+/// set.
+fn other_form(layout: &Layout<'_>) -> Option<PathBuf> {
+    match &layout.index {
+        Some(index) => Some(index.path.with_extension("").with_extension("")),
+        None => {
+            let mut path = layout.files.first()?.path.clone().into_os_string();
+            path.push(".index.json");
+            Some(path.into())
+        }
+    }
 }
 
 /// Shards of an older set of the same name, which would be taken for part of this one. They are replaced by it.
