@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use pth::{Checkpoint, ModuleSource, OpenOptions, Other, Problem, Source, StateDict};
 
-use super::{safetensors, sharded};
+use super::{adapter, safetensors, sharded};
 use crate::Error;
 
 /// What a file of tensors is.
@@ -85,6 +85,9 @@ pub fn open_with(path: &Path, options: &OpenOptions) -> Result<Opened, Error> {
         open_file(path, options)?
     };
     safetensors::apply_metadata(&mut opened.state_dict, &mut opened.metadata);
+    if let Some(config) = adapter::config_beside(path)? {
+        opened.metadata.insert(adapter::CONFIG_KEY.to_owned(), config);
+    }
     Ok(opened)
 }
 

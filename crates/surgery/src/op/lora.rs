@@ -1,1 +1,591 @@
+//! `lora`: what fine-tuning has changed as an adapter of low rank, in the names and shapes of PEFT.
+//!
+//! A matrix `X.weight` that has changed becomes `base_model.model.X.lora_A.weight` `[r, in]` and `…lora_B.weight` `[out, r]`, of
+//! which `alpha / r · B A` is the best approximation of the change. Convolutions have `[r, in, h, w]` and `[out, r, 1, 1]`,
+//! embeddings `X.lora_embedding_A` `[r, rows]` and `X.lora_embedding_B` `[dim, r]`, of which B A is the change transposed.
+//! What else has changed goes in whole. What `adapter_config.json` is to say comes into the metadata, and the writer puts it beside
+//! the tensors. Layers that keep their weights transposed (`Conv1D` of GPT-2, `fan_in_fan_out`) are not told from others by a state
+//! dict: their factors are those of the weight as it is stored, which `fold lora` reads back.
 
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use pth::DType;
+use serde_json::{Map, Value, json};
+
+use super::fold::{LoraConfig, required};
+use super::matching::{must_match, record_error};
+use super::matrix::Columns;
+use super::svd::{EXACT_SIDE, Held, LowRank, Rows, approximate, approximate_held, sketch_width, truncate};
+use crate::format::adapter::CONFIG_KEY;
+use crate::lazy::{LazyEntry, LazyStateDict, LazyTensor, is_convertible};
+use crate::plan::args::{Args, At, one_of};
+use crate::plan::{Effect, Fault, Operation, Workspace};
+use crate::{Error, Pattern};
+
+/// What PEFT puts in front of a model's own names.
+const PREFIX: &str = "base_model.model.";
+
+#[derive(Debug)]
+enum Lora {
+    Extract {
+        base: At<String>,
+        rank: usize,
+        alpha: f64,
+        keep: Vec<At<Pattern>>,
+    },
+    Resize {
+        rank: usize,
+    },
+}
+
+pub(crate) fn parse_lora(args: &mut Args) -> Result<Box<dyn Operation>, Fault> {
+    let what = args.word("`extract` or `resize`")?;
+    let is_extract = one_of(&what, &[("extract", true), ("resize", false)])?;
+    let rank = args
+        .option("rank")
+        .ok_or_else(|| Fault::new("`rank=` is missing").at(&what.span))?;
+    let rank = match rank.value.parse() {
+        Ok(number) if number > 0 => number,
+        _ => return Err(Fault::new(format!("`{}` is not a rank", rank.value)).at(&rank.span)),
+    };
+    if !is_extract {
+        return Ok(Box::new(Lora::Resize { rank }));
+    }
+    let base = args
+        .option("base")
+        .ok_or_else(|| Fault::new("`base=` is missing: the file that training began with").at(&what.span))?;
+    let alpha = match args.option("alpha") {
+        None => rank as f64,
+        Some(text) => match text.value.parse() {
+            Ok(alpha) if alpha > 0.0 && f64::is_finite(alpha) => alpha,
+            _ => return Err(Fault::new(format!("`{}` is not an alpha", text.value)).at(&text.span)),
+        },
+    };
+    let mut keep = Vec::new();
+    if let Some(text) = args.option("keep") {
+        for pattern in text.value.split(',') {
+            let value = Pattern::parse(pattern).map_err(|error| Fault::new(error.reason).at(&text.span))?;
+            let span = text.span.clone();
+            keep.push(At { value, span });
+        }
+    }
+    Ok(Box::new(Lora::Extract {
+        base,
+        rank,
+        alpha,
+        keep,
+    }))
+}
+
+impl Operation for Lora {
+    fn apply(&self, work: &mut Workspace) -> Result<Effect, Fault> {
+        match self {
+            Lora::Extract {
+                base,
+                rank,
+                alpha,
+                keep,
+            } => {
+                let before = work.source(base)?.clone();
+                check_alike(&work.tensors, &before, &base.value)
+                    .map_err(|error| Fault::from(error).at(&base.span))?;
+                for pattern in keep {
+                    must_match(&work.tensors, pattern, false)?;
+                }
+                let is_kept = |name: &str| keep.iter().any(|pattern| pattern.value.matches(name));
+                let (adapter, effect) = extract(&work.tensors, &before, *rank, *alpha, &is_kept)?;
+                work.tensors = adapter;
+                Ok(effect)
+            }
+            Lora::Resize { rank } => resize(&mut work.tensors, *rank),
+        }
+    }
+}
+
+/// Every name on both sides, in one shape.
+fn check_alike(after: &LazyStateDict, before: &LazyStateDict, base: &str) -> Result<(), Error> {
+    let here = "the state dict at hand";
+    let missing = |name: &str, has: &str, lacks: &str| Error::MissingInInput {
+        name: name.to_owned(),
+        has: has.to_owned(),
+        lacks: lacks.to_owned(),
+    };
+    if let Some(name) = before.names().find(|name| !after.contains(name)) {
+        return Err(missing(name, base, here));
+    }
+    for (name, entry) in after.iter() {
+        let other = before.get(name).ok_or_else(|| missing(name, here, base))?;
+        for (name, entry) in [(name, entry), (name, other)] {
+            if entry
+                .tensor()
+                .is_none_or(|tensor| !is_convertible(tensor.dtype()))
+            {
+                return Err(record_error(name, entry));
+            }
+        }
+        if entry.shape() != other.shape() {
+            return Err(Error::Disagree {
+                first: format!("{name}` of `{here}"),
+                first_is: format!("{:?}", entry.shape()),
+                second: format!("{name}` of `{base}"),
+                second_is: format!("{:?}", other.shape()),
+            });
+        }
+    }
+    Ok(())
+}
+
+fn extract(
+    after: &LazyStateDict,
+    before: &LazyStateDict,
+    rank: usize,
+    alpha: f64,
+    is_kept: &dyn Fn(&str) -> bool,
+) -> Result<(LazyStateDict, Effect), Fault> {
+    let mut adapter = LazyStateDict::default();
+    let mut ranks = Vec::new();
+    let mut whole = Vec::new();
+    let mut n_unchanged = 0;
+    for (name, entry) in after.iter() {
+        let (new, old) = (required(after, name)?, required(before, name)?);
+        let delta = Delta {
+            new: new.clone(),
+            old: old.clone(),
+            name: name.to_owned(),
+        };
+        // What training has changed is what the result is made of, so that it must be known now.
+        if !delta.is_there().map_err(|error| error.of_tensor(name))? {
+            n_unchanged += 1;
+            continue;
+        }
+        let Some(module) = name
+            .strip_suffix(".weight")
+            .filter(|_| is_matrix(new) && !is_kept(name))
+        else {
+            adapter.insert(format!("{PREFIX}{name}"), LazyEntry::unmarked(new.clone()));
+            whole.push(name);
+            continue;
+        };
+        let (n_rows, n_cols) = delta.size();
+        let r = rank.min(n_rows).min(n_cols);
+        let factors = Factors {
+            is_swapped: is_embedding(module) && new.shape().len() == 2,
+            scale: r as f64 / alpha,
+            ready: Mutex::default(),
+            make: Box::new(move |inputs| {
+                let delta = Delta {
+                    new: inputs[0].clone(),
+                    old: inputs[1].clone(),
+                    name: delta.name.clone(),
+                };
+                delta.approximate(r)
+            }),
+        };
+        let inputs = vec![new.clone(), old.clone()];
+        let held = Delta::held_bytes((n_rows, n_cols), r);
+        let dtype = wide(entry.dtype_of());
+        put_factors(&mut adapter, module, new.shape(), r, dtype, inputs, held, factors);
+        ranks.push((module.to_owned(), r));
+    }
+    if adapter.is_empty() {
+        return Err(Fault::new(
+            "nothing has changed, of which an adapter could be made",
+        ));
+    }
+    let (config, notes) = config(after, &ranks, &whole, rank, alpha);
+    adapter.metadata.insert(CONFIG_KEY.to_owned(), config);
+    let mut effect = Effect::lossy(format!(
+        "{} of rank {rank}, {} whole, {n_unchanged} unchanged",
+        ranks.len(),
+        whole.len()
+    ));
+    effect.notes = notes;
+    Ok((adapter, effect))
+}
+
+/// What has rows that stand for outputs. Filters of one channel are those of a depthwise convolution, in which no filter shares
+/// anything with another.
+fn is_matrix(tensor: &LazyTensor) -> bool {
+    let shape = tensor.shape();
+    let is_depthwise = shape.len() > 2 && shape[1] == 1;
+    tensor.dtype().is_float() && shape.len() >= 2 && !is_depthwise
+}
+
+/// By its name, as embeddings are commonly called: `embed_tokens`, `word_embeddings`, `wte`, T5's `shared`.
+fn is_embedding(module: &str) -> bool {
+    let last = module.rsplit('.').next().unwrap_or(module);
+    let mut parts = last.split('_');
+    matches!(last, "wte" | "wpe" | "shared")
+        || last.starts_with("embed_")
+        || parts.next_back().is_some_and(|part| part.starts_with("emb"))
+}
+
+/// PEFT computes with adapters in float32 whatever the model is.
+fn wide(dtype: Option<DType>) -> DType {
+    match dtype {
+        Some(DType::Float64) => DType::Float64,
+        _ => DType::Float32,
+    }
+}
+
+#[expect(
+    clippy::too_many_arguments,
+    reason = "one tensor's factors, said once for each of the two verbs"
+)]
+fn put_factors(
+    adapter: &mut LazyStateDict,
+    module: &str,
+    shape: &[usize],
+    rank: usize,
+    dtype: DType,
+    inputs: Vec<LazyTensor>,
+    held: usize,
+    factors: Factors,
+) {
+    let (a_name, b_name) = if factors.is_swapped {
+        ("lora_embedding_A", "lora_embedding_B")
+    } else {
+        ("lora_A.weight", "lora_B.weight")
+    };
+    let (mut a_shape, mut b_shape) = (vec![rank], vec![shape[0], rank]);
+    a_shape.extend_from_slice(&shape[1..]);
+    b_shape.resize(shape.len(), 1);
+    if factors.is_swapped {
+        (a_shape, b_shape) = (vec![rank, shape[0]], vec![shape[1], rank]);
+    }
+    let (a, b) = factors.tensors(dtype, &a_shape, &b_shape, inputs, held);
+    adapter.insert(format!("{PREFIX}{module}.{a_name}"), LazyEntry::unmarked(a));
+    adapter.insert(format!("{PREFIX}{module}.{b_name}"), LazyEntry::unmarked(b));
+}
+
+/// `adapter_config.json`, and what is to be known of it.
+fn config(
+    model: &LazyStateDict,
+    ranks: &[(String, usize)],
+    whole: &[&str],
+    rank: usize,
+    alpha: f64,
+) -> (String, Vec<String>) {
+    let targets: Vec<&str> = ranks.iter().map(|(module, _)| module.as_str()).collect();
+    let is_target: HashSet<&str> = targets.iter().copied().collect();
+    let mut modules: HashSet<&str> = HashSet::new();
+    for name in model.names() {
+        modules.extend(name.match_indices('.').map(|(at, _)| &name[..at]));
+    }
+    // A list means every module whose name ends so. Where that would be others too, a regular expression says which.
+    let is_tail = |target: &&&str| {
+        let tail = format!(".{target}");
+        modules
+            .iter()
+            .any(|module| module.ends_with(&tail) && !is_target.contains(module))
+    };
+    let target_modules = match targets.iter().find(is_tail) {
+        None => json!(targets),
+        Some(_) => {
+            let escaped: Vec<String> = targets.iter().map(|target| regex_lite::escape(target)).collect();
+            json!(format!("^(?:{})$", escaped.join("|")))
+        }
+    };
+    let (mut saved, mut biases, mut rootless): (Vec<&str>, _, _) = (Vec::new(), 0, Vec::new());
+    for name in whole {
+        match name.rsplit_once('.') {
+            Some((module, _)) if is_target.contains(module) => biases += 1,
+            Some((module, _)) if !saved.contains(&module) => saved.push(module),
+            Some(_) => {}
+            None => rootless.push(*name),
+        }
+    }
+    let other = ranks.iter().filter(|(_, r)| *r != rank);
+    let rank_pattern: Map<String, Value> = other.map(|(module, r)| (only(module), json!(r))).collect();
+    let config = json!({
+        "peft_type": "LORA",
+        "r": rank,
+        "lora_alpha": number(alpha),
+        "lora_dropout": 0.0,
+        "bias": if biases > 0 { "lora_only" } else { "none" },
+        "fan_in_fan_out": false,
+        "inference_mode": true,
+        "target_modules": target_modules,
+        "modules_to_save": if saved.is_empty() { Value::Null } else { json!(saved) },
+        "rank_pattern": rank_pattern,
+    });
+    let mut notes = Vec::new();
+    if biases > 0 {
+        notes.push(format!(
+            "note: {biases} tensors of modules with factors have changed too, and are in whole (`bias` is `lora_only`); PEFT does not load them"
+        ));
+    }
+    if !rootless.is_empty() {
+        notes.push(format!(
+            "note: PEFT saves modules, and these are in none: {}",
+            rootless.join(", ")
+        ));
+    }
+    (pretty(&config), notes)
+}
+
+/// A pattern of PEFT's that means that module and no other.
+fn only(module: &str) -> String {
+    format!("^{}", regex_lite::escape(module))
+}
+
+/// Whole where it is, as most alphas are.
+fn number(value: f64) -> Value {
+    if value.fract() == 0.0 && value.abs() < 1e15 {
+        json!(value as i64)
+    } else {
+        json!(value)
+    }
+}
+
+fn pretty(config: &Value) -> String {
+    let mut text = serde_json::to_string_pretty(config).expect("strings and numbers make JSON");
+    text.push('\n');
+    text
+}
+
+fn resize(tensors: &mut LazyStateDict, rank: usize) -> Result<Effect, Fault> {
+    let Some(text) = tensors.metadata.get(CONFIG_KEY) else {
+        return Err(Fault::new(
+            "the adapter's `adapter_config.json` is not known, which says what its factors are scaled by",
+        )
+        .hint("open the adapter's folder, or its `adapter_model.safetensors` beside that file"));
+    };
+    let not_config = |error| Fault::new(format!("`adapter_config.json`: {error}"));
+    let config: LoraConfig = serde_json::from_str(text).map_err(not_config)?;
+    let mut all: Map<String, Value> = serde_json::from_str(text).map_err(not_config)?;
+    if config.use_dora {
+        return Err(Fault::new("adapters with DoRA magnitudes are not resized"));
+    }
+    let old = tensors.clone();
+    let mut resized = tensors.emptied();
+    let mut rank_pattern = Map::new();
+    let (mut n_smaller, mut n_factors) = (0, 0);
+    for (name, entry) in old.iter() {
+        let ends = [
+            (".lora_A.weight", ".lora_B.weight"),
+            (".lora_embedding_A", ".lora_embedding_B"),
+        ];
+        let is_b = |(a, b): &(&str, &str)| {
+            name.strip_suffix(b)
+                .is_some_and(|module| old.contains(&format!("{module}{a}")))
+        };
+        if ends.iter().any(|ends| is_b(ends)) {
+            continue;
+        }
+        let factor = ends.iter().find_map(|(a, b)| Some((name.strip_suffix(a)?, *b)));
+        let Some((module, b_end)) = factor else {
+            resized.insert(name, entry.clone());
+            continue;
+        };
+        let b_name = format!("{module}{b_end}");
+        let (a, b) = (required(&old, name)?, required(&old, &b_name)?);
+        let (n_out, r) = match (a.shape(), b.shape()) {
+            ([r, ..], [out, width, rest @ ..]) if r == width && rest.iter().all(|size| *size == 1) => {
+                (*out, *r)
+            }
+            (a, b) => {
+                return Err(Fault::new(format!(
+                    "`{name}` {a:?} and `{b_name}` {b:?} are no factors of one matrix"
+                )));
+            }
+        };
+        n_factors += 1;
+        let model_name = module.strip_prefix(PREFIX).unwrap_or(module);
+        let new_rank = rank.min(r);
+        if new_rank != rank {
+            rank_pattern.insert(only(model_name), json!(new_rank));
+        }
+        // Alphas stay, so that a lower rank alone would raise the factor.
+        let scale = config.scale(model_name, None) / config.scale(model_name, Some(new_rank));
+        if new_rank == r && scale == 1.0 {
+            resized.insert(name, entry.clone());
+            resized.insert(
+                b_name.clone(),
+                old.get(&b_name).expect("a factor that is there").clone(),
+            );
+            continue;
+        }
+        n_smaller += 1;
+        let n_in = a.numel().checked_div(r).unwrap_or(0);
+        let factors = Factors {
+            is_swapped: false,
+            scale,
+            ready: Mutex::default(),
+            make: Box::new(move |inputs| {
+                let right = Columns {
+                    n_rows: n_in,
+                    n_cols: r,
+                    values: inputs[0].to_f64()?,
+                };
+                let left = Columns::of_rows(n_out, r, &inputs[1].to_f64()?);
+                Ok(truncate(left, right, new_rank))
+            }),
+        };
+        let (mut a_shape, mut b_shape) = (a.shape().to_vec(), b.shape().to_vec());
+        (a_shape[0], b_shape[1]) = (new_rank, new_rank);
+        let inputs = vec![a.clone(), b.clone()];
+        let held = (n_in + n_out) * r * 32;
+        let (a, b) = factors.tensors(a.dtype(), &a_shape, &b_shape, inputs, held);
+        resized.insert(name, entry.with_tensor(a));
+        resized.insert(b_name, entry.with_tensor(b));
+    }
+    if n_factors == 0 {
+        return Err(Fault::new(
+            "no name ends in `.lora_A.weight` or `.lora_embedding_A`: this is no adapter of PEFT's",
+        ));
+    }
+    all.insert("r".to_owned(), json!(rank));
+    all.insert("rank_pattern".to_owned(), Value::Object(rank_pattern));
+    resized
+        .metadata
+        .insert(CONFIG_KEY.to_owned(), pretty(&Value::Object(all)));
+    *tensors = resized;
+    Ok(Effect::lossy(format!(
+        "{n_smaller} of {n_factors} to rank {rank}"
+    )))
+}
+
+/// Both factors of one matrix, which one computation gives. Whoever reads one first computes, and leaves the other for its reader.
+struct Factors {
+    /// Whether A comes of the matrix' rows and B of its columns, as in embeddings.
+    is_swapped: bool,
+    /// What the product is multiplied by.
+    scale: f64,
+    ready: Mutex<[Option<Vec<f64>>; 2]>,
+    make: Box<Make>,
+}
+
+type Make = dyn Fn(&[LazyTensor]) -> Result<LowRank, Error> + Send + Sync;
+
+impl Factors {
+    /// A and B, that read `inputs` and hold `held` bytes meanwhile.
+    fn tensors(
+        self,
+        dtype: DType,
+        a_shape: &[usize],
+        b_shape: &[usize],
+        inputs: Vec<LazyTensor>,
+        held: usize,
+    ) -> (LazyTensor, LazyTensor) {
+        let factors = Arc::new(self);
+        let reader = |which: usize| {
+            let factors = Arc::clone(&factors);
+            move |inputs: &[LazyTensor]| factors.take(which, inputs)
+        };
+        // The second is there when the first has been made, which goes before it.
+        let b = LazyTensor::reduced(dtype, b_shape, inputs.clone(), 0, reader(1));
+        (LazyTensor::reduced(dtype, a_shape, inputs, held, reader(0)), b)
+    }
+
+    fn take(&self, which: usize, inputs: &[LazyTensor]) -> Result<Vec<f64>, Error> {
+        let mut ready = self.ready.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(factor) = ready[which].take() {
+            return Ok(factor);
+        }
+        let LowRank { mut left, mut right } = (self.make)(inputs)?;
+        if self.is_swapped {
+            std::mem::swap(&mut left, &mut right);
+        }
+        let share = self.scale.sqrt();
+        for value in left.values.iter_mut().chain(&mut right.values) {
+            *value *= share;
+        }
+        // A is the right side's columns one after the other, B the left side row by row.
+        let mut both = [right.values, left.transposed().values];
+        let asked = std::mem::take(&mut both[which]);
+        ready[1 - which] = Some(std::mem::take(&mut both[1 - which]));
+        Ok(asked)
+    }
+}
+
+/// A tensor minus what it was, as a matrix of its first dimension by all others.
+struct Delta {
+    new: LazyTensor,
+    old: LazyTensor,
+    name: String,
+}
+
+impl Delta {
+    /// Elements up to which a change is held in memory.
+    const HELD: usize = 16 << 20;
+    /// Elements that are read at once otherwise.
+    const CHUNK: usize = 1 << 20;
+
+    /// Whether any element has changed. Reads up to the first that has.
+    fn is_there(&self) -> Result<bool, Error> {
+        if self.new.identity() == self.old.identity() {
+            return Ok(false);
+        }
+        let (mut new, mut old) = (self.new.reader_at(0)?, self.old.reader_at(0)?);
+        let mut left = self.new.numel();
+        while left > 0 {
+            let n = left.min(Delta::CHUNK);
+            if new.read_f64(n)? != old.read_f64(n)? {
+                return Ok(true);
+            }
+            left -= n;
+        }
+        Ok(false)
+    }
+
+    fn approximate(&self, rank: usize) -> Result<LowRank, Error> {
+        let (m, n) = self.size();
+        if m * n > Delta::HELD {
+            return approximate(self, rank, &self.name);
+        }
+        let mut values = Vec::with_capacity(m * n);
+        self.for_each_chunk(&mut |_, rows| values.extend_from_slice(rows))?;
+        approximate_held(&Held { n_cols: n, values }, rank, &self.name)
+    }
+
+    fn held_bytes(size: (usize, usize), rank: usize) -> usize {
+        let (m, n) = size;
+        let numel = m.saturating_mul(n);
+        let width = sketch_width(rank, size);
+        if numel > Delta::HELD {
+            // Both sides of the sketch with what they are made of, and chunks of both inputs.
+            return ((m + n) * width * 3 + Delta::CHUNK * 3) * 8;
+        }
+        let is_exact = m.min(n) <= EXACT_SIDE || width == m.min(n);
+        let beside = if is_exact { numel * 3 } else { (m + n) * width * 3 };
+        (numel + beside) * 8
+    }
+}
+
+impl Rows for Delta {
+    fn size(&self) -> (usize, usize) {
+        let n_rows = self.new.shape().first().copied().unwrap_or(1);
+        (n_rows, self.new.numel().checked_div(n_rows).unwrap_or(0))
+    }
+
+    fn for_each_chunk(&self, visit: &mut dyn FnMut(usize, &[f64])) -> Result<(), Error> {
+        let (m, n) = self.size();
+        let (mut new, mut old) = (self.new.reader_at(0)?, self.old.reader_at(0)?);
+        let step = (Delta::CHUNK / n.max(1)).max(1);
+        for first in (0..m).step_by(step) {
+            let n_rows = step.min(m - first);
+            let mut rows = new.read_f64(n_rows * n)?;
+            let before = old.read_f64(n_rows * n)?;
+            rows.iter_mut().zip(&before).for_each(|(new, old)| *new -= old);
+            if rows.iter().any(|value| value.is_nan()) {
+                return Err(Error::NotANumber {
+                    name: self.name.clone(),
+                    input: None,
+                });
+            }
+            if rows.iter().any(|value| value.is_infinite()) {
+                return Err(Error::Unexpected(format!(
+                    "tensor `{}` holds infinities",
+                    self.name
+                )));
+            }
+            visit(first, &rows);
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

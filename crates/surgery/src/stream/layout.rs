@@ -8,12 +8,15 @@ use indexmap::IndexMap;
 use super::index::{Index, shard_name};
 use super::{OutputFormat, WriteOptions, WriteReport, pth_file, run, safetensors_file};
 use crate::Error;
+use crate::format::adapter;
 use crate::lazy::{Identity, LazyEntry, LazyStateDict, LazyTensor};
 
 /// All files of an output.
 pub struct Layout {
     pub(super) files: Vec<FileLayout>,
     pub(super) index: Option<Index>,
+    /// `adapter_config.json` and its text.
+    pub(super) config: Option<(PathBuf, String)>,
     pub(super) tied: Vec<(String, String)>,
     pub(super) separated: Vec<Vec<String>>,
 }
@@ -61,7 +64,8 @@ impl Layout {
     /// # Errors
     /// What the format cannot express.
     pub fn plan(path: &Path, tensors: &LazyStateDict, options: &WriteOptions<'_>) -> Result<Layout, Error> {
-        Layout::at(Target::of(path, options), tensors, options)
+        let is_adapter = tensors.metadata.contains_key(adapter::CONFIG_KEY);
+        Layout::at(Target::of(path, is_adapter, options), tensors, options)
     }
 
     /// As [`plan`](Layout::plan), for the file of exactly that name.
@@ -79,6 +83,7 @@ impl Layout {
         let mut layout = Layout {
             files: Vec::with_capacity(n_shards),
             index: None,
+            config: None,
             tied: Vec::new(),
             separated: Vec::new(),
         };
@@ -87,7 +92,11 @@ impl Layout {
             // An archive has each storage once, under as many names as there are.
             OutputFormat::Pth => IndexMap::new(),
         };
-        let metadata = safetensors_file::metadata(tensors, &ties);
+        let mut metadata = safetensors_file::metadata(tensors, &ties);
+        if adapter::is_adapter(Path::new(&target.file)) {
+            let config = metadata.remove(adapter::CONFIG_KEY);
+            layout.config = config.map(|text| (target.folder.join(adapter::CONFIG_FILE), text));
+        }
         if options.format == OutputFormat::Safetensors {
             layout.separated = separated(tensors);
             layout.tied = ties
@@ -157,6 +166,9 @@ impl Layout {
         if let Some(index) = &self.index {
             cost.write_bytes = cost.write_bytes.saturating_add(wide(index.json.len()));
         }
+        if let Some((_, config)) = &self.config {
+            cost.write_bytes = cost.write_bytes.saturating_add(wide(config.len()));
+        }
         held.sort_unstable_by(|a, b| b.cmp(a));
         let n_threads = options.n_threads();
         let held: u64 = held.into_iter().take(n_threads).fold(0, u64::saturating_add);
@@ -175,7 +187,9 @@ impl Layout {
     /// The paths of all files, the index last.
     pub fn paths(&self) -> impl Iterator<Item = &Path> {
         let index = self.index.iter().map(|index| index.path.as_path());
-        self.files.iter().map(|file| file.path.as_path()).chain(index)
+        let config = self.config.iter().map(|(path, _)| path.as_path());
+        let files = self.files.iter().map(|file| file.path.as_path());
+        files.chain(config).chain(index)
     }
 }
 
@@ -187,12 +201,14 @@ pub(super) struct Target {
 }
 
 impl Target {
-    fn of(path: &Path, options: &WriteOptions<'_>) -> Target {
+    fn of(path: &Path, is_adapter: bool, options: &WriteOptions<'_>) -> Target {
         let is_folder = path.is_dir() || path.extension().is_none();
         if is_folder {
-            // transformers' names.
+            // PEFT's and transformers' names.
             let file = match options.format {
+                OutputFormat::Safetensors if is_adapter => adapter::MODEL_FILES[0],
                 OutputFormat::Safetensors => "model.safetensors",
+                OutputFormat::Pth if is_adapter => adapter::MODEL_FILES[1],
                 OutputFormat::Pth => "pytorch_model.bin",
             };
             return Target {

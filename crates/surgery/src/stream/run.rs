@@ -12,6 +12,7 @@ use pth::{AtomicFile, Existing, FileError};
 use super::layout::{FileLayout, Item, Layout, Rest};
 use super::{WriteOptions, WriteReport};
 use crate::Error;
+use crate::format::adapter::is_adapter;
 use crate::format::sharded::is_shard_name;
 
 /// What a thread makes and writes at once.
@@ -44,11 +45,10 @@ pub(super) fn run(layout: &Layout, options: &WriteOptions<'_>) -> Result<WriteRe
         reserve(temp.file(), file.n_bytes).map_err(FileError::at("write", &file.path))?;
         files.push(temp);
     }
-    if let Some(index) = &layout.index
-        && options.existing == Existing::Refuse
-        && index.path.exists()
-    {
-        return Err(FileError::at("create", &index.path)(io::ErrorKind::AlreadyExists.into()).into());
+    let index = layout.index.iter().map(|index| &index.path);
+    let mut beside = index.chain(layout.config.iter().map(|(path, _)| path));
+    if let Some(path) = beside.find(|path| options.existing == Existing::Refuse && path.exists()) {
+        return Err(FileError::at("create", path)(io::ErrorKind::AlreadyExists.into()).into());
     }
     let crcs = fill(layout, &files, options)?;
     for ((file, temp), crcs) in layout.files.iter().zip(&files).zip(crcs) {
@@ -59,8 +59,8 @@ pub(super) fn run(layout: &Layout, options: &WriteOptions<'_>) -> Result<WriteRe
 
 /// A folder that the output is to make: `OUT/model.safetensors` where OUT is not there.
 fn is_new_folder(path: &Path) -> bool {
-    path.file_name()
-        .is_some_and(|name| name == "model.safetensors" || name == "pytorch_model.bin")
+    let is_model = |name| name == "model.safetensors" || name == "pytorch_model.bin";
+    path.file_name().is_some_and(is_model) || is_adapter(path)
 }
 
 /// Takes the room on the disk at once, so that a full disk is told of before the work and not after it.
@@ -157,7 +157,7 @@ fn tasks(layout: &Layout) -> Vec<Task> {
             let n_bytes = item.tensor.nbytes();
             // Small tensors that lie side by side are written at once.
             match &mut run {
-                Some((items, bytes)) if *bytes + n_bytes <= CHUNK_BYTES => {
+                Some((items, bytes)) if !is_work(item) && *bytes + n_bytes <= CHUNK_BYTES => {
                     items.end = i + 1;
                     *bytes += n_bytes;
                     continue;
@@ -201,6 +201,11 @@ fn can_split(item: &Item) -> bool {
     item.tensor
         .for_each_stored(&mut |tensor| is_free &= !tensor.storage().awaits_check());
     is_free
+}
+
+/// Whether it takes long to make however small it is, so that it should not wait for others that do.
+fn is_work(item: &Item) -> bool {
+    item.tensor.held_bytes() > CHUNK_BYTES
 }
 
 /// Where the largest input lies: its file's table, and its number there, which is the order in the file.
@@ -301,6 +306,13 @@ fn commit(layout: &Layout, files: Vec<AtomicFile>, options: &WriteOptions<'_>) -
         Ok::<_, FileError>((index, temp))
     });
     let index = index.transpose()?;
+    let config = layout.config.as_ref().map(|(path, text)| {
+        let mut temp = AtomicFile::create(path, options.existing)?;
+        temp.write_all(text.as_bytes())
+            .map_err(FileError::at("write", path))?;
+        Ok::<_, FileError>(temp)
+    });
+    let config = config.transpose()?;
     if layout.files.len() > 1 {
         for (file, temp) in layout.files.iter().zip(&files) {
             temp.file()
@@ -313,7 +325,7 @@ fn commit(layout: &Layout, files: Vec<AtomicFile>, options: &WriteOptions<'_>) -
     {
         std::fs::remove_file(&index.path).map_err(FileError::at("write", &index.path))?;
     }
-    for temp in files {
+    for temp in files.into_iter().chain(config) {
         temp.commit()?;
     }
     if let Some((index, temp)) = index {
