@@ -143,49 +143,63 @@ fn extract(
     alpha: f64,
     is_kept: &dyn Fn(&str) -> bool,
 ) -> Result<(LazyStateDict, Effect), Fault> {
+    let mut changes = Vec::with_capacity(after.len());
+    for name in after.names() {
+        let delta = Delta::of(name, required(after, name)?, required(before, name)?);
+        // What training has changed is what the result is made of, so that it must be known now.
+        let has_changed = delta.is_there().map_err(|error| error.of_tensor(name))?;
+        let module = name.strip_suffix(".weight");
+        let module = module.filter(|_| is_matrix(&delta.new) && !is_kept(name));
+        let change = match module {
+            _ if !has_changed => Change::None,
+            Some(module) => Change::Factors(module),
+            None => Change::Whole,
+        };
+        changes.push((name, delta, change));
+    }
+    let names = changes.iter().map(|(name, _, change)| (*name, *change));
+    let saved = Saved::of(&names.collect::<Vec<_>>());
     let mut adapter = LazyStateDict::default();
     let mut ranks = Vec::new();
-    let mut whole = Vec::new();
-    let mut n_unchanged = 0;
-    for (name, entry) in after.iter() {
-        let (new, old) = (required(after, name)?, required(before, name)?);
-        let delta = Delta {
-            new: new.clone(),
-            old: old.clone(),
-            name: name.to_owned(),
-        };
-        // What training has changed is what the result is made of, so that it must be known now.
-        if !delta.is_there().map_err(|error| error.of_tensor(name))? {
-            n_unchanged += 1;
+    let (mut n_whole, mut n_unchanged) = (0, 0);
+    for (name, delta, change) in changes {
+        let Change::Factors(module) = change else {
+            n_unchanged += usize::from(matches!(change, Change::None));
+            n_whole += usize::from(matches!(change, Change::Whole));
+            if matches!(change, Change::Whole) || saved.covers(name) {
+                adapter.insert(format!("{PREFIX}{name}"), LazyEntry::unmarked(delta.new));
+            }
             continue;
+        };
+        let size = delta.size();
+        let r = rank.min(size.0).min(size.1);
+        let shape = delta.new.shape().to_vec();
+        let dtype = match delta.new.dtype() {
+            DType::Float64 => DType::Float64,
+            // PEFT computes with adapters in float32 whatever the model is.
+            _ => DType::Float32,
+        };
+        let is_swapped = is_embedding(module) && shape.len() == 2;
+        let (mut a_shape, mut b_shape) = (vec![r], vec![size.0, r]);
+        a_shape.extend_from_slice(&shape[1..]);
+        b_shape.resize(shape.len(), 1);
+        let mut ends = ["lora_A.weight", "lora_B.weight"];
+        if is_swapped {
+            (a_shape, b_shape) = (vec![r, size.0], vec![size.1, r]);
+            ends = ["lora_embedding_A", "lora_embedding_B"];
         }
-        let Some(module) = name
-            .strip_suffix(".weight")
-            .filter(|_| is_matrix(new) && !is_kept(name))
-        else {
-            adapter.insert(format!("{PREFIX}{name}"), LazyEntry::unmarked(new.clone()));
-            whole.push(name);
-            continue;
-        };
-        let (n_rows, n_cols) = delta.size();
-        let r = rank.min(n_rows).min(n_cols);
+        let inputs = vec![delta.new.clone(), delta.old.clone()];
+        let tensor_name = name.to_owned();
         let factors = Factors {
-            is_swapped: is_embedding(module) && new.shape().len() == 2,
+            is_swapped,
             scale: r as f64 / alpha,
             ready: Mutex::default(),
-            make: Box::new(move |inputs| {
-                let delta = Delta {
-                    new: inputs[0].clone(),
-                    old: inputs[1].clone(),
-                    name: delta.name.clone(),
-                };
-                delta.approximate(r)
-            }),
+            make: Box::new(move |inputs| Delta::of(&tensor_name, &inputs[0], &inputs[1]).approximate(r)),
         };
-        let inputs = vec![new.clone(), old.clone()];
-        let held = Delta::held_bytes((n_rows, n_cols), r);
-        let dtype = wide(entry.dtype_of());
-        put_factors(&mut adapter, module, new.shape(), r, dtype, inputs, held, factors);
+        let (a, b) = factors.tensors(dtype, &a_shape, &b_shape, inputs, Delta::held_bytes(size, r));
+        for (end, factor) in ends.into_iter().zip([a, b]) {
+            adapter.insert(format!("{PREFIX}{module}.{end}"), LazyEntry::unmarked(factor));
+        }
         ranks.push((module.to_owned(), r));
     }
     if adapter.is_empty() {
@@ -193,15 +207,111 @@ fn extract(
             "nothing has changed, of which an adapter could be made",
         ));
     }
-    let (config, notes) = config(after, &ranks, &whole, rank, alpha);
-    adapter.metadata.insert(CONFIG_KEY.to_owned(), config);
+    adapter
+        .metadata
+        .insert(CONFIG_KEY.to_owned(), config(&saved, &ranks, rank, alpha));
     let mut effect = Effect::lossy(format!(
-        "{} of rank {rank}, {} whole, {n_unchanged} unchanged",
-        ranks.len(),
-        whole.len()
+        "{} of rank {rank}, {n_whole} whole, {n_unchanged} unchanged",
+        ranks.len()
     ));
-    effect.notes = notes;
+    effect.notes = saved.notes();
     Ok((adapter, effect))
+}
+
+/// What becomes of a tensor.
+#[derive(Debug, Clone, Copy)]
+enum Change<'n> {
+    None,
+    /// Two factors, of that module.
+    Factors(&'n str),
+    Whole,
+}
+
+/// What PEFT's `modules_to_save` can say: modules with all that is in them, and every other module whose name ends so.
+struct Saved<'n> {
+    modules: HashSet<&'n str>,
+    targets: HashSet<&'n str>,
+    listed: Vec<&'n str>,
+    /// Those that are listed and those whose names end so.
+    covered: HashSet<&'n str>,
+    /// Biases of modules with factors.
+    biases: Vec<&'n str>,
+    /// Parameters of no module, or of one in which others have factors.
+    orphans: Vec<&'n str>,
+}
+
+impl<'n> Saved<'n> {
+    fn of(changes: &[(&'n str, Change<'n>)]) -> Saved<'n> {
+        let targets = changes.iter().filter_map(|(_, change)| match change {
+            Change::Factors(module) => Some(*module),
+            _ => None,
+        });
+        let mut saved = Saved {
+            modules: changes.iter().flat_map(|(name, _)| ancestors(name)).collect(),
+            targets: targets.collect(),
+            listed: Vec::new(),
+            covered: HashSet::new(),
+            biases: Vec::new(),
+            orphans: Vec::new(),
+        };
+        let holders: HashSet<&str> = saved
+            .targets
+            .iter()
+            .flat_map(|target| ancestors(target).chain([*target]))
+            .collect();
+        let whole = changes
+            .iter()
+            .filter(|(_, change)| matches!(change, Change::Whole));
+        for (name, _) in whole {
+            match name.rsplit_once('.') {
+                Some((module, _)) if saved.targets.contains(module) => saved.biases.push(name),
+                Some((module, _)) if saved.covered.contains(module) => {}
+                Some((module, _)) => {
+                    let alike: Vec<&str> = saved
+                        .modules
+                        .iter()
+                        .copied()
+                        .filter(|other| other.ends_with(module))
+                        .collect();
+                    if alike.iter().any(|other| holders.contains(other)) {
+                        saved.orphans.push(name);
+                    } else {
+                        saved.listed.push(module);
+                        saved.covered.extend(alike);
+                    }
+                }
+                None => saved.orphans.push(name),
+            }
+        }
+        saved
+    }
+
+    fn covers(&self, name: &str) -> bool {
+        ancestors(name).any(|module| self.covered.contains(module))
+    }
+
+    fn notes(&self) -> Vec<String> {
+        let mut notes = Vec::new();
+        if !self.biases.is_empty() {
+            notes.push(format!(
+                "note: beside their factors, {} modules have changed in what goes in whole, such as `{}`; `bias` is `lora_only`",
+                self.biases.len(),
+                self.biases[0]
+            ));
+        }
+        if !self.orphans.is_empty() {
+            notes.push(format!(
+                "note: PEFT saves whole modules and will not load what is in none without factors: `{}`",
+                self.orphans.join("`, `")
+            ));
+        }
+        notes
+    }
+}
+
+/// The modules that `name` is in.
+fn ancestors(name: &str) -> impl Iterator<Item = &str> {
+    name.match_indices('.').map(|(at, _)| &name[..at])
 }
 
 /// What has rows that stand for outputs. Filters of one channel are those of a depthwise convolution, in which no filter shares
@@ -221,108 +331,36 @@ fn is_embedding(module: &str) -> bool {
         || parts.next_back().is_some_and(|part| part.starts_with("emb"))
 }
 
-/// PEFT computes with adapters in float32 whatever the model is.
-fn wide(dtype: Option<DType>) -> DType {
-    match dtype {
-        Some(DType::Float64) => DType::Float64,
-        _ => DType::Float32,
-    }
-}
-
-#[expect(
-    clippy::too_many_arguments,
-    reason = "one tensor's factors, said once for each of the two verbs"
-)]
-fn put_factors(
-    adapter: &mut LazyStateDict,
-    module: &str,
-    shape: &[usize],
-    rank: usize,
-    dtype: DType,
-    inputs: Vec<LazyTensor>,
-    held: usize,
-    factors: Factors,
-) {
-    let (a_name, b_name) = if factors.is_swapped {
-        ("lora_embedding_A", "lora_embedding_B")
-    } else {
-        ("lora_A.weight", "lora_B.weight")
-    };
-    let (mut a_shape, mut b_shape) = (vec![rank], vec![shape[0], rank]);
-    a_shape.extend_from_slice(&shape[1..]);
-    b_shape.resize(shape.len(), 1);
-    if factors.is_swapped {
-        (a_shape, b_shape) = (vec![rank, shape[0]], vec![shape[1], rank]);
-    }
-    let (a, b) = factors.tensors(dtype, &a_shape, &b_shape, inputs, held);
-    adapter.insert(format!("{PREFIX}{module}.{a_name}"), LazyEntry::unmarked(a));
-    adapter.insert(format!("{PREFIX}{module}.{b_name}"), LazyEntry::unmarked(b));
-}
-
-/// `adapter_config.json`, and what is to be known of it.
-fn config(
-    model: &LazyStateDict,
-    ranks: &[(String, usize)],
-    whole: &[&str],
-    rank: usize,
-    alpha: f64,
-) -> (String, Vec<String>) {
-    let targets: Vec<&str> = ranks.iter().map(|(module, _)| module.as_str()).collect();
-    let is_target: HashSet<&str> = targets.iter().copied().collect();
-    let mut modules: HashSet<&str> = HashSet::new();
-    for name in model.names() {
-        modules.extend(name.match_indices('.').map(|(at, _)| &name[..at]));
-    }
+/// `adapter_config.json`
+fn config(saved: &Saved<'_>, ranks: &[(String, usize)], rank: usize, alpha: f64) -> String {
     // A list means every module whose name ends so. Where that would be others too, a regular expression says which.
-    let is_tail = |target: &&&str| {
+    let is_tail = |(target, _): &&(String, usize)| {
         let tail = format!(".{target}");
-        modules
-            .iter()
-            .any(|module| module.ends_with(&tail) && !is_target.contains(module))
+        let mut others = saved.modules.difference(&saved.targets);
+        others.any(|module| module.ends_with(&tail))
     };
-    let target_modules = match targets.iter().find(is_tail) {
-        None => json!(targets),
+    let names = ranks.iter().map(|(module, _)| module.as_str());
+    let target_modules = match ranks.iter().find(is_tail) {
+        None => json!(names.collect::<Vec<_>>()),
         Some(_) => {
-            let escaped: Vec<String> = targets.iter().map(|target| regex_lite::escape(target)).collect();
+            let escaped: Vec<String> = names.map(regex_lite::escape).collect();
             json!(format!("^(?:{})$", escaped.join("|")))
         }
     };
-    let (mut saved, mut biases, mut rootless): (Vec<&str>, _, _) = (Vec::new(), 0, Vec::new());
-    for name in whole {
-        match name.rsplit_once('.') {
-            Some((module, _)) if is_target.contains(module) => biases += 1,
-            Some((module, _)) if !saved.contains(&module) => saved.push(module),
-            Some(_) => {}
-            None => rootless.push(*name),
-        }
-    }
     let other = ranks.iter().filter(|(_, r)| *r != rank);
     let rank_pattern: Map<String, Value> = other.map(|(module, r)| (only(module), json!(r))).collect();
-    let config = json!({
+    pretty(&json!({
         "peft_type": "LORA",
         "r": rank,
         "lora_alpha": number(alpha),
         "lora_dropout": 0.0,
-        "bias": if biases > 0 { "lora_only" } else { "none" },
+        "bias": if saved.biases.is_empty() { "none" } else { "lora_only" },
         "fan_in_fan_out": false,
         "inference_mode": true,
         "target_modules": target_modules,
-        "modules_to_save": if saved.is_empty() { Value::Null } else { json!(saved) },
+        "modules_to_save": if saved.listed.is_empty() { Value::Null } else { json!(saved.listed) },
         "rank_pattern": rank_pattern,
-    });
-    let mut notes = Vec::new();
-    if biases > 0 {
-        notes.push(format!(
-            "note: {biases} tensors of modules with factors have changed too, and are in whole (`bias` is `lora_only`); PEFT does not load them"
-        ));
-    }
-    if !rootless.is_empty() {
-        notes.push(format!(
-            "note: PEFT saves modules, and these are in none: {}",
-            rootless.join(", ")
-        ));
-    }
-    (pretty(&config), notes)
+    }))
 }
 
 /// A pattern of PEFT's that means that module and no other.
@@ -371,7 +409,7 @@ fn resize(tensors: &mut LazyStateDict, rank: usize) -> Result<Effect, Fault> {
             name.strip_suffix(b)
                 .is_some_and(|module| old.contains(&format!("{module}{a}")))
         };
-        if ends.iter().any(|ends| is_b(ends)) {
+        if ends.iter().any(is_b) {
             continue;
         }
         let factor = ends.iter().find_map(|(a, b)| Some((name.strip_suffix(a)?, *b)));
@@ -508,6 +546,14 @@ struct Delta {
 }
 
 impl Delta {
+    fn of(name: &str, new: &LazyTensor, old: &LazyTensor) -> Delta {
+        Delta {
+            new: new.clone(),
+            old: old.clone(),
+            name: name.to_owned(),
+        }
+    }
+
     /// Elements up to which a change is held in memory.
     const HELD: usize = 16 << 20;
     /// Elements that are read at once otherwise.

@@ -225,9 +225,9 @@ impl pulp::NullaryFnOnce for Qr {
             let above = j.min(k);
             let column = &a.values[j * m..];
             r.column_mut(j)[..above].copy_from_slice(&column[..above]);
-            if j < k {
-                r.column_mut(j)[j] = diagonal[j];
-            }
+        }
+        for (j, value) in diagonal.into_iter().enumerate() {
+            r.column_mut(j)[j] = value;
         }
         let mut q = Columns::zeros(m, k);
         for j in (0..k).rev() {
