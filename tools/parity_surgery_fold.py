@@ -170,14 +170,14 @@ def check_near_optimum(label, found, module, scale, delta, rank):
 def lora_extract():
     shapes = {"model.q_proj.weight": (20, 16), "model.q_proj.bias": (20,), "conv.weight": (6, 3, 3, 3), "model.embed_tokens.weight": (30, 8), "tiny.weight": (2, 12), "norm.weight": (16,), "same.weight": (4, 4)}
     base = randoms(shapes)
-    tuned = {name: tensor if "same" in name or "bias" in name else tensor + (low_rank(tensor.shape, 2) if tensor.dim() > 1 else torch.randn(tensor.shape)) for name, tensor in base.items()}
+    tuned = {name: tensor if "same" in name else tensor + (low_rank(tensor.shape, 2) if tensor.dim() > 1 else torch.randn(tensor.shape)) for name, tensor in base.items()}
     made = {}
 
     def exact(label, found):
         names = {"model.q_proj.lora_A.weight": (4, 16), "model.q_proj.lora_B.weight": (20, 4), "conv.lora_A.weight": (4, 3, 3, 3), "conv.lora_B.weight": (6, 4, 1, 1)}
-        names |= {"model.embed_tokens.lora_embedding_A": (4, 30), "model.embed_tokens.lora_embedding_B": (8, 4), "tiny.lora_A.weight": (2, 12), "tiny.lora_B.weight": (2, 2), "norm.weight": (16,)}
+        names |= {"model.embed_tokens.lora_embedding_A": (4, 30), "model.embed_tokens.lora_embedding_B": (8, 4), "tiny.lora_A.weight": (2, 12), "tiny.lora_B.weight": (2, 2), "norm.weight": (16,), "model.q_proj.base_layer.bias": (20,)}
         check(f"{label}: names and shapes", {name: tuple(tensor.shape) for name, tensor in found.items()}, {f"base_model.model.{name}": shape for name, shape in names.items()})
-        config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "bias": "none", "fan_in_fan_out": False, "target_modules": ["model.q_proj", "conv", "model.embed_tokens", "tiny"], "modules_to_save": ["norm"], "rank_pattern": {"^tiny": 2}}
+        config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "bias": "lora_only", "fan_in_fan_out": False, "target_modules": ["model.q_proj", "conv", "model.embed_tokens", "tiny"], "modules_to_save": ["norm"], "rank_pattern": {"^tiny": 2}}
         check(f"{label}: config", {key: found.config.get(key) for key in config}, config)
         check(f"{label}: what is whole", torch.equal(found["base_model.model.norm.weight"], tuned["norm.weight"]), True)
         for module, scale in [("model.q_proj", 2), ("conv", 2), ("model.embed_tokens", 2), ("tiny", 4)]:

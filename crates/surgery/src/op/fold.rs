@@ -436,7 +436,11 @@ fn lora(work: &mut Workspace, folder: &At<String>) -> Result<usize, Fault> {
         span: folder.span.clone(),
     };
     let adapter = work.source(&at)?.clone();
-    let base_name = |name: &str| name.strip_prefix("base_model.model.").unwrap_or(name).to_owned();
+    let base_name = |name: &str| {
+        let name = name.strip_prefix("base_model.model.").unwrap_or(name);
+        // Biases that were trained beside factors are those of the layer that PEFT's own has in it.
+        name.replace(".base_layer.", ".")
+    };
     let mut n_folded = 0;
     let mut used = HashSet::new();
     for (name, _) in adapter.iter() {

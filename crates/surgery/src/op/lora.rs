@@ -3,7 +3,8 @@
 //! A matrix `X.weight` that has changed becomes `base_model.model.X.lora_A.weight` `[r, in]` and `…lora_B.weight` `[out, r]`, of
 //! which `alpha / r · B A` is the best approximation of the change. Convolutions have `[r, in, h, w]` and `[out, r, 1, 1]`,
 //! embeddings `X.lora_embedding_A` `[r, rows]` and `X.lora_embedding_B` `[dim, r]`, of which B A is the change transposed.
-//! What else has changed goes in whole. What `adapter_config.json` is to say comes into the metadata, and the writer puts it beside
+//! What else has changed goes in whole: biases of modules with factors as `…X.base_layer.bias`, which PEFT loads where `bias` is
+//! `lora_only`; modules without factors with all that is in them, without which PEFT does not load `modules_to_save`. What `adapter_config.json` is to say comes into the metadata, and the writer puts it beside
 //! the tensors. Layers that keep their weights transposed (`Conv1D` of GPT-2, `fan_in_fan_out`) are not told from others by a state
 //! dict: their factors are those of the weight as it is stored, which `fold lora` reads back.
 
@@ -167,7 +168,7 @@ fn extract(
             n_unchanged += usize::from(matches!(change, Change::None));
             n_whole += usize::from(matches!(change, Change::Whole));
             if matches!(change, Change::Whole) || saved.covers(name) {
-                adapter.insert(format!("{PREFIX}{name}"), LazyEntry::unmarked(delta.new));
+                adapter.insert(saved.name_of(name), LazyEntry::unmarked(delta.new));
             }
             continue;
         };
@@ -183,11 +184,12 @@ fn extract(
         let (mut a_shape, mut b_shape) = (vec![r], vec![size.0, r]);
         a_shape.extend_from_slice(&shape[1..]);
         b_shape.resize(shape.len(), 1);
-        let mut ends = ["lora_A.weight", "lora_B.weight"];
-        if is_swapped {
+        let ends = if is_swapped {
             (a_shape, b_shape) = (vec![r, size.0], vec![size.1, r]);
-            ends = ["lora_embedding_A", "lora_embedding_B"];
-        }
+            ["lora_embedding_A", "lora_embedding_B"]
+        } else {
+            ["lora_A.weight", "lora_B.weight"]
+        };
         let inputs = vec![delta.new.clone(), delta.old.clone()];
         let tensor_name = name.to_owned();
         let factors = Factors {
@@ -234,8 +236,8 @@ struct Saved<'n> {
     listed: Vec<&'n str>,
     /// Those that are listed and those whose names end so.
     covered: HashSet<&'n str>,
-    /// Biases of modules with factors.
-    biases: Vec<&'n str>,
+    /// Whether a module with factors has changed elsewhere: in its bias.
+    has_biases: bool,
     /// Parameters of no module, or of one in which others have factors.
     orphans: Vec<&'n str>,
 }
@@ -251,7 +253,7 @@ impl<'n> Saved<'n> {
             targets: targets.collect(),
             listed: Vec::new(),
             covered: HashSet::new(),
-            biases: Vec::new(),
+            has_biases: false,
             orphans: Vec::new(),
         };
         let holders: HashSet<&str> = saved
@@ -264,7 +266,7 @@ impl<'n> Saved<'n> {
             .filter(|(_, change)| matches!(change, Change::Whole));
         for (name, _) in whole {
             match name.rsplit_once('.') {
-                Some((module, _)) if saved.targets.contains(module) => saved.biases.push(name),
+                Some((module, _)) if saved.targets.contains(module) => saved.has_biases = true,
                 Some((module, _)) if saved.covered.contains(module) => {}
                 Some((module, _)) => {
                     let alike: Vec<&str> = saved
@@ -290,22 +292,24 @@ impl<'n> Saved<'n> {
         ancestors(name).any(|module| self.covered.contains(module))
     }
 
+    /// What the adapter calls a tensor that is in whole. A module with factors is a layer of PEFT's own, with the old one in it.
+    fn name_of(&self, name: &str) -> String {
+        match name.rsplit_once('.') {
+            Some((module, last)) if self.targets.contains(module) => {
+                format!("{PREFIX}{module}.base_layer.{last}")
+            }
+            _ => format!("{PREFIX}{name}"),
+        }
+    }
+
     fn notes(&self) -> Vec<String> {
-        let mut notes = Vec::new();
-        if !self.biases.is_empty() {
-            notes.push(format!(
-                "note: beside their factors, {} modules have changed in what goes in whole, such as `{}`; `bias` is `lora_only`",
-                self.biases.len(),
-                self.biases[0]
-            ));
+        if self.orphans.is_empty() {
+            return Vec::new();
         }
-        if !self.orphans.is_empty() {
-            notes.push(format!(
-                "note: PEFT saves whole modules and will not load what is in none without factors: `{}`",
-                self.orphans.join("`, `")
-            ));
-        }
-        notes
+        vec![format!(
+            "note: PEFT saves whole modules and will not load what is in none without factors: `{}`",
+            self.orphans.join("`, `")
+        )]
     }
 }
 
@@ -354,7 +358,7 @@ fn config(saved: &Saved<'_>, ranks: &[(String, usize)], rank: usize, alpha: f64)
         "r": rank,
         "lora_alpha": number(alpha),
         "lora_dropout": 0.0,
-        "bias": if saved.biases.is_empty() { "none" } else { "lora_only" },
+        "bias": if saved.has_biases { "lora_only" } else { "none" },
         "fan_in_fan_out": false,
         "inference_mode": true,
         "target_modules": target_modules,

@@ -247,3 +247,64 @@ fn resizing_to_the_rank_that_is_there_keeps_the_product() {
             .starts_with("the adapter's `adapter_config.json` is not known")
     );
 }
+
+#[test]
+fn what_peft_saves_is_whole_and_beside_factors_is_the_layer_inside() {
+    let names: [(&str, bool); 9] = [
+        ("fc.weight", true),
+        ("fc.bias", true),
+        ("norm.weight", true),
+        ("norm.bias", false),
+        // Its name ends as the one that is to be saved.
+        ("block.norm.weight", false),
+        ("block.other.bias", false),
+        ("cls_token", true),
+        ("block.gamma", true),
+        ("block.fc.weight", true),
+    ];
+    let entries = |change: f64| {
+        let entries: Vec<(&str, &[usize], Vec<f64>)> = names
+            .iter()
+            .map(|(name, is_changed)| -> (&str, &[usize], Vec<f64>) {
+                let shape: &[usize] = if name.ends_with("fc.weight") {
+                    &[2, 2]
+                } else {
+                    &[2]
+                };
+                let n = shape.iter().product();
+                (name, shape, vec![if *is_changed { change } else { 0.0 }; n])
+            })
+            .collect();
+        dict(&entries)
+    };
+    let (adapter, effect) = extract(&entries(1.0), &entries(0.0), 1, 1.0, &|_| false).unwrap();
+    let found: Vec<&str> = adapter
+        .names()
+        .map(|name| name.strip_prefix(PREFIX).unwrap())
+        .collect();
+    let expected = [
+        "fc.lora_A.weight",
+        "fc.lora_B.weight",
+        "fc.base_layer.bias",
+        "norm.weight",
+        "norm.bias",
+        "block.norm.weight",
+        "cls_token",
+        "block.gamma",
+        "block.fc.lora_A.weight",
+        "block.fc.lora_B.weight",
+    ];
+    assert_eq!(found, expected);
+    let config = config_of(&adapter);
+    assert_eq!(
+        (&config["bias"], &config["modules_to_save"]),
+        (&json!("lora_only"), &json!(["norm"]))
+    );
+    // The module of `block.gamma` has factors in it, and `cls_token` is in none.
+    assert_eq!(
+        effect.notes,
+        [
+            "note: PEFT saves whole modules and will not load what is in none without factors: `cls_token`, `block.gamma`"
+        ]
+    );
+}
