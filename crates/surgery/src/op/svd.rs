@@ -207,7 +207,7 @@ mod tests {
 
     #[test]
     fn sketches_are_nearly_optimal_even_where_singular_values_are_close() {
-        // Gaussian matrices have the flattest spectrum; 300 is above what is decomposed exactly.
+        // Gaussian matrices have the flattest spectrum.
         for (m, n, rank) in [(300, 400, 8), (420, 300, 40)] {
             let a = random(m, n, "flat");
             let low = approximate(&held(&a), rank, "w").unwrap();
