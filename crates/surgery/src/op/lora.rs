@@ -4,12 +4,14 @@
 //! which `alpha / r · B A` is the best approximation of the change. Convolutions have `[r, in, h, w]` and `[out, r, 1, 1]`,
 //! embeddings `X.lora_embedding_A` `[r, rows]` and `X.lora_embedding_B` `[dim, r]`, of which B A is the change transposed.
 //! What else has changed goes in whole: biases of modules with factors as `…X.base_layer.bias`, which PEFT loads where `bias` is
-//! `lora_only`; modules without factors with all that is in them, without which PEFT does not load `modules_to_save`. What `adapter_config.json` is to say comes into the metadata, and the writer puts it beside
-//! the tensors. Layers that keep their weights transposed (`Conv1D` of GPT-2, `fan_in_fan_out`) are not told from others by a state
+//! `lora_only`; modules without factors with all that is in them, without which PEFT does not load `modules_to_save`. What
+//! `adapter_config.json` is to say comes into the metadata, and the writer puts it beside the tensors. Layers that keep their weights transposed (`Conv1D` of GPT-2, `fan_in_fan_out`) are not told from others by a state
 //! dict: their factors are those of the weight as it is stored, which `fold lora` reads back.
 
+mod factors;
+
 use std::collections::HashSet;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Mutex;
 
 use pth::DType;
 use serde_json::{Map, Value, json};
@@ -17,12 +19,13 @@ use serde_json::{Map, Value, json};
 use super::fold::{LoraConfig, required};
 use super::matching::{must_match, record_error};
 use super::matrix::Columns;
-use super::svd::{EXACT_SIDE, Held, LowRank, Rows, approximate, approximate_held, sketch_width, truncate};
+use super::svd::{Rows, truncate};
 use crate::format::adapter::CONFIG_KEY;
 use crate::lazy::{LazyEntry, LazyStateDict, LazyTensor, is_convertible};
 use crate::plan::args::{Args, At, one_of};
 use crate::plan::{Effect, Fault, Operation, Workspace};
 use crate::{Error, Pattern};
+use factors::{Delta, Factors};
 
 /// What PEFT puts in front of a model's own names.
 const PREFIX: &str = "base_model.model.";
@@ -487,154 +490,6 @@ fn resize(tensors: &mut LazyStateDict, rank: usize) -> Result<Effect, Fault> {
     Ok(Effect::lossy(format!(
         "{n_smaller} of {n_factors} to rank {rank}"
     )))
-}
-
-/// Both factors of one matrix, which one computation gives. Whoever reads one first computes, and leaves the other for its reader.
-struct Factors {
-    /// Whether A comes of the matrix' rows and B of its columns, as in embeddings.
-    is_swapped: bool,
-    /// What the product is multiplied by.
-    scale: f64,
-    ready: Mutex<[Option<Vec<f64>>; 2]>,
-    make: Box<Make>,
-}
-
-type Make = dyn Fn(&[LazyTensor]) -> Result<LowRank, Error> + Send + Sync;
-
-impl Factors {
-    /// A and B, that read `inputs` and hold `held` bytes meanwhile.
-    fn tensors(
-        self,
-        dtype: DType,
-        a_shape: &[usize],
-        b_shape: &[usize],
-        inputs: Vec<LazyTensor>,
-        held: usize,
-    ) -> (LazyTensor, LazyTensor) {
-        let factors = Arc::new(self);
-        let reader = |which: usize| {
-            let factors = Arc::clone(&factors);
-            move |inputs: &[LazyTensor]| factors.take(which, inputs)
-        };
-        // The second is there when the first has been made, which goes before it.
-        let b = LazyTensor::reduced(dtype, b_shape, inputs.clone(), 0, reader(1));
-        (LazyTensor::reduced(dtype, a_shape, inputs, held, reader(0)), b)
-    }
-
-    fn take(&self, which: usize, inputs: &[LazyTensor]) -> Result<Vec<f64>, Error> {
-        let mut ready = self.ready.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(factor) = ready[which].take() {
-            return Ok(factor);
-        }
-        let LowRank { mut left, mut right } = (self.make)(inputs)?;
-        if self.is_swapped {
-            std::mem::swap(&mut left, &mut right);
-        }
-        let share = self.scale.sqrt();
-        for value in left.values.iter_mut().chain(&mut right.values) {
-            *value *= share;
-        }
-        // A is the right side's columns one after the other, B the left side row by row.
-        let mut both = [right.values, left.transposed().values];
-        let asked = std::mem::take(&mut both[which]);
-        ready[1 - which] = Some(std::mem::take(&mut both[1 - which]));
-        Ok(asked)
-    }
-}
-
-/// A tensor minus what it was, as a matrix of its first dimension by all others.
-struct Delta {
-    new: LazyTensor,
-    old: LazyTensor,
-    name: String,
-}
-
-impl Delta {
-    fn of(name: &str, new: &LazyTensor, old: &LazyTensor) -> Delta {
-        Delta {
-            new: new.clone(),
-            old: old.clone(),
-            name: name.to_owned(),
-        }
-    }
-
-    /// Elements up to which a change is held in memory.
-    const HELD: usize = 16 << 20;
-    /// Elements that are read at once otherwise.
-    const CHUNK: usize = 1 << 20;
-
-    /// Whether any element has changed. Reads up to the first that has.
-    fn is_there(&self) -> Result<bool, Error> {
-        if self.new.identity() == self.old.identity() {
-            return Ok(false);
-        }
-        let (mut new, mut old) = (self.new.reader_at(0)?, self.old.reader_at(0)?);
-        let mut left = self.new.numel();
-        while left > 0 {
-            let n = left.min(Delta::CHUNK);
-            if new.read_f64(n)? != old.read_f64(n)? {
-                return Ok(true);
-            }
-            left -= n;
-        }
-        Ok(false)
-    }
-
-    fn approximate(&self, rank: usize) -> Result<LowRank, Error> {
-        let (m, n) = self.size();
-        if m * n > Delta::HELD {
-            return approximate(self, rank, &self.name);
-        }
-        let mut values = Vec::with_capacity(m * n);
-        self.for_each_chunk(&mut |_, rows| values.extend_from_slice(rows))?;
-        approximate_held(&Held { n_cols: n, values }, rank, &self.name)
-    }
-
-    fn held_bytes(size: (usize, usize), rank: usize) -> usize {
-        let (m, n) = size;
-        let numel = m.saturating_mul(n);
-        let width = sketch_width(rank, size);
-        if numel > Delta::HELD {
-            // Both sides of the sketch with what they are made of, and chunks of both inputs.
-            return ((m + n) * width * 3 + Delta::CHUNK * 3) * 8;
-        }
-        let is_exact = m.min(n) <= EXACT_SIDE || width == m.min(n);
-        let beside = if is_exact { numel * 3 } else { (m + n) * width * 3 };
-        (numel + beside) * 8
-    }
-}
-
-impl Rows for Delta {
-    fn size(&self) -> (usize, usize) {
-        let n_rows = self.new.shape().first().copied().unwrap_or(1);
-        (n_rows, self.new.numel().checked_div(n_rows).unwrap_or(0))
-    }
-
-    fn for_each_chunk(&self, visit: &mut dyn FnMut(usize, &[f64])) -> Result<(), Error> {
-        let (m, n) = self.size();
-        let (mut new, mut old) = (self.new.reader_at(0)?, self.old.reader_at(0)?);
-        let step = (Delta::CHUNK / n.max(1)).max(1);
-        for first in (0..m).step_by(step) {
-            let n_rows = step.min(m - first);
-            let mut rows = new.read_f64(n_rows * n)?;
-            let before = old.read_f64(n_rows * n)?;
-            rows.iter_mut().zip(&before).for_each(|(new, old)| *new -= old);
-            if rows.iter().any(|value| value.is_nan()) {
-                return Err(Error::NotANumber {
-                    name: self.name.clone(),
-                    input: None,
-                });
-            }
-            if rows.iter().any(|value| value.is_infinite()) {
-                return Err(Error::Unexpected(format!(
-                    "tensor `{}` holds infinities",
-                    self.name
-                )));
-            }
-            visit(first, &rows);
-        }
-        Ok(())
-    }
 }
 
 #[cfg(test)]
