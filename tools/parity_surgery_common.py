@@ -113,7 +113,12 @@ def write(value, path):
 
 
 def read(path):
-    """The state dict of a result, in the order in which its file names it."""
+    """The state dict of a result, in the order in which its file names it; of an adapter's folder, with its `config`."""
+    if os.path.isdir(path):
+        found = read(os.path.join(path, "adapter_model.safetensors"))
+        with open(os.path.join(path, "adapter_config.json"), encoding="utf-8") as file:
+            found.config = json.load(file)
+        return found
     if not path.endswith(".safetensors"):
         return torch.load(path, weights_only=True)
     with open(path, "rb") as file:
@@ -126,6 +131,7 @@ def run_case(binary, label, case):
     """Runs one plan in a folder of its own and compares. Returns what the plan has made, or None."""
     with tempfile.TemporaryDirectory() as folder:
         given, out = f"in{case.given_suffix}", f"out{case.out_suffix}"
+        os.makedirs(os.path.dirname(os.path.join(folder, given)), exist_ok=True)
         write(case.given, os.path.join(folder, given))
         for name, value in case.files.items():
             path = os.path.join(folder, name)

@@ -134,9 +134,9 @@ impl Job<'_> {
         }
         let n = grouped(self.tensors.len());
         let n_bytes = grouped(usize::try_from(report.n_bytes)?);
-        let files = match report.files.len() {
+        let files = match cost.n_files {
             1 => String::new(),
-            n => format!(" in {} files", n - 1),
+            n => format!(" in {n} files"),
         };
         print(&format!(
             "wrote {}: {n} tensors, {n_bytes} bytes{files}\n",

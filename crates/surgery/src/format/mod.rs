@@ -1,5 +1,6 @@
 //! Files of tensors, single and in sets: which format it is, and safetensors.
 
+pub(crate) mod adapter;
 mod canonical;
 mod dcp;
 pub(crate) mod edit;

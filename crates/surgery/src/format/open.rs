@@ -10,7 +10,7 @@ use pth::{Checkpoint, ModuleSource, OpenOptions, Other, Problem, Source, StateDi
 
 use super::folder::{self, Place};
 use super::pieces::Pieces;
-use super::{dcp, read, sharded, ties};
+use super::{adapter, dcp, read, sharded, ties};
 use crate::{Error, marks};
 
 /// What a file of tensors is.
@@ -174,7 +174,13 @@ pub fn open_with(path: &Path, options: &OpenOptions) -> Result<Opened, Error> {
     };
     let mut opened = match place {
         Place::Index(path) => return sharded::open(&path, options),
-        Place::File(path) => file(&path, options)?,
+        Place::File(path) => {
+            let mut opened = file(&path, options)?;
+            if let Some(config) = adapter::config_beside(&path)? {
+                opened.metadata.insert(adapter::CONFIG_KEY.to_owned(), config);
+            }
+            opened
+        }
         Place::Dcp(path) => dcp::open(&path, options)?,
         // What else it is, the checkpoint's reader knows.
         Place::Unknown => checkpoint(path, options)?,

@@ -9,6 +9,7 @@ use pth::DType;
 use super::init::fresh;
 use super::matching::{no_match, target_name};
 use crate::Error;
+use crate::format::adapter;
 use crate::lazy::{LazyEntry, LazyStateDict, LazyTensor, RowWise};
 use crate::pattern::Target;
 use crate::plan::args::{Args, At, Pair, Patterns};
@@ -90,7 +91,7 @@ fn module_pairs(
     Ok(found)
 }
 
-fn required<'t>(tensors: &'t LazyStateDict, name: &str) -> Result<&'t LazyTensor, Fault> {
+pub(super) fn required<'t>(tensors: &'t LazyStateDict, name: &str) -> Result<&'t LazyTensor, Fault> {
     let rule = || {
         Fault::from(Error::NoMatch {
             rule: format!("is `{name}`"),
@@ -377,13 +378,13 @@ impl RowWise for AddLowRank {
 
 /// What `adapter_config.json` says of scales.
 #[derive(serde::Deserialize)]
-struct LoraConfig {
+pub(super) struct LoraConfig {
     r: usize,
     lora_alpha: f64,
     #[serde(default)]
     use_rslora: bool,
     #[serde(default)]
-    use_dora: bool,
+    pub(super) use_dora: bool,
     #[serde(default)]
     fan_in_fan_out: bool,
     #[serde(default)]
@@ -404,11 +405,22 @@ impl LoraConfig {
             .find(|(pattern, _)| matches(pattern))
             .map_or(default, |(_, value)| *value)
     }
+
+    /// The factor of B A in a module, of that rank or of the one that is said of it.
+    pub(super) fn scale(&self, module: &str, rank: Option<usize>) -> f64 {
+        let r = rank.unwrap_or_else(|| LoraConfig::of(&self.rank_pattern, module, self.r)) as f64;
+        let alpha = LoraConfig::of(&self.alpha_pattern, module, self.lora_alpha);
+        if self.use_rslora {
+            alpha / r.sqrt()
+        } else {
+            alpha / r
+        }
+    }
 }
 
 fn lora(work: &mut Workspace, folder: &At<String>) -> Result<usize, Fault> {
     let path = Path::new(&folder.value);
-    let config_path = path.join("adapter_config.json");
+    let config_path = path.join(adapter::CONFIG_FILE);
     let read = pth::FileError::at("read", &config_path);
     let text = std::fs::read(&config_path)
         .map_err(|error| Fault::from(Error::File(read(error))).at(&folder.span))?;
@@ -417,14 +429,18 @@ fn lora(work: &mut Workspace, folder: &At<String>) -> Result<usize, Fault> {
     if config.use_dora {
         return Err(Fault::new("adapters with DoRA magnitudes are not folded").at(&folder.span));
     }
-    let file = ["adapter_model.safetensors", "adapter_model.bin"].map(|name| path.join(name));
+    let file = adapter::MODEL_FILES.map(|name| path.join(name));
     let file = file.iter().find(|path| path.is_file()).unwrap_or(&file[0]);
     let at = At {
         value: file.to_string_lossy().into_owned(),
         span: folder.span.clone(),
     };
     let adapter = work.source(&at)?.clone();
-    let base_name = |name: &str| name.strip_prefix("base_model.model.").unwrap_or(name).to_owned();
+    let base_name = |name: &str| {
+        let name = name.strip_prefix("base_model.model.").unwrap_or(name);
+        // Biases that were trained beside factors are those of the layer that PEFT's own has in it.
+        name.replace(".base_layer.", ".")
+    };
     let mut n_folded = 0;
     let mut used = HashSet::new();
     for (name, _) in adapter.iter() {
@@ -465,13 +481,7 @@ fn lora(work: &mut Workspace, folder: &At<String>) -> Result<usize, Fault> {
             return Err(Fault::new(format!("the adapter's factors {shapes}")).at(&folder.span));
         }
         let module = base_name(module);
-        let r = LoraConfig::of(&config.rank_pattern, &module, config.r) as f64;
-        let alpha = LoraConfig::of(&config.alpha_pattern, &module, config.lora_alpha);
-        let scale = if config.use_rslora {
-            alpha / r.sqrt()
-        } else {
-            alpha / r
-        };
+        let scale = config.scale(&module, None);
         let rows = AddLowRank {
             row_len,
             rank,

@@ -15,6 +15,7 @@ pub(crate) mod init;
 mod interpolation;
 pub(crate) mod join;
 pub(crate) mod load;
+pub(crate) mod lora;
 pub(crate) mod math;
 pub(crate) mod merge;
 pub(crate) mod meta;
@@ -24,5 +25,7 @@ pub(crate) mod select;
 pub(crate) mod shape;
 
 mod matching;
+mod matrix;
+mod svd;
 
 use matching::{map_tensors, matched, names_at, pairs_of};

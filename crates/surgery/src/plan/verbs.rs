@@ -312,6 +312,12 @@ pub static VERBS: &[Verb] = &[
         op::fold::parse_fold,
     ),
     verb(
+        "lora",
+        "lora extract base=FILE rank=N [alpha=A] [keep=PATTERN,…] | resize rank=N",
+        "what was trained as an adapter of low rank, in PEFT's form",
+        op::lora::parse_lora,
+    ),
+    verb(
         "align",
         "align like TARGET [by suffix|order|shape]",
         "names of another state dict",

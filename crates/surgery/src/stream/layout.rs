@@ -10,12 +10,15 @@ use indexmap::IndexMap;
 use super::index::{Index, shard_name};
 use super::{OutputFormat, WriteOptions, WriteReport, pth_file, run, safetensors_file};
 use crate::Error;
+use crate::format::adapter;
 use crate::lazy::{Identity, LazyEntry, LazyStateDict, LazyTensor, Map};
 
 /// All files of an output.
 pub struct Layout<'t> {
     pub(super) files: Vec<FileLayout<'t>>,
     pub(super) index: Option<Index<'t>>,
+    /// `adapter_config.json` and its text.
+    pub(super) config: Option<(PathBuf, String)>,
     pub(super) tied: Vec<(String, String)>,
     pub(super) separated: Vec<Vec<String>>,
 }
@@ -67,7 +70,8 @@ impl<'t> Layout<'t> {
         tensors: &'t LazyStateDict,
         options: &WriteOptions<'_>,
     ) -> Result<Layout<'t>, Error> {
-        Layout::at(Target::of(path, options), tensors, options)
+        let is_adapter = tensors.metadata.contains_key(adapter::CONFIG_KEY);
+        Layout::at(Target::of(path, is_adapter, options), tensors, options)
     }
 
     /// As [`plan`](Layout::plan), for the file of exactly that name.
@@ -89,7 +93,10 @@ impl<'t> Layout<'t> {
             // An archive has each storage once, under as many names as there are.
             OutputFormat::Pth => IndexMap::new(),
         };
-        let metadata = Arc::new(safetensors_file::metadata(tensors, &ties));
+        let mut metadata = safetensors_file::metadata(tensors, &ties);
+        let is_adapter = adapter::is_adapter(Path::new(&target.file));
+        let config = metadata.remove(adapter::CONFIG_KEY).filter(|_| is_adapter);
+        let metadata = Arc::new(metadata);
         let shards = shards(tensors, &ties, options);
         let n_shards = shards.len();
         let mut files = Vec::with_capacity(n_shards);
@@ -119,6 +126,7 @@ impl<'t> Layout<'t> {
         Ok(Layout {
             files,
             index,
+            config: config.map(|text| (target.folder.join(adapter::CONFIG_FILE), text)),
             separated: match options.format {
                 OutputFormat::Safetensors => separated(tensors),
                 OutputFormat::Pth => Vec::new(),
@@ -149,6 +157,9 @@ impl<'t> Layout<'t> {
                 buffers = chunk.saturating_mul(1 + n_inputs).max(buffers);
             }
         }
+        if let Some((_, config)) = &self.config {
+            cost.write_bytes = cost.write_bytes.saturating_add(wide(config.len()));
+        }
         held.sort_unstable_by(|a, b| b.cmp(a));
         let n_threads = options.n_threads();
         let held: u64 = held.into_iter().take(n_threads).fold(0, u64::saturating_add);
@@ -167,7 +178,9 @@ impl<'t> Layout<'t> {
     /// The paths of all files, the index last.
     pub fn paths(&self) -> impl Iterator<Item = &Path> {
         let index = self.index.iter().map(|index| index.path.as_path());
-        self.files.iter().map(|file| file.path.as_path()).chain(index)
+        let config = self.config.iter().map(|(path, _)| path.as_path());
+        let files = self.files.iter().map(|file| file.path.as_path());
+        files.chain(config).chain(index)
     }
 }
 
@@ -179,12 +192,14 @@ pub(super) struct Target {
 }
 
 impl Target {
-    fn of(path: &Path, options: &WriteOptions<'_>) -> Target {
+    fn of(path: &Path, is_adapter: bool, options: &WriteOptions<'_>) -> Target {
         let is_folder = path.is_dir() || path.extension().is_none();
         if is_folder {
-            // transformers' names.
+            // PEFT's and transformers' names.
             let file = match options.format {
+                OutputFormat::Safetensors if is_adapter => adapter::MODEL_FILES[0],
                 OutputFormat::Safetensors => "model.safetensors",
+                OutputFormat::Pth if is_adapter => adapter::MODEL_FILES[1],
                 OutputFormat::Pth => "pytorch_model.bin",
             };
             return Target {

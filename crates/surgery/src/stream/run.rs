@@ -13,6 +13,7 @@ use super::index::is_shard_name;
 use super::layout::{FileLayout, Item, Layout, Rest};
 use super::{WriteOptions, WriteReport};
 use crate::Error;
+use crate::format::adapter::is_adapter;
 
 /// What a thread makes and writes at once.
 pub(super) const CHUNK_BYTES: usize = 8 << 20;
@@ -60,7 +61,12 @@ fn write_all(layout: &Layout<'_>, options: &WriteOptions<'_>) -> Result<WriteRep
     }
     if options.existing == Existing::Refuse {
         let index = layout.index.iter().map(|index| index.path.clone());
-        for path in index.chain(other_form(layout)).filter(|path| path.exists()) {
+        let config = layout.config.iter().map(|(path, _)| path.clone());
+        for path in index
+            .chain(config)
+            .chain(other_form(layout))
+            .filter(|path| path.exists())
+        {
             return Err(FileError::at("create", &path)(io::ErrorKind::AlreadyExists.into()).into());
         }
     }
@@ -73,8 +79,8 @@ fn write_all(layout: &Layout<'_>, options: &WriteOptions<'_>) -> Result<WriteRep
 
 /// A folder that the output is to make: `OUT/model.safetensors` where OUT is not there.
 fn is_new_folder(path: &Path) -> bool {
-    path.file_name()
-        .is_some_and(|name| name == "model.safetensors" || name == "pytorch_model.bin")
+    let is_model = |name| name == "model.safetensors" || name == "pytorch_model.bin";
+    path.file_name().is_some_and(is_model) || is_adapter(path)
 }
 
 /// Takes the room on the disk at once, so that a full disk is told of before the work and not after it.
@@ -175,7 +181,7 @@ fn tasks(layout: &Layout<'_>) -> Vec<Task> {
             let n_bytes = item.tensor.nbytes();
             // Small tensors that lie side by side are written at once.
             match &mut run {
-                Some((items, bytes)) if *bytes + n_bytes <= CHUNK_BYTES => {
+                Some((items, bytes)) if !is_work(item) && *bytes + n_bytes <= CHUNK_BYTES => {
                     items.end = i + 1;
                     *bytes += n_bytes;
                     continue;
@@ -219,6 +225,11 @@ fn can_split(item: &Item<'_>) -> bool {
     item.tensor
         .for_each_stored(&mut |tensor| is_free &= !tensor.storage().awaits_check());
     is_free
+}
+
+/// Whether it takes long to make however small it is, so that it should not wait for others that do.
+fn is_work(item: &Item) -> bool {
+    item.tensor.held_bytes() > CHUNK_BYTES
 }
 
 /// Where the largest input lies: its file's table, and its number there, which is the order in the file.
@@ -323,6 +334,13 @@ fn commit(
         Ok::<_, FileError>((index, temp))
     });
     let index = index.transpose()?;
+    let config = layout.config.as_ref().map(|(path, text)| {
+        let mut temp = AtomicFile::create(path, options.existing)?;
+        temp.write_all(text.as_bytes())
+            .map_err(FileError::at("write", path))?;
+        Ok::<_, FileError>(temp)
+    });
+    let config = config.transpose()?;
     if layout.files.len() > 1 {
         for (file, temp) in layout.files.iter().zip(&files) {
             temp.file()
@@ -335,7 +353,7 @@ fn commit(
     {
         std::fs::remove_file(&index.path).map_err(FileError::at("write", &index.path))?;
     }
-    for temp in files {
+    for temp in files.into_iter().chain(config) {
         temp.commit()?;
     }
     if let Some((index, temp)) = index {
