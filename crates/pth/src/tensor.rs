@@ -217,6 +217,15 @@ impl Tensor {
         self
     }
 
+    /// Whether the two are the same elements of one storage in the same order, so that they are names of one tensor.
+    pub fn is_same_view(&self, other: &Tensor) -> bool {
+        self.storage.ptr_eq(&other.storage)
+            && self.dtype == other.dtype
+            && self.storage_offset == other.storage_offset
+            && self.dims == other.dims
+            && self.pending == other.pending
+    }
+
     pub(crate) fn pending(&self) -> Pending {
         self.pending
     }

@@ -230,6 +230,23 @@ pub enum Error {
     #[error("a tensor's values could not be read")]
     Computed(#[source] pth::Error),
 
+    /// Values of this type mean nothing without a scale, or are no numbers.
+    #[error("values of {0} are not calculated with")]
+    NotCalculated(DType),
+
+    /// A tensor is made of itself too often to be computed.
+    #[error("a tensor is made of too many others")]
+    TooEntangled,
+
+    /// A tensor of the output cannot be made.
+    #[error("tensor `{name}` cannot be made: {cause}")]
+    CannotBeMade {
+        /// The tensor.
+        name: String,
+        /// Why not.
+        cause: String,
+    },
+
     /// The work was stopped from outside.
     #[error("interrupted")]
     Interrupted,
@@ -276,6 +293,10 @@ impl Error {
             Error::Computed(source) => Error::Tensor {
                 name: name.to_owned(),
                 source,
+            },
+            error @ (Error::NotCalculated(_) | Error::TooEntangled) => Error::CannotBeMade {
+                name: name.to_owned(),
+                cause: error.to_string(),
             },
             error => error,
         }

@@ -64,10 +64,32 @@ pub(super) fn find(folder: &Path) -> Result<Place, Error> {
     if has("pytorch_model.bin") {
         return Ok(Place::File(folder.join("pytorch_model.bin")));
     }
+    // What is left of a set of which the index is missing is no whole model.
+    if let Some(shard) = names.iter().find(|name| is_shard_name(name)) {
+        return Err(Error::sharded(
+            folder,
+            format!("`{shard}` is one of several files, and there is no index"),
+        ));
+    }
     let singles: Vec<&str> = names
         .iter()
         .map(String::as_str)
         .filter(|name| name.ends_with(".safetensors") && !name.starts_with('.'))
         .collect();
     Ok(choose(singles, "model.safetensors")?.map_or(Place::Unknown, Place::File))
+}
+
+/// `model-00001-of-00003.safetensors`
+fn is_shard_name(name: &str) -> bool {
+    let Some(stem) = name
+        .strip_suffix(".safetensors")
+        .or_else(|| name.strip_suffix(".bin"))
+    else {
+        return false;
+    };
+    let numbers = stem
+        .rsplit_once("-of-")
+        .and_then(|(rest, count)| Some((rest.rsplit_once('-')?.1, count)));
+    let is_number = |text: &str| text.len() >= 5 && text.bytes().all(|byte| byte.is_ascii_digit());
+    numbers.is_some_and(|(number, count)| is_number(number) && is_number(count))
 }

@@ -12,4 +12,4 @@ pub(crate) mod pieces;
 mod read;
 pub(crate) mod safetensors;
 mod sharded;
-mod ties;
+pub(crate) mod ties;

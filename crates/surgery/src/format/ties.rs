@@ -11,6 +11,11 @@ use crate::marks;
 /// Keys whose values mean something else, whatever they look like.
 const KNOWN_KEYS: [&str; 5] = ["format", marks::KEY, "groups", "recipe", "sources"];
 
+/// Whether a key of the metadata has a meaning of its own, so that it can be no second name.
+pub(crate) fn is_reserved(key: &str) -> bool {
+    KNOWN_KEYS.contains(&key)
+}
+
 /// Gives each dropped name its tensor, at the end and in the order of the metadata, and takes its entry out of them.
 pub(super) fn apply(tensors: &mut StateDict, metadata: &mut BTreeMap<String, String>) {
     let mut tied = Vec::new();

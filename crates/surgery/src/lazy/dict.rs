@@ -311,6 +311,20 @@ impl LazyStateDict {
         Ok(n_renamed)
     }
 
+    /// Puts `new` in the place of the tensor called `name`, under all its names.
+    pub(crate) fn replace_tensor(&mut self, name: &str, new: &LazyTensor) {
+        let Some(old) = self.tensor(name).cloned() else {
+            return;
+        };
+        for entry in self.entries.values_mut() {
+            if let LazyValue::Tensor(tensor) = &mut entry.value
+                && tensor.identity() == old.identity()
+            {
+                *tensor = new.clone();
+            }
+        }
+    }
+
     /// The name and the entry at a place in the order.
     pub(crate) fn at(&self, place: usize) -> Option<(&str, &LazyEntry)> {
         self.entries
@@ -413,11 +427,9 @@ impl From<StateDict> for LazyStateDict {
                 return LazyTensor::stored(tensor);
             }
             let known = views.entry(id).or_default();
-            let same = known.iter().find(|other| {
-                other
-                    .as_stored()
-                    .is_some_and(|other| is_same_view(other, &tensor))
-            });
+            let same = known
+                .iter()
+                .find(|other| other.as_stored().is_some_and(|other| other.is_same_view(&tensor)));
             match same {
                 Some(same) => same.clone(),
                 None => {
@@ -450,14 +462,6 @@ impl From<StateDict> for LazyStateDict {
             ..LazyStateDict::default()
         }
     }
-}
-
-/// Whether two tensors of one storage are the same elements in the same order.
-fn is_same_view(a: &pth::Tensor, b: &pth::Tensor) -> bool {
-    a.dtype() == b.dtype()
-        && a.storage_offset() == b.storage_offset()
-        && a.shape() == b.shape()
-        && a.stride() == b.stride()
 }
 
 /// Which module became which, where a tensor's name changed in front of what stays: `layer3.0.w` to `train_.0.0.w` makes `layer3`

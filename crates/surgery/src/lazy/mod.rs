@@ -34,6 +34,11 @@ struct Node {
     /// Empty where the kind has another tensor of the same shape, which is asked.
     shape: Box<[usize]>,
     kind: Kind,
+    /// Bytes that are held while it is read.
+    held_bytes: usize,
+    /// How often something is read for it, and through how many others.
+    n_reads: usize,
+    depth: usize,
 }
 
 /// How the bytes come about.
@@ -206,7 +211,31 @@ impl LazyTensor {
     }
 
     fn node(dtype: DType, shape: Box<[usize]>, kind: Kind) -> LazyTensor {
-        LazyTensor(Arc::new(Node { dtype, shape, kind }))
+        // Known from the parts at once: a tensor that is made of itself again and again is no tree that could be walked.
+        let parts = kind.parts();
+        let over =
+            |of: fn(&LazyTensor) -> usize| parts.iter().map(|part| of(part)).fold(0, usize::saturating_add);
+        let n_reads = over(|part| part.0.n_reads).max(1);
+        let depth = 1 + parts.iter().map(|part| part.0.depth).max().unwrap_or(0);
+        let numel = shape.iter().fold(1, |n: usize, &size| n.saturating_mul(size));
+        let held_bytes = match &kind {
+            Kind::Drawn(draw) => draw.held_bytes(numel),
+            Kind::View { base, .. } => base.held_bytes().saturating_add(base.nbytes()),
+            Kind::Computed { held_bytes, .. } => numel.saturating_mul(8).saturating_add(*held_bytes),
+            Kind::Rows { inputs, .. } => {
+                let others = inputs[1..].iter().map(|other| other.numel().saturating_mul(8));
+                others.fold(inputs[0].held_bytes(), usize::saturating_add)
+            }
+            _ => over(LazyTensor::held_bytes),
+        };
+        LazyTensor(Arc::new(Node {
+            dtype,
+            shape,
+            kind,
+            held_bytes,
+            n_reads,
+            depth,
+        }))
     }
 
     fn kind(&self) -> &Kind {
@@ -229,12 +258,14 @@ impl LazyTensor {
 
     /// Number of elements.
     pub fn numel(&self) -> usize {
-        self.shape().iter().product()
+        self.shape()
+            .iter()
+            .fold(1, |n: usize, &size| n.saturating_mul(size))
     }
 
     /// Size of its elements in bytes.
     pub fn nbytes(&self) -> usize {
-        self.numel() * self.dtype().size()
+        self.numel().saturating_mul(self.dtype().size())
     }
 
     /// The view of a file that it is, if it is one.
@@ -252,33 +283,67 @@ impl LazyTensor {
 
     /// Bytes that are held in memory at once while it is read, beside the chunks.
     pub fn held_bytes(&self) -> usize {
-        let wide = |tensor: &LazyTensor| tensor.numel().saturating_mul(8);
-        match self.kind() {
-            Kind::Stored(..) | Kind::Filled(_) => 0,
-            // As much again as the chunk that is read.
-            Kind::Pieced(_) => 0,
-            Kind::Drawn(draw) => draw.held_bytes(self.numel()),
-            Kind::Reshaped(of) | Kind::Cast(of) | Kind::Checked { of, .. } => of.held_bytes(),
-            Kind::Joined { parts, .. } => parts.iter().map(LazyTensor::held_bytes).sum(),
-            Kind::Sum { terms, .. } => terms.iter().map(|(_, term)| term.held_bytes()).sum(),
-            Kind::View { base, .. } => base.held_bytes() + base.nbytes(),
-            Kind::Computed { held_bytes, .. } => wide(self).saturating_add(*held_bytes),
-            Kind::Rows { inputs, .. } => inputs[0].held_bytes() + inputs[1..].iter().map(wide).sum::<usize>(),
+        self.0.held_bytes
+    }
+
+    /// Whether it can be made: of numbers that are calculated with, and not of itself beyond all measure.
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        const MOST_READS: usize = 1 << 20;
+        const MOST_DEPTH: usize = 1000;
+        if self.0.n_reads > MOST_READS || self.0.depth > MOST_DEPTH {
+            return Err(Error::TooEntangled);
+        }
+        let needs_numbers = match self.kind() {
+            Kind::Sum { .. } | Kind::Computed { .. } | Kind::Rows { .. } | Kind::Drawn(_) | Kind::Cast(_) => {
+                true
+            }
+            Kind::Filled(value) => *value != 0.0,
+            _ => false,
+        };
+        let mut all = self.kind().parts().into_iter().chain([self]);
+        match all.find(|tensor| needs_numbers && !is_convertible(tensor.dtype())) {
+            Some(tensor) => Err(Error::NotCalculated(tensor.dtype())),
+            None => Ok(()),
         }
     }
 
-    /// Calls `visit` for each view of a file that it is made of.
+    /// Calls `visit` for each view of a file that it is made of, once for each time that it is there.
     pub(crate) fn for_each_stored<'t>(&'t self, visit: &mut dyn FnMut(&'t Tensor)) {
-        match self.kind() {
-            Kind::Stored(tensor, _) => visit(tensor),
-            Kind::Filled(_) | Kind::Drawn(_) => {}
-            Kind::Pieced(pieces) => pieces.pieces().iter().for_each(|piece| visit(&piece.tensor)),
-            Kind::Reshaped(of) | Kind::Cast(of) | Kind::Checked { of, .. } => of.for_each_stored(visit),
-            Kind::View { base, .. } => base.for_each_stored(visit),
+        if let Kind::Stored(tensor, _) = self.kind() {
+            return visit(tensor);
+        }
+        let mut seen: std::collections::HashSet<Identity> = std::collections::HashSet::new();
+        let mut stack = vec![self];
+        while let Some(tensor) = stack.pop() {
+            match tensor.kind() {
+                Kind::Stored(tensor, _) => visit(tensor),
+                Kind::Pieced(pieces) => pieces.pieces().iter().for_each(|piece| visit(&piece.tensor)),
+                kind => {
+                    // What is met again has been walked through.
+                    let parts = kind.parts();
+                    stack.extend(
+                        parts
+                            .into_iter()
+                            .rev()
+                            .filter(|part| part.as_stored().is_some() || seen.insert(part.identity())),
+                    );
+                }
+            }
+        }
+    }
+}
+
+impl Kind {
+    /// What it is made of.
+    fn parts(&self) -> Vec<&LazyTensor> {
+        match self {
+            Kind::Stored(..) | Kind::Pieced(_) | Kind::Filled(_) | Kind::Drawn(_) => Vec::new(),
+            Kind::Reshaped(of) | Kind::Cast(of) | Kind::Checked { of, .. } => vec![of],
+            Kind::View { base, .. } => vec![base],
             Kind::Joined { parts: inputs, .. }
             | Kind::Computed { inputs, .. }
-            | Kind::Rows { inputs, .. } => inputs.iter().for_each(|input| input.for_each_stored(visit)),
-            Kind::Sum { terms, .. } => terms.iter().for_each(|(_, term)| term.for_each_stored(visit)),
+            | Kind::Rows { inputs, .. } => inputs.iter().collect(),
+            Kind::Sum { terms, .. } => terms.iter().map(|(_, term)| term).collect(),
         }
     }
 }

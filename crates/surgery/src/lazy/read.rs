@@ -51,6 +51,7 @@ impl LazyTensor {
     /// # Errors
     /// What is made whole cannot be made.
     pub fn reader_at(&self, start: usize) -> Result<LazyReader<'_>, Error> {
+        self.check()?;
         let way = match self.kind() {
             Kind::Stored(tensor, _) => stored(tensor, start)?,
             Kind::Pieced(pieces) => Way::Pieced { pieces, at: start },

@@ -89,9 +89,15 @@ impl LazyTensor {
 
     /// The same elements in the same order under another shape of as many.
     pub(crate) fn reshape(&self, shape: &[usize]) -> LazyTensor {
-        debug_assert_eq!(shape.iter().product::<usize>(), self.numel());
+        debug_assert_eq!(
+            shape.iter().fold(1, |n: usize, &size| n.saturating_mul(size)),
+            self.numel()
+        );
         if shape == self.shape() {
             return self.clone();
+        }
+        if let Some(of) = self.owned_of() {
+            return of.reshape(shape).own();
         }
         let viewed = match self.kind() {
             Kind::Stored(tensor, _) => tensor.view_as(shape).map(made),

@@ -90,34 +90,32 @@ fn reshaped(entry: &LazyEntry, target: &LazyStateDict, name: &str) -> LazyEntry 
     }
 }
 
-/// How many bytes both names have in common at their ends, in whole segments, if one of them is used up by it.
-fn common_suffix(a: &str, b: &str) -> Option<usize> {
-    let (short, long) = if a.len() <= b.len() { (a, b) } else { (b, a) };
-    let is_suffix = long == short || long.strip_suffix(short).is_some_and(|rest| rest.ends_with('.'));
-    is_suffix.then_some(short.len())
-}
-
 fn by_suffix(tensors: &LazyStateDict, target: &LazyStateDict) -> Result<HashMap<String, String>, String> {
-    // Candidates by last segment, so that not every name is compared with every other.
-    let last = |name: &str| name.rsplit('.').next().unwrap_or(name).to_owned();
-    let mut by_last: HashMap<String, Vec<&str>> = HashMap::new();
+    // The tensors at hand by each of their suffixes, so that no name is compared with all others.
+    let mut by_suffix: HashMap<&str, Vec<&str>> = HashMap::new();
     for name in tensors.names() {
-        by_last.entry(last(name)).or_default().push(name);
+        for suffix in suffixes(name) {
+            by_suffix.entry(suffix).or_default().push(name);
+        }
     }
     let mut found: HashMap<String, String> = HashMap::new();
     for name in target.names() {
-        let candidates = by_last.get(&last(name)).map_or(&[][..], Vec::as_slice);
-        let best = candidates
-            .iter()
-            .filter_map(|candidate| Some((common_suffix(name, candidate)?, *candidate)));
-        let Some((len, source)) = best.max_by_key(|(len, _)| *len) else {
-            continue;
+        // The whole of the target's name at an end of theirs, or else the longest end of it that is the whole of one of theirs.
+        let longer = by_suffix.get(name).map_or(&[][..], Vec::as_slice);
+        let candidates = if longer.is_empty() {
+            let whole = suffixes(name).find(|suffix| tensors.contains(suffix));
+            whole.into_iter().collect()
+        } else if longer.contains(&name) {
+            vec![name]
+        } else {
+            longer.to_vec()
         };
-        let rivals: Vec<&&str> = candidates
-            .iter()
-            .filter(|candidate| **candidate != source && common_suffix(name, candidate) == Some(len))
-            .collect();
-        if let Some(rival) = rivals.first() {
+        let (source, rival) = match candidates.as_slice() {
+            [] => continue,
+            [source] => (*source, None),
+            [source, rival, ..] => (*source, Some(*rival)),
+        };
+        if let Some(rival) = rival {
             return Err(format!("`{name}` could be `{source}` and `{rival}`"));
         }
         if let Some(other) = found.insert(source.to_owned(), name.to_owned()) {
@@ -125,6 +123,11 @@ fn by_suffix(tensors: &LazyStateDict, target: &LazyStateDict) -> Result<HashMap<
         }
     }
     Ok(found)
+}
+
+/// `a.b.c`, `b.c`, `c`
+fn suffixes(name: &str) -> impl Iterator<Item = &str> {
+    std::iter::once(name).chain(name.match_indices('.').map(|(at, _)| &name[at + 1..]))
 }
 
 fn by_order(tensors: &LazyStateDict, target: &LazyStateDict) -> Result<HashMap<String, String>, String> {

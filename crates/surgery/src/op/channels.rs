@@ -129,7 +129,8 @@ pub(crate) fn parse_rows(args: &mut Args) -> Result<Box<dyn Operation>, Fault> {
     Ok(Box::new(Rows {
         patterns,
         is_optional: args.is_optional,
-        n: n.next_multiple_of(multiple.map_or(1, usize::from)),
+        n: n.checked_next_multiple_of(multiple.map_or(1, usize::from))
+            .ok_or_else(|| Fault::new(format!("`{n}` is no number of rows")).at(&args.verb_span()))?,
         fill: fill.unwrap_or(Fill::Zeros),
         seed,
     }))

@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use super::matching::{must_match, target_name};
 use super::pairs_of;
-use crate::lazy::LazyEntry;
+use crate::Error;
+use crate::lazy::{LazyEntry, LazyStateDict};
 use crate::pattern::Target;
 use crate::plan::args::{Args, At, Pair, Patterns, parse_dtype};
 use crate::plan::{Effect, Fault, FileRole, Operation, OutputSpec, Workspace};
@@ -125,29 +126,49 @@ pub(crate) fn parse_from(args: &mut Args) -> Result<Box<dyn Operation>, Fault> {
 impl Operation for From {
     fn apply(&self, work: &mut Workspace) -> Result<Effect, Fault> {
         let source = work.source(&self.source)?;
-        let taken: Vec<(String, LazyEntry)> = match &self.what {
+        let is_marked = source.is_marked();
+        let taken: Vec<(String, String, LazyEntry)> = match &self.what {
             Taken::Patterns(patterns) => {
                 for pattern in patterns.any.iter().chain(&patterns.except) {
                     must_match(source, pattern, self.is_optional)?;
                 }
                 let names = super::names_at(source, &super::matched(source, patterns, self.is_optional)?);
-                let entry = |name: String| Some((name.clone(), source.get(&name)?.clone()));
+                let entry = |name: String| Some((name.clone(), name.clone(), source.get(&name)?.clone()));
                 names.into_iter().filter_map(entry).collect()
             }
             Taken::Pairs(pairs) => pairs_of(source, pairs, self.is_optional)?
                 .into_iter()
                 .map(|(name, pair, captures)| {
                     let entry = source.get(&name).expect("a name of the source").clone();
-                    Ok((target_name(pair, &name, &captures, 0)?, entry))
+                    Ok((name.clone(), target_name(pair, &name, &captures, 0)?, entry))
                 })
                 .collect::<Result<_, Fault>>()?,
         };
+        let mut sources: std::collections::HashMap<&str, &str> = std::collections::HashMap::new();
+        for (source, name, _) in &taken {
+            if let Some(first) = sources.insert(name, source) {
+                return Err(Fault::from(Error::Collision {
+                    first: first.to_owned(),
+                    second: source.clone(),
+                    name: name.clone(),
+                }));
+            }
+        }
         let n_replaced = taken
             .iter()
-            .filter(|(name, _)| work.tensors.contains(name))
+            .filter(|(_, name, _)| work.tensors.contains(name))
             .count();
         let n = taken.len();
-        for (name, entry) in taken {
+        // Where one side says what is frozen and the other does not, the other is trainable, as a model of PyTorch is.
+        let any_marked = is_marked || work.tensors.is_marked();
+        if any_marked && !work.tensors.is_marked() {
+            super::freeze::mark(&mut work.tensors, &[], true);
+        }
+        for (_, name, mut entry) in taken {
+            if any_marked && !is_marked {
+                let trains = LazyStateDict::can_train(&name, &entry);
+                (entry.requires_grad, entry.is_parameter) = (trains, trains);
+            }
             // The place of a tensor, and its marks, are those of the state dict at hand where it has one of that name.
             let entry = match work.tensors.get(&name) {
                 Some(old) => LazyEntry {

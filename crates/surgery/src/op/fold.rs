@@ -148,6 +148,14 @@ fn batch_norm(tensors: &mut LazyStateDict, pairs: &[Pair], eps: f64) -> Result<u
         };
         let (gamma, beta) = (or(format!("{norm}.weight"), 1.0), or(format!("{norm}.bias"), 0.0));
         let old_bias = or(format!("{conv}.bias"), 0.0);
+        for part in [&mean, &var, &gamma, &beta, &old_bias] {
+            if part.numel() != n {
+                return Err(Fault::new(format!(
+                    "`{norm}` and `{conv}` do not fit: {:?} beside {n} outputs",
+                    part.shape()
+                )));
+            }
+        }
         let scale = LazyTensor::computed(DType::Float64, &[n], vec![gamma, var], move |inputs| {
             let pairs = inputs[0].iter().zip(&inputs[1]);
             Ok(pairs.map(|(gamma, var)| gamma / (var + eps).sqrt()).collect())
@@ -169,9 +177,7 @@ fn batch_norm(tensors: &mut LazyStateDict, pairs: &[Pair], eps: f64) -> Result<u
 }
 
 fn replace(tensors: &mut LazyStateDict, name: &str, tensor: LazyTensor) {
-    if let Some(entry) = tensors.get_mut(name) {
-        *entry = entry.with_tensor(tensor);
-    }
+    tensors.replace_tensor(name, &tensor);
 }
 
 /// Replaces the entry called `name`, or puts it behind `after`, with its marks.
@@ -324,6 +330,12 @@ fn layer_scale(tensors: &mut LazyStateDict, pairs: &[Pair]) -> Result<usize, Fau
         check_rows(&weight_name, &weight, gamma.numel(), gamma_name)?;
         replace(tensors, &weight_name, scale_rows(&weight, gamma.clone()));
         if let Some(bias) = tensors.tensor(&bias_name).cloned() {
+            if bias.numel() != gamma.numel() {
+                return Err(Fault::new(format!(
+                    "`{bias_name}` {:?} does not fit `{gamma_name}`",
+                    bias.shape()
+                )));
+            }
             let folded = LazyTensor::computed(
                 bias.dtype(),
                 &bias.shape().to_vec(),

@@ -24,7 +24,10 @@ struct MakeGroups {
 }
 
 pub(crate) fn parse_group(args: &mut Args) -> Result<Box<dyn Operation>, Fault> {
-    let decay = args.parsed("decay", "a factor such as 0.75")?.unwrap_or(1.0);
+    let decay: f64 = args.parsed("decay", "a factor such as 0.75")?.unwrap_or(1.0);
+    if !decay.is_finite() {
+        return Err(Fault::new(format!("`{decay}` is not a factor such as 0.75")).at(&args.verb_span()));
+    }
     let is_by = args.take("by");
     let mut items: Vec<Vec<At<Pattern>>> = Vec::new();
     if is_by {
@@ -166,18 +169,21 @@ pub(crate) fn table(tensors: &LazyStateDict) -> Vec<String> {
         "{:>5}  {:<width$}  {:>7}  {:>9}  {:>9}  state",
         "group", "names", "tensors", "params", "lr scale"
     )];
-    for (index, group) in tensors.groups.iter().enumerate() {
-        let members = || {
-            tensors.iter().filter(move |(name, entry)| {
-                entry.group == Some(index) && LazyStateDict::can_train(name, entry)
-            })
-        };
-        let n_params: usize = members()
-            .filter_map(|(_, entry)| entry.tensor())
-            .map(crate::LazyTensor::numel)
-            .sum();
-        let n = members().count();
-        let n_trained = members().filter(|(_, entry)| entry.requires_grad).count();
+    let mut sums = vec![(0_usize, 0_usize, 0_usize); tensors.groups.len()];
+    for (_, entry) in tensors
+        .iter()
+        .filter(|(name, entry)| LazyStateDict::can_train(name, entry))
+    {
+        if let (Some(sum), Some(tensor)) = (entry.group.and_then(|group| sums.get_mut(group)), entry.tensor())
+        {
+            *sum = (
+                sum.0 + 1,
+                tensor.numel().saturating_add(sum.1),
+                sum.2 + usize::from(entry.requires_grad),
+            );
+        }
+    }
+    for (index, (group, (n, n_params, n_trained))) in tensors.groups.iter().zip(sums).enumerate() {
         let state = match n_trained {
             _ if !tensors.is_marked() || n_trained == n => "trainable",
             0 => "frozen",

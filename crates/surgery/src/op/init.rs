@@ -104,6 +104,12 @@ impl Method {
         shape: &[usize],
         seed: u64,
     ) -> Result<LazyTensor, Error> {
+        if !crate::lazy::is_convertible(dtype) && self != Method::Constant(0.0) {
+            return Err(Error::CannotBeMade {
+                name: name.to_owned(),
+                cause: Error::NotCalculated(dtype).to_string(),
+            });
+        }
         let draw = |distribution| LazyTensor::drawn(dtype, shape, Draw::new(distribution, seed, name));
         let symmetric = |bound: f64| {
             draw(Distribution::Uniform {
@@ -361,6 +367,8 @@ impl Operation for Init {
                         .hint("without a shape it is initialised anew"));
                 }
                 let dtype = dtype.unwrap_or_else(|| common_float(&work.tensors));
+                super::matching::check_size(&name.value, &LazyTensor::filled(dtype, shape, 0.0))
+                    .map_err(|fault| fault.at(&name.span))?;
                 let tensor = self
                     .method
                     .fill(&work.tensors, &name.value, dtype, shape, self.seed)?;

@@ -131,6 +131,23 @@ fn rank_of(pair: &Pair, captures: &Captures, place: usize) -> Vec<u64> {
     numbers.chain(words).chain(star).collect()
 }
 
+/// The first number that is missing among parts that one number tells apart.
+fn gap(members: &[(Vec<u64>, String)]) -> Option<u64> {
+    let mut numbers: Vec<u64> = Vec::with_capacity(members.len());
+    for (rank, _) in members {
+        match rank.as_slice() {
+            &[number] => numbers.push(number),
+            _ => return None,
+        }
+    }
+    numbers.sort_unstable();
+    let first = *numbers.first()?;
+    (first..)
+        .zip(&numbers)
+        .find(|(expected, number)| expected != *number)
+        .map(|(expected, _)| expected)
+}
+
 /// How many parts the lists of words that the target leaves out promise.
 fn n_promised(pair: &Pair) -> usize {
     let (_, choices, _) = pair.target.uses();
@@ -162,7 +179,16 @@ impl Operation for Join {
         let mut gone = std::collections::HashSet::new();
         for (target, (pair, mut members)) in groups {
             members.sort();
+            let gap = gap(&members);
             let names: Vec<String> = members.into_iter().map(|(_, name)| name).collect();
+            if self.how == How::New
+                && let Some(gap) = gap
+            {
+                return Err(Fault::new(format!(
+                    "`{target}` would be made of parts with a gap: number {gap} is missing"
+                ))
+                .at(&pair.source.span));
+            }
             let promised = n_promised(pair);
             if !names.len().is_multiple_of(promised) {
                 return Err(Fault::new(format!(
@@ -345,7 +371,7 @@ impl Part {
         };
         let sizes = match (&self.sizes, self.n_parts.or(n_words)) {
             (Some(sizes), _) => sizes.clone(),
-            (None, Some(n)) if size.is_multiple_of(n) => vec![size / n; n],
+            (None, Some(n)) if size.is_multiple_of(n) && n <= 1 << 20 => vec![size / n; n],
             (None, Some(n)) => {
                 return Err(Fault::new(format!(
                     "`{name}` {shape:?} is not parted into {n} equal parts"
@@ -357,7 +383,9 @@ impl Part {
                 ));
             }
         };
-        if sizes.iter().sum::<usize>() != size || n_words.is_some_and(|n| n != sizes.len()) {
+        if sizes.iter().try_fold(0_usize, |sum, &part| sum.checked_add(part)) != Some(size)
+            || n_words.is_some_and(|n| n != sizes.len())
+        {
             return Err(Fault::new(format!(
                 "sizes {sizes:?} are not the parts of {size} in `{name}` {shape:?}"
             )));

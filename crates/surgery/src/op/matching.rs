@@ -109,31 +109,54 @@ pub(crate) fn target_name(
         })
 }
 
-/// Changes the tensors at `places`; what is one tensor under several names stays one. Records are refused.
+/// Changes the tensors at `places`. What is one tensor under several names stays one, also under names that no place is of.
+/// Records are refused.
 pub(crate) fn map_tensors(
     tensors: &mut LazyStateDict,
     places: &[usize],
     mut change: impl FnMut(&str, &LazyTensor) -> Result<LazyTensor, Fault>,
 ) -> Result<(), Fault> {
-    let mut made: Map<Identity, LazyTensor> = Map::default();
+    // With the old ones, so that no new one gets the address that an old one is known by.
+    let mut made: Map<Identity, (LazyTensor, LazyTensor)> = Map::default();
     made.reserve(places.len());
     for &place in places {
         let (name, entry) = tensors.at_mut(place).expect("places are those of entries");
         let LazyValue::Tensor(tensor) = &mut entry.value else {
             return Err(Fault::from(record_error(name, entry)));
         };
-        let identity = tensor.identity();
-        *tensor = match made.get(&identity) {
-            Some(changed) => changed.clone(),
-            None => {
-                let changed = change(name, tensor)?;
-                // Identities are addresses: one that is still to be met is still in use, and not given to a new tensor.
-                made.insert(identity, changed.clone());
-                changed
+        if let Some((_, changed)) = made.get(&tensor.identity()) {
+            *tensor = changed.clone();
+            continue;
+        }
+        let changed = change(name, tensor)?;
+        check_size(name, &changed)?;
+        let old = std::mem::replace(tensor, changed.clone());
+        made.insert(old.identity(), (old, changed));
+    }
+    if places.len() < tensors.len() {
+        for (_, entry) in tensors.iter_mut() {
+            if let LazyValue::Tensor(tensor) = &mut entry.value
+                && let Some((_, changed)) = made.get(&tensor.identity())
+            {
+                *tensor = changed.clone();
             }
-        };
+        }
     }
     Ok(())
+}
+
+/// Refuses a tensor that no disk could hold: a mistyped size, or a file that lies.
+pub(crate) fn check_size(name: &str, tensor: &LazyTensor) -> Result<(), Fault> {
+    const MOST_BYTES: usize = 1 << 50;
+    let size = tensor.dtype().size();
+    let n_bytes = tensor.shape().iter().try_fold(size, |n, &len| n.checked_mul(len));
+    if n_bytes.is_some_and(|n| n <= MOST_BYTES) {
+        return Ok(());
+    }
+    Err(Fault::new(format!(
+        "`{name}` {:?} would be larger than a petabyte",
+        tensor.shape()
+    )))
 }
 
 /// The error of a verb that needs one array.

@@ -75,12 +75,9 @@ pub(crate) fn parse_let(args: &mut Args) -> Result<Box<dyn Operation>, Fault> {
         return Err(Fault::new("an expression is missing behind `=`").at(&args.verb_span()));
     }
     let text = args.rest();
-    let expression = Parser {
-        text: &text.value,
-        at: 0,
-    }
-    .whole()
-    .map_err(|reason| Fault::new(reason).at(&text.span))?;
+    let expression = Parser::new(&text.value)
+        .whole()
+        .map_err(|reason| Fault::new(reason).at(&text.span))?;
     Ok(Box::new(Let {
         name,
         expression,
@@ -100,12 +97,14 @@ impl Operation for Let {
                 return Err(Fault::new("the expression is a number and no tensor").at(&self.span));
             }
         };
+        super::matching::check_size(&self.name, &tensor).map_err(|fault| fault.at(&self.span))?;
         let summary = format!("{} {:?}", tensor.dtype(), tensor.shape());
-        let entry = match work.tensors.get(&self.name) {
-            Some(entry) => entry.with_tensor(tensor),
-            None => fresh(&work.tensors, &self.name, tensor),
-        };
-        work.tensors.insert(self.name.clone(), entry);
+        if work.tensors.tensor(&self.name).is_some() {
+            work.tensors.replace_tensor(&self.name, &tensor);
+        } else {
+            let entry = fresh(&work.tensors, &self.name, tensor);
+            work.tensors.insert(self.name.clone(), entry);
+        }
         Ok(Effect::lossy(summary))
     }
 }
@@ -132,6 +131,17 @@ enum Value {
 struct Parser<'t> {
     text: &'t str,
     at: usize,
+    n_signs: usize,
+}
+
+impl<'t> Parser<'t> {
+    fn new(text: &'t str) -> Parser<'t> {
+        Parser {
+            text,
+            at: 0,
+            n_signs: 0,
+        }
+    }
 }
 
 impl Parser<'_> {
@@ -163,6 +173,7 @@ impl Parser<'_> {
         }
         let mut left = self.product(depth)?;
         while let Some(sign) = self.take(&['+', '-']) {
+            self.count()?;
             left = Expression::Binary(sign, Box::new(left), Box::new(self.product(depth)?));
         }
         Ok(left)
@@ -171,13 +182,25 @@ impl Parser<'_> {
     fn product(&mut self, depth: usize) -> Result<Expression, String> {
         let mut left = self.factor(depth)?;
         while let Some(sign) = self.take(&['*', '/']) {
+            self.count()?;
             left = Expression::Binary(sign, Box::new(left), Box::new(self.factor(depth)?));
         }
         Ok(left)
     }
 
+    /// Nobody writes more, and the stack is safe.
+    fn count(&mut self) -> Result<(), String> {
+        const MAX_SIGNS: usize = 200;
+        self.n_signs += 1;
+        if self.n_signs > MAX_SIGNS {
+            return Err(format!("an expression of more than {MAX_SIGNS} operations"));
+        }
+        Ok(())
+    }
+
     fn factor(&mut self, depth: usize) -> Result<Expression, String> {
         if self.take(&['-']).is_some() {
+            self.count()?;
             let factor = self.factor(depth + 1)?;
             return Ok(Expression::Binary(
                 '*',
@@ -313,7 +336,17 @@ fn indexed(name: &str, tensor: &LazyTensor, index: &[Index]) -> Result<LazyTenso
 }
 
 fn binary(sign: char, left: Value, right: Value) -> Result<Value, String> {
+    // As torch: an integer that is divided, or meets a fraction, becomes float32.
+    let floated = |tensor: LazyTensor, is_fraction: bool| {
+        let is_integer = !tensor.dtype().is_float();
+        if is_integer && is_fraction {
+            tensor.cast(pth::DType::Float32)
+        } else {
+            tensor
+        }
+    };
     let weighted = |weight: f64, tensor: LazyTensor| {
+        let tensor = floated(tensor, weight.fract() != 0.0);
         let dtype = tensor.dtype();
         LazyTensor::sum(dtype, vec![(weight, tensor)], NanPolicy::Allow)
     };
@@ -325,17 +358,25 @@ fn binary(sign: char, left: Value, right: Value) -> Result<Value, String> {
         ('*', Value::Number(factor), Value::Tensor(tensor))
         | ('*', Value::Tensor(tensor), Value::Number(factor)) => Value::Tensor(weighted(factor, tensor)),
         ('/', Value::Tensor(tensor), Value::Number(divisor)) => {
-            Value::Tensor(weighted(1.0 / divisor, tensor))
+            let tensor = floated(tensor, true);
+            let filled = LazyTensor::filled(tensor.dtype(), tensor.shape(), divisor);
+            Value::Tensor(elementwise('/', tensor, filled)?)
         }
         (sign, Value::Number(number), Value::Tensor(tensor)) => {
+            let tensor = floated(tensor, sign == '/' || number.fract() != 0.0);
             let filled = LazyTensor::filled(tensor.dtype(), tensor.shape(), number);
             Value::Tensor(elementwise(sign, filled, tensor)?)
         }
         (sign, Value::Tensor(tensor), Value::Number(number)) => {
+            let tensor = floated(tensor, number.fract() != 0.0);
             let filled = LazyTensor::filled(tensor.dtype(), tensor.shape(), number);
             Value::Tensor(elementwise(sign, tensor, filled)?)
         }
-        (sign, Value::Tensor(a), Value::Tensor(b)) => Value::Tensor(elementwise(sign, a, b)?),
+        (sign, Value::Tensor(a), Value::Tensor(b)) => Value::Tensor(elementwise(
+            sign,
+            floated(a, sign == '/'),
+            floated(b, sign == '/'),
+        )?),
     })
 }
 
@@ -391,7 +432,7 @@ mod tests {
     }
 
     fn check(text: &str, shape: &[usize], expected: &[f64]) {
-        let expression = Parser { text, at: 0 }.whole().unwrap();
+        let expression = Parser::new(text).whole().unwrap();
         let Ok(Value::Tensor(tensor)) = expression.value(&tensors()) else {
             panic!("{text}")
         };
@@ -418,9 +459,9 @@ mod tests {
             ("a ? b", "`?` is not understood in `a ? b`"),
             ("a[x]", "`x` is no index"),
         ] {
-            assert_eq!(Parser { text, at: 0 }.whole().unwrap_err(), reason);
+            assert_eq!(Parser::new(text).whole().unwrap_err(), reason);
         }
-        let missing = Parser { text: "c", at: 0 }.whole().unwrap().value(&tensors());
+        let missing = Parser::new("c").whole().unwrap().value(&tensors());
         assert!(missing.is_err());
     }
 }

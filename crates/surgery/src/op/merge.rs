@@ -153,7 +153,7 @@ pub fn merge(inputs: &[MergeInput], options: &MergeOptions) -> Result<(LazyState
                 }
                 OddPolicy::First => {
                     report.n_taken += 1;
-                    merged.insert(name, entry.clone());
+                    merged.insert(name, ungrouped(entry, having[0]));
                     continue;
                 }
                 OddPolicy::Available => {}
@@ -194,7 +194,8 @@ pub fn merge(inputs: &[MergeInput], options: &MergeOptions) -> Result<(LazyState
                 }
             }
         }
-        if having.len() < inputs.len() {
+        let sums_to_one = !matches!(options.method, MergeMethod::Linear { normalize: false });
+        if having.len() < inputs.len() && sums_to_one {
             renormalize(&mut terms);
         }
         let identities: Vec<Identity> = terms.iter().map(|(_, term)| term.identity()).collect();
@@ -209,6 +210,14 @@ pub fn merge(inputs: &[MergeInput], options: &MergeOptions) -> Result<(LazyState
         merged.insert(name, entry.with_tensor(average));
     }
     Ok((merged, report))
+}
+
+/// An entry of the input of that number: groups are those of the first.
+fn ungrouped(entry: &crate::LazyEntry, input: usize) -> crate::LazyEntry {
+    crate::LazyEntry {
+        group: entry.group.filter(|_| input == 0),
+        ..entry.clone()
+    }
 }
 
 fn weights(inputs: &[MergeInput], method: MergeMethod) -> Result<Vec<f64>, Error> {
@@ -247,7 +256,7 @@ fn weights(inputs: &[MergeInput], method: MergeMethod) -> Result<Vec<f64>, Error
     }
 }
 
-/// Weights that add up to what all inputs' add up to, which is 1.
+/// Weights that add up to 1 again.
 fn renormalize(terms: &mut [(f64, LazyTensor)]) {
     let sum: f64 = terms.iter().map(|(weight, _)| weight).sum();
     if sum != 0.0 {

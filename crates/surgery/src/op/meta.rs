@@ -46,6 +46,14 @@ pub(crate) fn parse_meta(args: &mut Args) -> Result<Box<dyn Operation>, Fault> {
 
 impl Operation for Meta {
     fn apply(&self, work: &mut Workspace) -> Result<Effect, Fault> {
+        if let Meta::Set(pairs) = self
+            && let Some((key, value)) = pairs.iter().find(|(_, value)| work.tensors.contains(value))
+        {
+            let what = format!(
+                "`{key}={value}` in a file says that `{key}` is another name of the tensor `{value}`"
+            );
+            return Err(Fault::new(what).hint(format!("`tie {value} -> {key}` gives it one")));
+        }
         let metadata = &mut work.tensors.metadata;
         match self {
             Meta::Set(pairs) => {

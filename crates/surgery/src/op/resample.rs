@@ -51,6 +51,9 @@ enum RelGrid {
     GeometricSpline,
 }
 
+/// Interpolation is a matrix of this many rows.
+const MAX_SIDE: usize = 1 << 16;
+
 const KERNELS: [(&str, Kernel); 5] = [
     ("bicubic", Kernel::Cubic),
     ("cubic", Kernel::Cubic),
@@ -68,6 +71,9 @@ fn kernel(args: &mut Args, default: Kernel) -> Result<Kernel, Fault> {
 fn grid(text: &At<String>) -> Result<[usize; 2], Fault> {
     let sizes = list::<usize>(text, 'x', "a grid such as `24x24`")?;
     match sizes.as_slice() {
+        sizes if sizes.iter().any(|&side| side > MAX_SIDE) => {
+            Err(Fault::new(format!("`{}` is larger than {MAX_SIDE}", text.value)).at(&text.span))
+        }
         &[side] if side > 0 => Ok([side, side]),
         &[height, width] if height > 0 && width > 0 => Ok([height, width]),
         _ => Err(Fault::new(format!("`{}` is not a grid such as `24x24`", text.value)).at(&text.span)),
@@ -124,10 +130,12 @@ pub(crate) fn parse_relpos(args: &mut Args) -> Result<Box<dyn Operation>, Fault>
 
 pub(crate) fn parse_interp(args: &mut Args) -> Result<Box<dyn Operation>, Fault> {
     let n: Option<std::num::NonZeroUsize> = args.parsed("n", "a size")?;
+    let n = n.filter(|n| n.get() <= MAX_SIDE);
     let how = How::Interp {
         axis: args.parsed("axis", "a dimension")?.unwrap_or(0),
-        n: n.map(usize::from)
-            .ok_or_else(|| Fault::new("`n=` is missing").at(&args.verb_span()))?,
+        n: n.map(usize::from).ok_or_else(|| {
+            Fault::new(format!("`n=` from 1 to {MAX_SIDE} is missing")).at(&args.verb_span())
+        })?,
         kernel: kernel(args, Kernel::Linear)?,
     };
     resample(args, how)

@@ -134,7 +134,7 @@ pub(crate) fn parse_renumber(args: &mut Args) -> Result<Box<dyn Operation>, Faul
                 };
                 match list::<u64>(&text, ',', "a list of layers such as `0,2,4` or `0..11`")?.as_slice() {
                     &[one] => kept.push(one),
-                    &[first, last] if first <= last => kept.extend(first..=last),
+                    &[first, last] if first <= last && last - first < 1 << 20 => kept.extend(first..=last),
                     _ => {
                         return Err(
                             Fault::new(format!("`{item}` is not a range of layers")).at(&numbers.span)
@@ -164,8 +164,12 @@ impl Operation for Renumber {
     fn apply(&self, work: &mut Workspace) -> Result<Effect, Fault> {
         let prefix = format!("{}.", self.prefix.value.trim_end_matches('.'));
         let number = |name: &str| -> Option<u64> {
-            let rest = name.strip_prefix(&prefix)?;
-            rest.split('.').next()?.parse().ok()
+            let digits = name.strip_prefix(&prefix)?.split('.').next()?;
+            // `01` is no number of a layer as torch writes them, and would come back as `1`.
+            digits
+                .parse()
+                .ok()
+                .filter(|number: &u64| number.to_string() == digits)
         };
         let there: BTreeMap<u64, ()> = work.tensors.names().filter_map(number).map(|n| (n, ())).collect();
         if there.is_empty() && !self.is_optional {

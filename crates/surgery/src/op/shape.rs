@@ -268,8 +268,8 @@ impl Change {
                     return Ok(tensor.clone());
                 }
                 let size_signed = i64::try_from(size).map_err(|_| "too large".to_owned())?;
-                let first =
-                    usize::try_from((-shift).rem_euclid(size_signed)).map_err(|_| "too large".to_owned())?;
+                let first = usize::try_from((-i128::from(*shift)).rem_euclid(i128::from(size_signed)))
+                    .map_err(|_| "too large".to_owned())?;
                 if first == 0 {
                     return Ok(tensor.clone());
                 }

@@ -244,6 +244,14 @@ fn parse_parts(text: &str) -> Result<Vec<Part>, PatternError> {
     let mut parts: Vec<Part> = Vec::new();
     let mut at = 0;
     while let Some(char) = text[at..].chars().next() {
+        /// More than anybody writes, and few enough for the matcher's stack.
+        const MAX_PARTS: usize = 256;
+        if parts.len() > MAX_PARTS {
+            return Err(PatternError {
+                at,
+                reason: format!("a pattern of more than {MAX_PARTS} parts"),
+            });
+        }
         let len = match char {
             '*' if text[at..].starts_with("**") => {
                 parts.push(Part::Any);

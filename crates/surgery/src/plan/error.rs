@@ -103,10 +103,17 @@ impl Fault {
     /// The error for people, in the text that the plan is.
     pub(crate) fn in_text(self, text: &str, step: &Span) -> PlanError {
         let span = self.span.unwrap_or_else(|| step.clone());
-        let start = span.start.min(text.len());
+        // What stands in quotes is shorter than it is written, so that a place in it may fall into a letter.
+        let snapped = |at: usize| {
+            (0..=at.min(text.len()))
+                .rev()
+                .find(|&at| text.is_char_boundary(at))
+                .unwrap_or(0)
+        };
+        let start = snapped(span.start);
         let line_start = text[..start].rfind('\n').map_or(0, |at| at + 1);
         let line_end = text[start..].find('\n').map_or(text.len(), |at| start + at);
-        let end = span.end.clamp(start, line_end);
+        let end = snapped(span.end).clamp(start, line_end);
         let (message, cause) = match self.what {
             What::Text(text) => (text, None),
             What::Error(error) => (error.to_string(), Some(error)),

@@ -178,6 +178,8 @@ impl Plan {
     /// # Errors
     /// [`Error::Plan`] with the place of what is not understood.
     pub fn parse(text: &str) -> Result<Plan, Error> {
+        // What some editors put in front of a text.
+        let text = text.strip_prefix('\u{feff}').unwrap_or(text);
         let in_text = |fault: Fault, span: &Span| Error::Plan(Box::new(fault.in_text(text, span)));
         let raw = lex::lex(text).map_err(|error| in_text(Fault::new(error.reason), &error.span))?;
         let mut steps = Vec::with_capacity(raw.len());

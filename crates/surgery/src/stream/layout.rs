@@ -47,6 +47,21 @@ pub(super) struct Item<'t> {
     pub(super) offset: u64,
 }
 
+/// Refuses what cannot be made, or would make terabytes of a few bytes.
+pub(super) fn check(name: &str, tensor: &LazyTensor) -> Result<(), Error> {
+    tensor.check().map_err(|error| error.of_tensor(name))?;
+    let mut expansion = Ok(());
+    tensor.for_each_stored(&mut |stored| {
+        if expansion.is_ok() {
+            expansion = stored.check_expansion();
+        }
+    });
+    expansion.map_err(|source| Error::Tensor {
+        name: name.to_owned(),
+        source,
+    })
+}
+
 /// What writing a layout costs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Cost {
@@ -300,7 +315,9 @@ fn shards<'t>(
 pub(super) fn tied(tensors: &LazyStateDict) -> IndexMap<String, String> {
     let mut ties = IndexMap::new();
     for names in tensors.ties() {
-        let kept = names.iter().min().copied().unwrap_or_default();
+        // A name that metadata has a meaning for must be that of a tensor.
+        let reserved = names.iter().find(|name| crate::format::ties::is_reserved(name));
+        let kept = reserved.or(names.iter().min()).copied().unwrap_or_default();
         for name in names.into_iter().filter(|name| *name != kept) {
             ties.insert(name.to_owned(), kept.to_owned());
         }

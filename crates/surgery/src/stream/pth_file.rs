@@ -37,9 +37,7 @@ pub(super) fn plan<'t>(
                     (Some(found), _) => found.clone(),
                     (None, Some(again)) => again.clone(),
                     (None, None) => {
-                        if let Some(tensor) = lazy.as_stored() {
-                            tensor.check_expansion().map_err(named)?;
-                        }
+                        super::layout::check(name, lazy)?;
                         let storage = Storage::promised(lazy.nbytes());
                         sources.insert(storage.id(), (Cow::Borrowed(*name), lazy.clone()));
                         let tensor =
@@ -79,7 +77,7 @@ pub(super) fn plan<'t>(
     })
 }
 
-/// Storages that stay as they are, with all views of them: those that are used whole, or shared as the file shares them.
+/// Storages that stay as they are, with all views of them: those that are used whole, or half and shared as the file shares them.
 fn kept_storages(entries: &[(&str, &LazyEntry)]) -> HashSet<(usize, u32)> {
     let mut views: Map<(usize, u32), (HashSet<Identity>, usize, usize)> = Map::default();
     for (_, entry) in entries {
@@ -95,7 +93,9 @@ fn kept_storages(entries: &[(&str, &LazyEntry)]) -> HashSet<(usize, u32)> {
             *used = tensor.nbytes().saturating_add(*used);
         }
     }
-    let is_kept = |(seen, used, size): &(HashSet<Identity>, usize, usize)| seen.len() > 1 || used >= size;
+    let is_kept = |(seen, used, size): &(HashSet<Identity>, usize, usize)| {
+        *used >= *size || (seen.len() > 1 && *used >= *size / 2)
+    };
     views
         .into_iter()
         .filter(|(_, view)| is_kept(view))

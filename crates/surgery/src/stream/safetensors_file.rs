@@ -46,11 +46,8 @@ pub(super) fn plan<'t>(
                 });
             }
         }
-        if let Some(tensor) = entry.tensor().and_then(LazyTensor::as_stored) {
-            tensor.check_expansion().map_err(|source| Error::Tensor {
-                name: (*name).to_owned(),
-                source,
-            })?;
+        if let Some(tensor) = entry.tensor() {
+            super::layout::check(name, tensor)?;
         }
     }
     let header = Header::plan(tensors, metadata)?;
