@@ -77,7 +77,11 @@ pub(super) fn plan<'t>(
     })
 }
 
-/// Storages that stay as they are, with all views of them: those that are used whole, or half and shared as the file shares them.
+/// What is left of a storage of this size is not worth to be saved.
+const SMALL_BYTES: usize = 1 << 16;
+
+/// Storages that stay as they are, with all views of them: small ones, those that are used whole, and those that are shared as the
+/// file shares them and used by half. What is left of others would be saved with them, as torch does with a slice of a large tensor.
 fn kept_storages(entries: &[(&str, &LazyEntry)]) -> HashSet<(usize, u32)> {
     let mut views: Map<(usize, u32), (HashSet<Identity>, usize, usize)> = Map::default();
     for (_, entry) in entries {
@@ -94,7 +98,7 @@ fn kept_storages(entries: &[(&str, &LazyEntry)]) -> HashSet<(usize, u32)> {
         }
     }
     let is_kept = |(seen, used, size): &(HashSet<Identity>, usize, usize)| {
-        *used >= *size || (seen.len() > 1 && *used >= *size / 2)
+        *size <= SMALL_BYTES || *used >= *size || (seen.len() > 1 && *used >= *size / 2)
     };
     views
         .into_iter()
