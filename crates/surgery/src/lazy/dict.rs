@@ -467,8 +467,7 @@ impl From<StateDict> for LazyStateDict {
 /// Which module became which, where a tensor's name changed in front of what stays: `layer3.0.w` to `train_.0.0.w` makes `layer3`
 /// `train_.0`, and `layer3.0` `train_.0.0`.
 fn note_modules(modules: &mut HashMap<String, String>, old: &str, new: &str) {
-    let mut ends = old.rmatch_indices('.').map(|(at, _)| at);
-    while let Some(at) = ends.next() {
+    for (at, _) in old.rmatch_indices('.') {
         let tail = &old[at..];
         let module = match new.strip_suffix(tail) {
             Some(module) => module,

@@ -336,18 +336,14 @@ fn layer_scale(tensors: &mut LazyStateDict, pairs: &[Pair]) -> Result<usize, Fau
                     bias.shape()
                 )));
             }
-            let folded = LazyTensor::computed(
-                bias.dtype(),
-                &bias.shape().to_vec(),
-                vec![bias, gamma],
-                |inputs| {
+            let folded =
+                LazyTensor::computed(bias.dtype(), bias.shape(), vec![bias.clone(), gamma], |inputs| {
                     Ok(inputs[0]
                         .iter()
                         .zip(&inputs[1])
                         .map(|(bias, gamma)| bias * gamma)
                         .collect())
-                },
-            );
+                });
             replace(tensors, &bias_name, folded);
         }
         tensors.retain(|name, _| name != gamma_name);

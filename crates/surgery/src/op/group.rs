@@ -246,9 +246,9 @@ impl Operation for FreezeTo {
             let is_frozen =
                 entry.group.is_some_and(|group| group < n) && !(self.trains_norms && is_norm(name));
             if is_frozen {
-                frozen.push(place)
+                frozen.push(place);
             } else {
-                trained.push(place)
+                trained.push(place);
             }
         }
         freeze::mark(&mut work.tensors, &frozen, false);

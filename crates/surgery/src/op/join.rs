@@ -131,8 +131,11 @@ fn rank_of(pair: &Pair, captures: &Captures, place: usize) -> Vec<u64> {
     numbers.chain(words).chain(star).collect()
 }
 
+/// One of the parts: its place among them, and its name.
+type Member = (Vec<u64>, String);
+
 /// The first number that is missing among parts that one number tells apart.
-fn gap(members: &[(Vec<u64>, String)]) -> Option<u64> {
+fn gap(members: &[Member]) -> Option<u64> {
     let mut numbers: Vec<u64> = Vec::with_capacity(members.len());
     for (rank, _) in members {
         match rank.as_slice() {
@@ -165,7 +168,7 @@ fn n_promised(pair: &Pair) -> usize {
 impl Operation for Join {
     fn apply(&self, work: &mut Workspace) -> Result<Effect, Fault> {
         let found = pairs_of(&work.tensors, &self.pairs, self.is_optional)?;
-        let mut groups: IndexMap<String, (&Pair, Vec<(Vec<u64>, String)>)> = IndexMap::new();
+        let mut groups: IndexMap<String, (&Pair, Vec<Member>)> = IndexMap::new();
         for (place, (name, pair, captures)) in found.iter().enumerate() {
             let target = target_name(pair, name, captures, 0)?;
             let rank = rank_of(pair, captures, place);

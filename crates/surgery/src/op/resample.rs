@@ -378,9 +378,9 @@ fn geometric(from: usize, to: usize) -> Vec<f64> {
     while high - low > 1e-6 {
         q = (low + high) / 2.0;
         if reach(q) > half_to as f64 {
-            high = q
+            high = q;
         } else {
-            low = q
+            low = q;
         }
     }
     let mut distances = Vec::with_capacity(half_from);

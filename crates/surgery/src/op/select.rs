@@ -132,9 +132,9 @@ pub(crate) fn parse_renumber(args: &mut Args) -> Result<Box<dyn Operation>, Faul
                     value: item.replace("..", ","),
                     span: numbers.span.clone(),
                 };
-                match list::<u64>(&text, ',', "a list of layers such as `0,2,4` or `0..11`")?.as_slice() {
-                    &[one] => kept.push(one),
-                    &[first, last] if first <= last && last - first < 1 << 20 => kept.extend(first..=last),
+                match list::<u64>(&text, ',', "a list of layers such as `0,2,4` or `0..11`")?[..] {
+                    [one] => kept.push(one),
+                    [first, last] if first <= last && last - first < 1 << 20 => kept.extend(first..=last),
                     _ => {
                         return Err(
                             Fault::new(format!("`{item}` is not a range of layers")).at(&numbers.span)

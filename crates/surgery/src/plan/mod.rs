@@ -273,24 +273,22 @@ fn on_input(work: &mut Workspace, name: &At<String>, operation: &dyn Operation) 
 
 fn parse_step(step: lex::RawStep) -> Result<Step, Fault> {
     let mut words = std::collections::VecDeque::from(step.words);
-    let mut on = None;
-    if words
+    let is_on = words
         .front()
-        .is_some_and(|word| word.kind == WordKind::Bare && word.text == "on")
-    {
-        let on_word = words.pop_front();
-        let name = words.pop_front().filter(|word| word.kind == WordKind::Bare);
-        let name = name.ok_or_else(|| {
-            let fault = Fault::new("an input's name is missing behind `on`");
-            on_word.map_or(fault, |word| {
-                Fault::new("an input's name is missing behind `on`").at(&word.span)
+        .is_some_and(|word| word.kind == WordKind::Bare && word.text == "on");
+    let on_word = if is_on { words.pop_front() } else { None };
+    let on = match on_word {
+        Some(on_word) => {
+            let name = words.pop_front().filter(|word| word.kind == WordKind::Bare);
+            let name =
+                name.ok_or_else(|| Fault::new("an input's name is missing behind `on`").at(&on_word.span))?;
+            Some(At {
+                value: name.text,
+                span: name.span,
             })
-        })?;
-        on = Some(At {
-            value: name.text,
-            span: name.span,
-        });
-    }
+        }
+        None => None,
+    };
     let Some(word) = words.pop_front() else {
         return Err(Fault::new("a verb is missing"));
     };

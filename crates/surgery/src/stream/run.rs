@@ -62,11 +62,8 @@ fn write_all(layout: &Layout<'_>, options: &WriteOptions<'_>) -> Result<WriteRep
     if options.existing == Existing::Refuse {
         let index = layout.index.iter().map(|index| index.path.clone());
         let config = layout.config.iter().map(|(path, _)| path.clone());
-        for path in index
-            .chain(config)
-            .chain(other_form(layout))
-            .filter(|path| path.exists())
-        {
+        let mut beside = index.chain(config).chain(other_form(layout));
+        if let Some(path) = beside.find(|path| path.exists()) {
             return Err(FileError::at("create", &path)(io::ErrorKind::AlreadyExists.into()).into());
         }
     }

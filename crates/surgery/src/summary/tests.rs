@@ -66,7 +66,7 @@ fn check_rows(tensors: &StateDict, how: &SummaryText, expected: &str) {
 
 #[test]
 fn the_whole_table() {
-    let mut tensors = network();
+    let tensors = network();
     let plan = crate::Plan::parse("freeze bn1.** fc.bias").unwrap();
     let (frozen, _) = plan
         .apply(crate::LazyStateDict::from(tensors), &pth::OpenOptions::default())
