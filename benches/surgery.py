@@ -95,7 +95,9 @@ def bench_merge(work: Path, graftwork: str, mergekit: Path | None, repeats: int)
     weights = [f"{a}/model.safetensors:0.6", f"{b}/model.safetensors:0.4"]
 
     def graft() -> Run:
-        return run([graftwork, "merge", "linear", "-o", str(ours), "--force", *weights])
+        # As for mergekit: what was written before is gone.
+        ours.unlink(missing_ok=True)
+        return run([graftwork, "merge", "linear", "-o", str(ours), *weights])
 
     sides = {"graftwork merge linear": graft}
     out = work / "mergekit-out"
