@@ -115,16 +115,6 @@ pub(crate) fn run(args: &MergeArgs) -> Result<u8> {
         });
     }
     let (tensors, report) = merge(&inputs, &options)?;
-    let mut summary = format!("{} averaged", report.n_merged);
-    for (n, what) in [
-        (report.n_integers, "integers by policy"),
-        (report.n_taken, "taken from one input"),
-        (report.n_skipped, "left out"),
-    ] {
-        if n > 0 {
-            summary.push_str(&format!(", {n} {what}"));
-        }
-    }
     let method = args
         .method
         .to_possible_value()
@@ -132,7 +122,7 @@ pub(crate) fn run(args: &MergeArgs) -> Result<u8> {
     let steps = [StepReport {
         step: format!("merge {method} {}", args.inputs.join(" ")),
         effect: Effect {
-            summary,
+            summary: report.to_string(),
             is_lossy: true,
             notes: Vec::new(),
         },

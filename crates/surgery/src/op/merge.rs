@@ -116,6 +116,22 @@ pub struct MergeReport {
     pub n_skipped: usize,
 }
 
+impl std::fmt::Display for MergeReport {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} averaged", self.n_merged)?;
+        for (n, what) in [
+            (self.n_integers, "integers by policy"),
+            (self.n_taken, "taken from one input"),
+            (self.n_skipped, "left out"),
+        ] {
+            if n > 0 {
+                write!(f, ", {n} {what}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
 /// The average of `inputs`, under the names of the first, in its order, with its marks and metadata.
 ///
 /// # Errors
@@ -419,16 +435,6 @@ impl Operation for Merge {
         }
         let (merged, report) = merge(&inputs, &self.options)?;
         work.tensors = merged;
-        let mut summary = format!("{} merged", report.n_merged);
-        for (n, what) in [
-            (report.n_integers, "integers by policy"),
-            (report.n_taken, "taken from one input"),
-            (report.n_skipped, "left out"),
-        ] {
-            if n > 0 {
-                summary.push_str(&format!(", {n} {what}"));
-            }
-        }
-        Ok(Effect::lossy(summary))
+        Ok(Effect::lossy(report.to_string()))
     }
 }
