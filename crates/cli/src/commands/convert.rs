@@ -1,5 +1,6 @@
 //! `graftwork convert IN OUT`: any readable checkpoint to safetensors or to a `.pth` that loads with `weights_only`.
 
+use std::mem::ManuallyDrop;
 use std::path::PathBuf;
 
 use anyhow::Result;
@@ -58,6 +59,8 @@ pub(crate) fn run(args: &ConvertArgs) -> Result<u8> {
     left_out(&opened);
     let plan = Plan::parse(&steps(args)?)?;
     let (tensors, steps) = plan.apply(LazyStateDict::of(opened), &args.open.options())?;
+    // As in `edit`: the process ends here.
+    let tensors = ManuallyDrop::new(tensors);
     Job {
         tensors: &tensors,
         output: &args.output,

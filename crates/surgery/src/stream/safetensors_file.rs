@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use indexmap::IndexMap;
 use pth::DType;
+use safetensors::Dtype;
 
 use super::layout::{FileLayout, Item, Rest};
 use crate::format::header::{MAX_HEADER_BYTES, METADATA_KEY, shape_in_safetensors, to_safetensors};
@@ -125,7 +126,7 @@ impl<'t> Header<'t> {
             let sizes: usize =
                 shape.iter().map(|&size| digits(size)).sum::<usize>() + shape.len().saturating_sub(1);
             // {"dtype":"F32","shape":[…],"data_offsets":[…,…]} with a colon in front and a comma behind.
-            n_bytes += json_len(name) + dtype.len() + sizes + digits(start) + digits(end);
+            n_bytes += json_len(name) + name_len(dtype) + sizes + digits(start) + digits(end);
             n_bytes += r#":{"dtype":"","shape":[],"data_offsets":[,]},"#.len();
         }
         // The last comma is the brace.
@@ -180,13 +181,11 @@ impl<'t> Header<'t> {
     }
 }
 
-/// The name that the format has for a tensor's type.
-fn dtype_of(tensor: &LazyTensor) -> Option<String> {
+/// The type that the format has for a tensor's.
+fn dtype_of(tensor: &LazyTensor) -> Option<Dtype> {
     // A 0-d pair of 4-bit floats would need a dimension to be counted in.
     let is_counted = tensor.dtype() != DType::Float4E2M1FnX2 || !tensor.shape().is_empty();
-    to_safetensors(tensor.dtype())
-        .filter(|_| is_counted)
-        .map(|dtype| dtype.to_string())
+    to_safetensors(tensor.dtype()).filter(|_| is_counted)
 }
 
 /// The length of a text in JSON, with its quotes.
@@ -198,6 +197,16 @@ fn json_len(text: &str) -> usize {
         return text.len() + 2;
     }
     serde_json::to_vec(text).expect("strings make JSON").len()
+}
+
+/// The length of a type's name in the header.
+fn name_len(dtype: Dtype) -> usize {
+    match dtype {
+        Dtype::U8 | Dtype::I8 | Dtype::F4 => 2,
+        Dtype::F32 | Dtype::F16 | Dtype::F64 | Dtype::I64 | Dtype::I32 | Dtype::I16 => 3,
+        Dtype::BF16 | Dtype::BOOL => 4,
+        dtype => dtype.to_string().len(),
+    }
 }
 
 fn digits(n: usize) -> usize {
