@@ -2,6 +2,8 @@
 
 use std::io::{self, IsTerminal, Write};
 
+pub(crate) use surgery::grouped;
+
 /// Writes a verb's results. A reader that has gone away (`| head`) is no error.
 pub(crate) fn print(text: &str) -> anyhow::Result<()> {
     let mut out = io::stdout().lock();
@@ -39,19 +41,6 @@ pub(crate) fn plain(name: &str) -> String {
             }
         })
         .collect()
-}
-
-/// `1234567` as `1,234,567`.
-pub(crate) fn grouped(n: usize) -> String {
-    let digits = n.to_string();
-    let mut out = String::new();
-    for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            out.push(',');
-        }
-        out.push(digit);
-    }
-    out
 }
 
 /// The names nearest to a mistyped one, the nearest first.

@@ -1,6 +1,6 @@
-//! State dicts in, state dicts out: safetensors, renaming, freezing.
+//! State dicts in, state dicts out: a language of edits, averages, differences, summaries, and files of any size.
 //!
-//! Begin with [`open`] for any supported file.
+//! Begin with [`open`] for any supported file, [`Plan`] for what is done to it, and [`write`] for the result.
 #![forbid(unsafe_code)]
 
 mod diff;
@@ -38,4 +38,6 @@ pub use pattern::{Captures, Pattern, PatternError, Target, Template};
 pub use plan::{Effect, OutputSpec, Plan, PlanError, StepReport, VERBS, Verb, open_whole};
 pub use size::parse_size;
 pub use stream::{Cost, Layout, OutputFormat, WriteOptions, WriteReport, write};
-pub use summary::{DtypeSum, Kind, Largest, Param, Row, Summary, SummaryText, Tie, Totals, Trainable};
+pub use summary::{
+    DtypeSum, Kind, Largest, Param, Row, Summary, SummaryText, Tie, Totals, Trainable, grouped,
+};

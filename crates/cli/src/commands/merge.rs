@@ -39,7 +39,7 @@ pub(crate) struct MergeArgs {
     #[arg(long, value_name = "POLICY", value_parser = odd, default_value = "error")]
     missing: OddPolicy,
     /// What becomes of tensors whose shapes disagree: error, skip, first
-    #[arg(long, value_name = "POLICY", value_parser = odd, default_value = "error")]
+    #[arg(long, value_name = "POLICY", value_parser = mismatch, default_value = "error")]
     mismatch: OddPolicy,
     /// The type of the floating results: float32, float16, bfloat16, float64 [default: that of the first input]
     #[arg(long, value_name = "TYPE", value_parser = float_type)]
@@ -69,6 +69,11 @@ fn integers(text: &str) -> Result<IntegerPolicy, String> {
 
 fn odd(text: &str) -> Result<OddPolicy, String> {
     of(&MISSING_POLICIES, text)
+}
+
+/// No average is made of what disagrees.
+fn mismatch(text: &str) -> Result<OddPolicy, String> {
+    of(&MISSING_POLICIES[..3], text)
 }
 
 fn of<T: Copy>(words: &[(&str, T)], text: &str) -> Result<T, String> {

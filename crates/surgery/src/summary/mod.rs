@@ -20,6 +20,7 @@ use serde::Serialize;
 
 pub use kind::Kind;
 pub use print::SummaryText;
+pub use print::grouped;
 
 /// A model as its state dict tells of it. [`to_text`](Summary::to_text) prints it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

@@ -210,7 +210,7 @@ pub(super) fn shown(name: &str) -> String {
 }
 
 /// `1234567` as `1,234,567`.
-pub(super) fn grouped(n: usize) -> String {
+pub fn grouped(n: usize) -> String {
     let digits = n.to_string();
     let mut out = String::new();
     for (i, digit) in digits.chars().enumerate() {
