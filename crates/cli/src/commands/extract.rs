@@ -8,23 +8,19 @@ use runtime::engine::Engine;
 use runtime::features::{ExtractConfig, Extraction, extract};
 use runtime::onnx::Model;
 
-use crate::args::{BatchArgs, DataArgs, EngineArgs, PreprocessArgs};
+use crate::args::{BackboneArgs, BatchArgs, DataArgs, EngineArgs, PreprocessArgs};
 use crate::progress::Watch;
 use crate::text;
 
 #[derive(Debug, Args)]
 pub(crate) struct ExtractArgs {
-    /// The ONNX backbone
-    #[arg(long, value_name = "M.onnx")]
-    backbone: PathBuf,
+    #[command(flatten)]
+    backbone: BackboneArgs,
     #[command(flatten)]
     data: DataArgs,
     /// Folder of cache entries
     #[arg(long, value_name = "DIR")]
     cache: PathBuf,
-    /// The tensor to cut at [default: the input of the classifier]
-    #[arg(long, value_name = "TENSOR")]
-    cut: Option<String>,
     #[command(flatten)]
     preprocess: PreprocessArgs,
     #[command(flatten)]
@@ -38,13 +34,13 @@ pub(crate) struct ExtractArgs {
 
 pub(crate) fn run(args: &ExtractArgs) -> anyhow::Result<u8> {
     let preprocess = args.preprocess.checked()?;
-    let model = Model::open(&args.backbone)?;
+    let model = Model::open(&args.backbone.backbone)?;
     let data = Dataset::open(&args.data.data, args.data.split())?;
     let engine = Engine::open(args.engine.ort_lib.as_deref())?;
     text::remark(&format!("running on the CPU with {engine}"));
     let config = ExtractConfig {
         cache: &args.cache,
-        boundary: args.cut.as_deref(),
+        boundary: args.backbone.cut.as_deref(),
         preprocess: &preprocess,
         batch_size: args.batch.batch_size,
         threads: args.engine.threads(),

@@ -6,16 +6,15 @@ use clap::Args;
 use pth::Existing;
 use runtime::job::{FitConfig, FitReport, fit};
 
-use crate::args::{BatchArgs, CArg, DataArgs, EngineArgs, PreprocessArgs, default_cache};
+use crate::args::{BackboneArgs, BatchArgs, CArg, DataArgs, EngineArgs, PreprocessArgs, default_cache};
 use crate::progress::Watch;
 use crate::table;
 use crate::text;
 
 #[derive(Debug, Args)]
 pub(crate) struct FitArgs {
-    /// The ONNX backbone
-    #[arg(long, value_name = "M.onnx")]
-    backbone: PathBuf,
+    #[command(flatten)]
+    backbone: BackboneArgs,
     #[command(flatten)]
     data: DataArgs,
     /// The run folder to write
@@ -24,9 +23,6 @@ pub(crate) struct FitArgs {
     /// Folder of cached features [default: graftwork/features in your cache folder]
     #[arg(long, value_name = "DIR")]
     cache: Option<PathBuf>,
-    /// The tensor to cut at [default: the input of the classifier]
-    #[arg(long, value_name = "TENSOR")]
-    cut: Option<String>,
     /// Regularisation: scikit-learn's C, or auto to choose it on held-out training pictures
     #[arg(long, value_name = "VALUE|auto", default_value = "auto")]
     c: CArg,
@@ -46,11 +42,11 @@ pub(crate) struct FitArgs {
 
 pub(crate) fn run(args: &FitArgs) -> anyhow::Result<u8> {
     let config = FitConfig {
-        backbone: args.backbone.clone(),
+        backbone: args.backbone.backbone.clone(),
         data: args.data.data.clone(),
         run: args.output.clone(),
         cache: args.cache.clone().map_or_else(default_cache, Ok)?,
-        cut: args.cut.clone(),
+        cut: args.backbone.cut.clone(),
         preprocess: args.preprocess.checked()?,
         split: args.data.split(),
         regularisation: args.c.0,

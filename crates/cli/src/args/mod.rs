@@ -1,0 +1,89 @@
+//! Flags that several verbs share.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+
+mod backbone;
+mod data;
+mod engine;
+mod preprocess;
+
+pub(crate) use backbone::BackboneArgs;
+pub(crate) use data::DataArgs;
+pub(crate) use engine::{BatchArgs, EngineArgs};
+pub(crate) use preprocess::PreprocessArgs;
+
+/// How a checkpoint is read.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Reading")]
+pub(crate) struct OpenArgs {
+    /// Read the tensors of a checkpoint that names code; nothing is ever run
+    #[arg(long)]
+    pub(crate) allow_opaque: bool,
+    /// Of equal keys of one dict take the last, as Python would
+    #[arg(long)]
+    pub(crate) last_wins: bool,
+    /// Accept bytes in front of a zip archive
+    #[arg(long)]
+    pub(crate) allow_prefix: bool,
+    /// The byte order of the numbers, where the file tells a wrong one or none
+    #[arg(long, value_name = "ORDER", value_enum)]
+    pub(crate) byte_order: Option<ByteOrderArg>,
+    /// Read the file instead of mapping it into memory: for network file systems
+    #[arg(long)]
+    pub(crate) no_mmap: bool,
+}
+
+/// Which end of a number comes first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ByteOrderArg {
+    Little,
+    Big,
+}
+
+impl OpenArgs {
+    pub(crate) fn options(&self) -> pth::OpenOptions {
+        pth::OpenOptions {
+            backing: self.backing(),
+            allow_opaque: self.allow_opaque,
+            last_wins: self.last_wins,
+            allow_prefix: self.allow_prefix,
+            byte_order: self.byte_order.map(|order| match order {
+                ByteOrderArg::Little => pth::ByteOrder::Little,
+                ByteOrderArg::Big => pth::ByteOrder::Big,
+            }),
+        }
+    }
+
+    fn backing(&self) -> pth::Backing {
+        if self.no_mmap {
+            pth::Backing::Read
+        } else {
+            pth::Backing::Map
+        }
+    }
+}
+
+/// `--c VALUE|auto`.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct CArg(pub(crate) runtime::job::Regularisation);
+
+impl std::str::FromStr for CArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<CArg, String> {
+        if text == "auto" {
+            return Ok(CArg(runtime::job::Regularisation::Auto));
+        }
+        match text.parse::<f64>() {
+            Ok(c) if c > 0.0 && c.is_finite() => Ok(CArg(runtime::job::Regularisation::C(c))),
+            _ => Err("C is a positive number, or auto".to_owned()),
+        }
+    }
+}
+
+/// The folder that features go to where none is given.
+pub(crate) fn default_cache() -> anyhow::Result<PathBuf> {
+    Ok(runtime::features::default_cache()?)
+}
