@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::engine::{Engine, SessionOptions};
+use crate::engine::{Device, Engine, Input, SessionOptions};
 use crate::error::Error;
 use crate::features::{check_input, sessions_for};
 use crate::head::LinearHead;
@@ -110,9 +110,11 @@ impl Classifier {
         let done = AtomicUsize::new(0);
         let answers: Mutex<Vec<Option<Answer>>> = Mutex::new(vec![None; pictures.len()]);
         let work = || -> Result<(), Error> {
-            let mut session = self
-                .engine
-                .session(&self.model, SessionOptions { intra_threads })?;
+            let options = SessionOptions {
+                intra_threads,
+                device: Device::Cpu,
+            };
+            let mut session = self.engine.session(&self.model, options)?;
             let mut pixels = vec![0.0; self.batch_size * numel];
             loop {
                 let first = next.fetch_add(self.batch_size, Ordering::Relaxed);
@@ -133,7 +135,12 @@ impl Classifier {
                     })
                     .collect();
                 let crop = self.preprocess.crop;
-                let (logits, n_classes) = session.run([self.batch_size, 3, crop, crop], &pixels)?;
+                let input = Input::F32 {
+                    shape: &[self.batch_size, 3, crop, crop],
+                    values: &pixels,
+                };
+                let output = session.run_rows(&[input], self.batch_size)?.swap_remove(0);
+                let (n_classes, logits) = (output.row_len(), output.values);
                 if n_classes != self.classes.len() {
                     return Err(Error::BadFile {
                         path: self.model.path().to_owned(),

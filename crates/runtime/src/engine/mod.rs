@@ -1,11 +1,16 @@
 //! ONNX Runtime: finding it, installing it, running a model with it.
 //!
-//! Types of the `ort` crate stay inside `session.rs`; everything else sees slices of `f32`.
+//! Types of the `ort` crate stay inside this folder; everything else sees slices of numbers.
 
+mod device;
+mod external;
 mod find;
 mod install;
 mod session;
+mod tensor;
 
+pub use device::Device;
 pub use find::{Candidate, Found, Origin, candidates, find};
 pub use install::{InstallReport, install, installed_dir};
 pub use session::{Engine, Session, SessionOptions};
+pub use tensor::{Input, Output, OutputView};

@@ -1,12 +1,18 @@
-//! The only file that knows the `ort` crate's sessions.
+//! ONNX Runtime loaded once per process, and models made ready to run on it.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-use ort::session::builder::GraphOptimizationLevel;
-use ort::value::TensorRef;
+use ort::ep;
+use ort::session::SessionInputValue;
+use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
+use ort::value::TensorElementType;
 
+use super::device::Device;
+use super::external::Held;
 use super::find::{Found, find};
+use super::tensor::{Input, Output, OutputView, input_value, output_view, type_name};
 use crate::error::Error;
 use crate::onnx::Model;
 
@@ -20,8 +26,10 @@ pub struct Engine {
 /// How a model is run.
 #[derive(Debug, Clone, Copy)]
 pub struct SessionOptions {
-    /// Threads inside one operator.
+    /// Threads inside one operator, on the processor.
     pub intra_threads: usize,
+    /// What runs it.
+    pub device: Device,
 }
 
 /// A model, ready to run. `run` takes `&mut self`: a session per worker thread.
@@ -29,8 +37,17 @@ pub struct SessionOptions {
 pub struct Session {
     inner: ort::session::Session,
     path: PathBuf,
-    input: String,
-    output: String,
+    inputs: Vec<Port>,
+    outputs: Vec<String>,
+    /// ONNX Runtime reads these bytes as long as the session lives; dropped after it.
+    _external: Vec<Held>,
+}
+
+/// An input of a session.
+#[derive(Debug)]
+struct Port {
+    name: String,
+    ty: TensorElementType,
 }
 
 impl Engine {
@@ -76,46 +93,95 @@ impl Engine {
         &self.found
     }
 
-    /// Makes a model with one input and (as a cut has) one output ready to run.
+    /// What runs a network when `device` is asked for, in one line for a person.
+    pub fn describe(&self, device: Device) -> String {
+        match device {
+            Device::Cpu => format!("{device}, {self}"),
+            Device::Cuda { tf32, .. } => {
+                let tf32 = if tf32 { "on" } else { "off" };
+                format!("{device} (TF32 {tf32}), {self}")
+            }
+        }
+    }
+
+    /// Makes a model ready to run.
     ///
     /// # Errors
-    /// [`Error::Ort`] with ONNX Runtime's own words; [`Error::Backbone`] for several inputs.
+    /// [`Error::Ort`] with ONNX Runtime's own words, for an operator that it does not know among others;
+    /// [`Error::Backbone`] where an input is no tensor.
     pub fn session(&self, model: &Model, options: SessionOptions) -> Result<Session, Error> {
-        let input = model.input()?.name.clone();
-        let output = model.outputs()[0].clone();
         let load = |message: String| Error::Ort {
             action: "load",
             path: model.path().to_owned(),
             message,
         };
-        let set_up = || -> Result<_, String> {
-            let text = |error: ort::Error<ort::session::builder::SessionBuilder>| error.to_string();
-            let builder =
-                ort::session::Session::builder(&self.environment).map_err(|error| error.to_string())?;
-            let builder = builder
-                .with_optimization_level(GraphOptimizationLevel::Level3)
-                .map_err(text)?;
-            let builder = builder.with_intra_threads(options.intra_threads).map_err(text)?;
-            let builder = builder.with_inter_threads(1).map_err(text)?;
-            // Preprocessing shares the cores: a pool that spins while it waits would take them from it.
-            let builder = builder.with_intra_op_spinning(false).map_err(text)?;
-            builder.with_deterministic_compute(true).map_err(text)
-        };
-        let mut builder = set_up().map_err(load)?;
+        // Before the builder, so that it is dropped after it.
+        let external: Vec<Held> = model
+            .external()
+            .iter()
+            .map(|tensor| Held::new(tensor).map_err(load))
+            .collect::<Result<_, Error>>()?;
+        let mut builder = self.builder(options).map_err(load)?;
+        for tensor in &external {
+            // SAFETY: `external` outlives the builder here and ONNX Runtime's session in `Session`; the bytes stay where
+            // they are when the vector moves.
+            let value = unsafe { tensor.value() }.map_err(load)?;
+            builder = builder
+                .with_external_initializer(tensor.name(), value)
+                .map_err(|error| load(error.to_string()))?;
+        }
         let inner = builder
             .commit_from_memory(model.bytes())
             .map_err(|error| load(error.to_string()))?;
+        let port = |outlet: &ort::value::Outlet| match outlet.dtype().tensor_type() {
+            Some(ty) => Ok(Port {
+                name: outlet.name().to_owned(),
+                ty,
+            }),
+            None => Err(Error::Backbone {
+                path: model.path().to_owned(),
+                reason: format!("its input `{}` is no tensor", outlet.name()),
+            }),
+        };
         Ok(Session {
-            inner,
+            inputs: inner.inputs().iter().map(port).collect::<Result<_, Error>>()?,
+            outputs: inner
+                .outputs()
+                .iter()
+                .map(|outlet| outlet.name().to_owned())
+                .collect(),
             path: model.path().to_owned(),
-            input,
-            output,
+            inner,
+            _external: external,
         })
+    }
+
+    fn builder(&self, options: SessionOptions) -> Result<SessionBuilder, String> {
+        let text = |error: ort::Error<SessionBuilder>| error.to_string();
+        let builder = ort::session::Session::builder(&self.environment).map_err(|error| error.to_string())?;
+        let builder = builder
+            .with_optimization_level(GraphOptimizationLevel::Level3)
+            .map_err(text)?;
+        let builder = builder.with_intra_threads(options.intra_threads).map_err(text)?;
+        let builder = builder.with_inter_threads(1).map_err(text)?;
+        // Preprocessing shares the cores: a pool that spins while it waits would take them from it.
+        let builder = builder.with_intra_op_spinning(false).map_err(text)?;
+        let builder = builder.with_deterministic_compute(true).map_err(text)?;
+        match options.device {
+            Device::Cpu => Ok(builder),
+            Device::Cuda { index, tf32 } => {
+                let index = i32::try_from(index).map_err(|_| format!("there is no CUDA device {index}"))?;
+                let provider = ep::CUDA::default().with_device_id(index).with_tf32(tf32);
+                builder
+                    .with_execution_providers([provider.build().error_on_failure()])
+                    .map_err(text)
+            }
+        }
     }
 }
 
-impl std::fmt::Display for Engine {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Display for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
             "ONNX Runtime 1.{} ({}, `{}`)",
@@ -127,43 +193,95 @@ impl std::fmt::Display for Engine {
 }
 
 impl Session {
-    /// Runs one batch: `pixels` is row-major with `shape`, `[N, 3, H, W]`. Returns the output's rows after one
-    /// another and how many numbers a row has.
+    /// Names of the inputs, in the order in which [`Session::run`] takes them.
+    pub fn input_names(&self) -> impl ExactSizeIterator<Item = &str> {
+        self.inputs.iter().map(|port| port.name.as_str())
+    }
+
+    /// Names of the outputs, in the order in which [`Session::run`] gives them.
+    pub fn output_names(&self) -> impl ExactSizeIterator<Item = &str> {
+        self.outputs.iter().map(String::as_str)
+    }
+
+    /// Runs the network once: inputs and outputs in the model's order.
     ///
     /// # Errors
-    /// [`Error::Ort`] with ONNX Runtime's own words; [`Error::Backbone`] where the output is not float32 or does not
-    /// have one row per picture.
-    pub fn run(&mut self, shape: [usize; 4], pixels: &[f32]) -> Result<(Vec<f32>, usize), Error> {
+    /// [`Error::Ort`] with ONNX Runtime's own words, where shapes do not fit among others; [`Error::Backbone`] where
+    /// the number of inputs or the type of a tensor does not fit.
+    pub fn run(&mut self, inputs: &[Input<'_>]) -> Result<Vec<Output>, Error> {
+        self.run_with(inputs, |outputs| {
+            outputs.into_iter().map(OutputView::into_owned).collect()
+        })
+    }
+
+    /// As [`Session::run`], and the outputs are looked at where ONNX Runtime left them instead of being copied.
+    ///
+    /// # Errors
+    /// As [`Session::run`].
+    pub fn run_with<R>(
+        &mut self,
+        inputs: &[Input<'_>],
+        look: impl FnOnce(Vec<OutputView<'_>>) -> R,
+    ) -> Result<R, Error> {
+        let path = &self.path;
+        let misfit = |reason: String| Error::Backbone {
+            path: path.clone(),
+            reason,
+        };
         let failed = |error: ort::Error| Error::Ort {
             action: "run",
-            path: self.path.clone(),
+            path: path.clone(),
             message: error.to_string(),
         };
-        let tensor = TensorRef::from_array_view((shape, pixels)).map_err(failed)?;
-        let outputs = self
-            .inner
-            .run(ort::inputs![self.input.as_str() => tensor])
-            .map_err(failed)?;
-        let value = outputs.get(&self.output).ok_or_else(|| Error::Backbone {
-            path: self.path.clone(),
-            reason: format!("it gave no `{}`", self.output),
-        })?;
-        let (out_shape, values) = value.try_extract_tensor::<f32>().map_err(|_| Error::Backbone {
-            path: self.path.clone(),
-            reason: format!("`{}` is not float32", self.output),
-        })?;
-        let n_rows = out_shape.first().copied().unwrap_or(0);
-        if usize::try_from(n_rows) != Ok(shape[0]) || shape[0] == 0 || values.is_empty() {
-            return Err(Error::Backbone {
-                path: self.path.clone(),
-                reason: format!(
-                    "`{}` has shape {:?} for {} pictures",
-                    self.output,
-                    &out_shape[..],
-                    shape[0]
-                ),
-            });
+        if inputs.len() != self.inputs.len() {
+            let ports: Vec<String> = self
+                .inputs
+                .iter()
+                .map(|port| format!("`{}` {}", port.name, type_name(port.ty)))
+                .collect();
+            return Err(misfit(format!(
+                "it takes {} inputs ({}), and {} were given",
+                ports.len(),
+                ports.join(", "),
+                inputs.len()
+            )));
         }
-        Ok((values.to_vec(), values.len() / shape[0]))
+        let values = inputs
+            .iter()
+            .zip(&self.inputs)
+            .map(|(input, port)| {
+                input_value(input, port.ty)
+                    .map_err(|reason| misfit(format!("its input `{}`: {reason}", port.name)))
+            })
+            .collect::<Result<Vec<SessionInputValue<'_>>, Error>>()?;
+        let outputs = self.inner.run(values.as_slice()).map_err(failed)?;
+        let views = self
+            .outputs
+            .iter()
+            .enumerate()
+            .map(|(idx, name)| output_view(name, &outputs[idx]))
+            .collect::<Result<Vec<OutputView<'_>>, String>>()
+            .map_err(|reason| misfit(format!("its output {reason}")))?;
+        Ok(look(views))
+    }
+
+    /// As [`Session::run`], and each output must have one row per sample.
+    ///
+    /// # Errors
+    /// As [`Session::run`]; [`Error::Backbone`] where the first axis of an output is not `n_rows` or rows are empty.
+    pub fn run_rows(&mut self, inputs: &[Input<'_>], n_rows: usize) -> Result<Vec<Output>, Error> {
+        let outputs = self.run(inputs)?;
+        for (output, name) in outputs.iter().zip(&self.outputs) {
+            if output.shape.first() != Some(&n_rows) || output.row_len() == 0 {
+                return Err(Error::Backbone {
+                    path: self.path.clone(),
+                    reason: format!(
+                        "its output `{name}` has shape {:?} for {n_rows} samples",
+                        output.shape
+                    ),
+                });
+            }
+        }
+        Ok(outputs)
     }
 }

@@ -4,9 +4,11 @@
 
 mod cut;
 mod digest;
+mod external;
 mod graph;
 mod splice;
 mod wire;
 
+pub use external::External;
 pub use graph::{Input, Model};
 pub use splice::HeadWeights;
