@@ -115,6 +115,11 @@ impl Key {
         })
     }
 
+    /// The key of another view of the same samples; none is the plain one.
+    pub(super) fn with_view(&self, view: Option<ViewKey>) -> Key {
+        Key { view, ..self.clone() }
+    }
+
     /// What `key.json` holds: the same bytes for the same key.
     pub(super) fn to_bytes(&self) -> Vec<u8> {
         let mut bytes = serde_json::to_vec_pretty(self).expect("plain data is JSON");

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use crate::engine::{Engine, Output, Session, SessionOptions};
+use crate::engine::{Engine, Input, OutputView, Session, SessionOptions};
 use crate::error::Error;
 use crate::onnx::Model;
 
@@ -171,6 +171,14 @@ pub(crate) struct Filler<'f, T> {
 }
 
 impl<T> Filler<'_, T> {
+    /// Does a part of the preparation, and counts its time.
+    pub(crate) fn prepare<R>(&self, part: impl FnOnce() -> R) -> R {
+        let start = Instant::now();
+        let done = part();
+        Spent::add(&self.spent.preparing, start);
+        done
+    }
+
     /// Lets `write` put a sample into the next free place; where it fails, the place is free again and its error is
     /// returned inside. May run the network before it returns.
     ///
@@ -206,7 +214,31 @@ impl<T> Filler<'_, T> {
     }
 }
 
+/// The others must not wait for a thread that is gone.
+struct StopOnPanic<'h, T>(&'h Hall<T>);
+
+impl<T> Drop for StopOnPanic<'_, T> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.stop();
+        }
+    }
+}
+
 impl Pipeline<'_> {
+    fn check_rows(&self, output: &OutputView<'_>) -> Result<(), Error> {
+        if output.shape.first() == Some(&self.shape[0]) && output.row_len() > 0 {
+            return Ok(());
+        }
+        Err(Error::Backbone {
+            path: self.model.path().to_owned(),
+            reason: format!(
+                "`{}` has shape {:?} for {} samples",
+                output.name, output.shape, self.shape[0]
+            ),
+        })
+    }
+
     /// Calls `work` on every thread to fill batches until it returns, and `sink` with each batch's tags and outputs, from
     /// any thread. A short batch is padded with zeros, which `sink` does not see: there are as many rows as tags or more.
     ///
@@ -216,7 +248,7 @@ impl Pipeline<'_> {
         &self,
         spent: &Spent,
         work: impl Fn(&mut Filler<'_, T>) -> Result<(), Error> + Sync,
-        sink: impl Fn(&[T], Vec<Output>) -> Result<(), Error> + Sync,
+        sink: impl Fn(&[T], &[OutputView<'_>]) -> Result<(), Error> + Sync,
     ) -> Result<(), Error> {
         let (batch_size, numel) = (self.shape[0], self.shape[1..].iter().product::<usize>());
         let n_batches = self.n_threads
@@ -252,20 +284,29 @@ impl Pipeline<'_> {
             };
             let start = Instant::now();
             batch.values[batch.tags.len() * numel..].fill(0.0);
-            let input = crate::engine::Input::F32 {
+            let input = Input::F32 {
                 shape: &self.shape,
                 values: &batch.values,
             };
-            let outputs = session.run(&[input])?;
-            Spent::add(&spent.running, start);
-            sink(&batch.tags, outputs)?;
+            session.run_with(&[input], |outputs| {
+                Spent::add(&spent.running, start);
+                for output in &outputs {
+                    self.check_rows(output)?;
+                }
+                sink(&batch.tags, &outputs)
+            })??;
             hall.give_back(batch, session);
             Ok(())
         };
         let thread = || -> Result<(), Error> {
-            // The threads start together, and there is a batch for each.
-            let Next::Fill(open) = hall.next(true) else {
-                return Ok(());
+            let _guard = StopOnPanic(&hall);
+            let open = loop {
+                match hall.next(true) {
+                    Next::Fill(batch) => break batch,
+                    // Another thread was faster.
+                    Next::Run(next) => run(next)?,
+                    Next::Nothing => return Ok(()),
+                }
             };
             let mut filler = Filler {
                 hall: &hall,

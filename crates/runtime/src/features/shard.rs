@@ -150,9 +150,8 @@ pub struct Plan {
     format: u32,
     /// Cache entries that are filled.
     pub entries: Vec<String>,
-    /// Entries of further random views.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub views: Vec<String>,
+    /// Per entry those of its random views.
+    pub views: Vec<Vec<String>>,
     /// What the samples are read from.
     pub source: PathBuf,
     /// How many samples there are.
@@ -168,7 +167,7 @@ pub struct Plan {
 impl Plan {
     /// The plan of a job on `n` samples of `source`.
     pub fn new(
-        (entries, views): (Vec<String>, Vec<String>),
+        (entries, views): (Vec<String>, Vec<Vec<String>>),
         source: &Path,
         (n, listing): (usize, blake3::Hash),
         classes: &[String],
@@ -416,7 +415,7 @@ impl Job {
         if head.shard != index || lines.len() != expected {
             return Err(bad(1, format!("{} samples, where the shard has {expected}", lines.len())));
         }
-        let header = Header::new(&self.plan.source, &self.plan.classes, self.plan.views.clone(), lines.len());
+        let header = Header::new(&self.plan.source, &self.plan.classes, Vec::new(), lines.len());
         Ok(Some(Manifest::new(header, lines.into_iter())))
     }
 
@@ -456,7 +455,7 @@ impl Job {
     /// a row that is not there.
     pub fn finalize(&self, cache: &Path) -> Result<Finalized, Error> {
         let mut whole = Manifest::new(
-            Header::new(&self.plan.source, &self.plan.classes, self.plan.views.clone(), self.plan.n),
+            Header::new(&self.plan.source, &self.plan.classes, Vec::new(), self.plan.n),
             std::iter::empty(),
         );
         let mut missing = Vec::new();
@@ -475,7 +474,8 @@ impl Job {
         }
         let mut entries = Vec::new();
         let mut manifest = PathBuf::new();
-        for name in &self.plan.entries {
+        for (name, views) in self.plan.entries.iter().zip(&self.plan.views) {
+            whole.header.views = views.clone();
             let store = Store::open_entry(&cache.join(name))?;
             for line in whole.lines() {
                 if line.id.is_some_and(|id| !store.contains(&id)) {
