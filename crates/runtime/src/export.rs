@@ -1,15 +1,16 @@
 //! One deployable model: backbone and head in one graph, with the class names and the preprocessing inside it, and the
 //! proof that it says what the trainer says.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use crate::data::Dataset;
 use crate::engine::{Engine, SessionOptions};
 use crate::error::Error;
-use crate::features::{check_input, sessions_for};
+use crate::features::{check_input, pixels_of, sessions_for};
 use crate::head::LinearHead;
-use crate::image::{Preprocess, decode};
+use crate::image::Preprocess;
 use crate::monitor::{Monitor, Stage};
 use crate::onnx::Model;
 
@@ -94,14 +95,14 @@ impl Classifier {
         &self.engine
     }
 
-    /// Classifies pictures; the answers are in their order.
+    /// Classifies the pictures of these numbers in the data set; the answers are in their order.
     ///
     /// # Errors
     /// [`Error::Ort`] where the model fails; [`Error::Interrupted`] when the monitor cancels.
     pub fn classify(
         &self,
-        root: &Path,
-        pictures: &[PathBuf],
+        data: &Dataset,
+        pictures: &[usize],
         monitor: Monitor<'_>,
     ) -> Result<Vec<Answer>, Error> {
         let numel = self.preprocess.numel();
@@ -114,6 +115,7 @@ impl Classifier {
                 .engine
                 .session(&self.model, SessionOptions { intra_threads })?;
             let mut pixels = vec![0.0; self.batch_size * numel];
+            let mut reader = data.reader();
             loop {
                 let first = next.fetch_add(self.batch_size, Ordering::Relaxed);
                 if first >= pictures.len() || monitor.is_cancelled() {
@@ -124,11 +126,9 @@ impl Classifier {
                 let read: Vec<Result<(), String>> = batch
                     .iter()
                     .zip(pixels.chunks_exact_mut(numel))
-                    .map(|(path, out)| {
-                        let bytes = std::fs::read(root.join(path))
-                            .map_err(|error| format!("it cannot be read: {error}"))?;
-                        self.preprocess
-                            .apply(&decode(&bytes).map_err(|error| error.to_string())?, out);
+                    .map(|(&picture, out)| {
+                        let pixels = pixels_of(reader.read(picture)?)?;
+                        self.preprocess.apply(&pixels, out);
                         Ok(())
                     })
                     .collect();
@@ -187,17 +187,17 @@ pub struct Verified {
 /// [`Error::ExportMismatch`] with the first picture on which they differ.
 pub fn verify(
     classifier: &Classifier,
-    root: &Path,
-    pictures: &[PathBuf],
+    data: &Dataset,
+    pictures: &[usize],
     trained: &[f32],
     monitor: Monitor<'_>,
 ) -> Result<Verified, Error> {
     let n_classes = classifier.classes().len();
-    let answers = classifier.classify(root, pictures, monitor)?;
+    let answers = classifier.classify(data, pictures, monitor)?;
     let mut max_abs_logit_diff = 0f32;
-    for ((path, answer), trained) in pictures.iter().zip(answers).zip(trained.chunks_exact(n_classes)) {
+    for ((&picture, answer), trained) in pictures.iter().zip(answers).zip(trained.chunks_exact(n_classes)) {
         let exported = answer.map_err(|reason| Error::Data {
-            path: root.join(path),
+            path: data.source().join(&*data.name(picture)),
             reason,
         })?;
         let scale = trained.iter().fold(0f32, |top, logit| top.max(logit.abs()));
@@ -205,7 +205,7 @@ pub fn verify(
             let diff = (exported - trained).abs();
             if diff.is_nan() || diff > 1e-3 * (1.0 + scale) {
                 return Err(Error::ExportMismatch {
-                    path: path.clone(),
+                    path: PathBuf::from(data.name(picture).into_owned()),
                     exported,
                     trained,
                 });

@@ -8,7 +8,7 @@ use std::time::Instant;
 use pth::{AtomicFile, Existing, FileError};
 use serde::Serialize;
 
-use crate::data::{Dataset, Split, SplitRule};
+use crate::data::{DataOptions, Dataset, Split, SplitRule};
 use crate::engine::Engine;
 use crate::error::Error;
 use crate::export::{Classifier, Verified, assemble, verify};
@@ -189,7 +189,7 @@ pub fn fit(config: &FitConfig, monitor: Monitor<'_>) -> Result<FitReport, Error>
     };
     let settings = settings_of(config, &boundary);
     let folder = RunFolder::open(&config.run, &settings, config.existing)?;
-    let data = Dataset::open(&config.data, config.split)?;
+    let data = Dataset::open(&config.data, &DataOptions::new(config.split))?;
     // A missing library is said before an hour of work, also where all features are cached.
     let engine = Engine::open(config.ort_lib.as_deref())?;
     let extraction = extract(
@@ -227,7 +227,7 @@ pub fn fit(config: &FitConfig, monitor: Monitor<'_>) -> Result<FitReport, Error>
         train(
             &train_rows,
             Some(&val_rows),
-            &data.classes,
+            data.classes(),
             config.regularisation,
             config.seed,
             monitor,
@@ -236,8 +236,14 @@ pub fn fit(config: &FitConfig, monitor: Monitor<'_>) -> Result<FitReport, Error>
 
     let exported = assemble(&model, &boundary, &trained.head, &config.preprocess)?;
     let classifier = Classifier::new(exported.clone(), engine.clone(), config.threads)?;
-    let (pictures, logits) = spread(&val_rows.paths, &trained.val_logits, data.classes.len());
-    let verified = verify(&classifier, &config.data, &pictures, &logits, monitor)?;
+    let val_samples: Vec<usize> = extraction
+        .samples
+        .iter()
+        .copied()
+        .filter(|&sample| data.split(sample) == Split::Val)
+        .collect();
+    let (pictures, logits) = spread(&val_samples, &trained.val_logits, data.classes().len());
+    let verified = verify(&classifier, &data, &pictures, &logits, monitor)?;
 
     let metrics = metrics_of(&extraction, &trained, &verified, &engine);
     folder.write(
@@ -367,24 +373,14 @@ fn pretty(value: &impl Serialize) -> Vec<u8> {
 }
 
 /// At most [`MAX_VERIFIED`] pictures, evenly spread, with their logits.
-fn spread(paths: &[PathBuf], logits: &[f32], n_classes: usize) -> (Vec<PathBuf>, Vec<f32>) {
-    let n = paths.len().min(MAX_VERIFIED);
-    let chosen = (0..n).map(|i| i * paths.len() / n);
-    chosen
-        .map(|row| {
-            (
-                paths[row].clone(),
-                &logits[row * n_classes..(row + 1) * n_classes],
-            )
-        })
-        .fold(
-            (Vec::new(), Vec::new()),
-            |(mut paths, mut all), (path, logits)| {
-                paths.push(path);
-                all.extend_from_slice(logits);
-                (paths, all)
-            },
-        )
+fn spread(samples: &[usize], logits: &[f32], n_classes: usize) -> (Vec<usize>, Vec<f32>) {
+    let n = samples.len().min(MAX_VERIFIED);
+    let rows = (0..n).map(|i| i * samples.len() / n);
+    let logits = rows
+        .clone()
+        .flat_map(|row| &logits[row * n_classes..(row + 1) * n_classes]);
+    let logits = logits.copied().collect();
+    (rows.map(|row| samples[row]).collect(), logits)
 }
 
 /// The settings that, with the content of the data, decide the result, as TOML. The same text means the same job: running
@@ -395,7 +391,7 @@ fn settings_of(config: &FitConfig, boundary: &str) -> String {
         toml_string(&path.to_string_lossy())
     };
     let (val_fraction, split_seed) = match config.split {
-        SplitRule::Folders => (String::new(), String::new()),
+        SplitRule::Folders | SplitRule::Loose => (String::new(), String::new()),
         SplitRule::Fraction { fraction, seed } => (
             format!("val_fraction = {fraction:?}\n"),
             format!("split_seed = {seed}\n"),

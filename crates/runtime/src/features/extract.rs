@@ -13,10 +13,10 @@ use serde::Serialize;
 use super::key::Key;
 use super::manifest::{Manifest, Row};
 use super::store::{RowId, Store, write_whole};
-use crate::data::Dataset;
+use crate::data::{Content, Dataset, Reader};
 use crate::engine::{Engine, Session, SessionOptions};
 use crate::error::Error;
-use crate::image::{Preprocess, decode};
+use crate::image::{Pixels, Preprocess, decode};
 use crate::monitor::{Monitor, Stage};
 use crate::onnx::Model;
 
@@ -58,6 +58,8 @@ pub struct Extraction {
     pub store: Store,
     /// Which row is which picture, with labels and splits.
     pub manifest: Manifest,
+    /// Which sample of the data set each row of the manifest is.
+    pub samples: Vec<usize>,
     /// Pictures that could not be decoded, by path.
     pub left_out: Vec<LeftOut>,
     /// Where the network was cut.
@@ -133,7 +135,7 @@ pub fn extract(
         monitor,
         done: AtomicUsize::new(0),
     };
-    let total = data.pictures.len();
+    let total = data.len();
     let mut outcomes: Vec<Option<Outcome>> = Vec::new();
     outcomes.resize_with(total, || None);
     let mut misses = 0;
@@ -187,23 +189,33 @@ pub fn extract(
         .into_inner()
         .unwrap_or_else(std::sync::PoisonError::into_inner);
     let mut manifest = Manifest {
-        root: data.root.clone(),
-        classes: data.classes.clone(),
+        root: data.source().to_owned(),
+        classes: data.classes().to_vec(),
         rows: Vec::new(),
     };
-    let mut left_out = Vec::new();
-    for (picture, outcome) in data.pictures.iter().zip(outcomes) {
-        match outcome.expect("every picture was worked on") {
-            Outcome::Row(id) => manifest.rows.push(Row {
-                id,
-                path: picture.path.clone(),
-                label: picture.label,
-                split: picture.split,
+    let unlisted = data.left_out().iter().map(|left_out| LeftOut {
+        path: PathBuf::from(&left_out.name),
+        reason: left_out.reason.clone(),
+    });
+    let mut left_out: Vec<LeftOut> = unlisted.collect();
+    let mut samples = Vec::new();
+    for (sample, outcome) in outcomes.into_iter().enumerate() {
+        let path = PathBuf::from(data.name(sample).into_owned());
+        match (outcome.expect("every picture was worked on"), data.label(sample)) {
+            (Outcome::Row(id), Some(label)) => {
+                manifest.rows.push(Row {
+                    id,
+                    path,
+                    label,
+                    split: data.split(sample),
+                });
+                samples.push(sample);
+            }
+            (Outcome::Row(_), None) => left_out.push(LeftOut {
+                path,
+                reason: "it has no label".to_owned(),
             }),
-            Outcome::Broken(reason) => left_out.push(LeftOut {
-                path: picture.path.clone(),
-                reason,
-            }),
+            (Outcome::Broken(reason), _) => left_out.push(LeftOut { path, reason }),
         }
     }
     if manifest.rows.is_empty() {
@@ -216,7 +228,7 @@ pub fn extract(
             None => "there are no pictures in it".to_owned(),
         };
         return Err(Error::Data {
-            path: data.root.clone(),
+            path: data.source().to_owned(),
             reason,
         });
     }
@@ -224,6 +236,7 @@ pub fn extract(
     Ok(Extraction {
         store,
         manifest,
+        samples,
         left_out,
         boundary,
         hits,
@@ -337,13 +350,14 @@ impl Job<'_> {
             ),
         };
         let mut session: Option<Session> = None;
+        let mut reader = self.data.reader();
         let mut pixels = vec![0.0; self.batch_size * numel];
         let mut finished = Finished::default();
         loop {
             // Fill the rest of the batch; hits and broken pictures leave room, which the next round fills.
             let free = self.batch_size - finished.rows.len();
             let first = self.next.fetch_add(free, Ordering::Relaxed);
-            let last = (first + free).min(self.data.pictures.len());
+            let last = (first + free).min(self.data.len());
             let exhausted = first >= last || self.stop.load(Ordering::Relaxed) || self.monitor.is_cancelled();
             if !exhausted {
                 let slots = pixels[finished.rows.len() * numel..].chunks_exact_mut(numel);
@@ -351,11 +365,14 @@ impl Job<'_> {
                 let seen: Vec<Seen> = match &pool {
                     None => work
                         .into_iter()
-                        .map(|(picture, out)| self.prepare(picture, out))
+                        .map(|(picture, out)| self.prepare(&mut reader, picture, out))
                         .collect(),
                     Some(pool) => pool.install(|| {
                         work.into_par_iter()
-                            .map(|(picture, out)| self.prepare(picture, out))
+                            .map_init(
+                                || self.data.reader(),
+                                |reader, (picture, out)| self.prepare(reader, picture, out),
+                            )
                             .collect()
                     }),
                 };
@@ -404,7 +421,7 @@ impl Job<'_> {
                     return Ok(());
                 }
                 let done = self.done.fetch_add(n_done, Ordering::Relaxed) + n_done;
-                self.monitor.at(Stage::Extract, done, self.data.pictures.len());
+                self.monitor.at(Stage::Extract, done, self.data.len());
             }
             if exhausted {
                 return Ok(());
@@ -413,23 +430,36 @@ impl Job<'_> {
     }
 
     /// Reads a picture; where its features are missing, writes its pixels to `out`.
-    fn prepare(&self, picture: usize, out: &mut [f32]) -> Seen {
-        let path = self.data.root.join(&self.data.pictures[picture].path);
-        let bytes = match std::fs::read(&path) {
-            Ok(bytes) => bytes,
-            Err(error) => return Seen::Broken(format!("it cannot be read: {error}")),
+    fn prepare(&self, reader: &mut Reader<'_>, picture: usize, out: &mut [f32]) -> Seen {
+        let content = match reader.read(picture) {
+            Ok(content) => content,
+            Err(reason) => return Seen::Broken(reason),
         };
-        let id = RowId::from(blake3::hash(&bytes));
+        let id = RowId::from(content.id());
         if read(self.store).contains(&id) {
             return Seen::Hit(id);
         }
-        match decode(&bytes) {
+        match pixels_of(content) {
             Ok(pixels) => {
                 self.config.preprocess.apply(&pixels, out);
                 Seen::Miss(id)
             }
-            Err(error) => Seen::Broken(error.to_string()),
+            Err(reason) => Seen::Broken(reason),
         }
+    }
+}
+
+/// A sample's pixels.
+///
+/// # Errors
+/// Why it has none, in one sentence.
+pub(crate) fn pixels_of(content: Content<'_>) -> Result<Pixels, String> {
+    match content {
+        Content::Encoded(bytes) => decode(&bytes).map_err(|error| error.to_string()),
+        Content::Pixels { width, height, rgb } => {
+            Pixels::from_rgb(width, height, &rgb).map_err(|error| error.to_string())
+        }
+        Content::Text(_) => Err("it is a text, and the backbone takes pictures".to_owned()),
     }
 }
 

@@ -7,7 +7,7 @@ mod matrix;
 mod store;
 
 pub use extract::{ExtractConfig, Extraction, LeftOut, extract};
-pub(crate) use extract::{check_input, sessions_for};
+pub(crate) use extract::{check_input, pixels_of, sessions_for};
 pub use key::Key;
 pub use manifest::{Labelled, Manifest, Row};
 pub use matrix::Features;
