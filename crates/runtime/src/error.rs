@@ -31,8 +31,8 @@ pub enum Error {
         height: String,
         /// Its width.
         width: String,
-        /// The side of the crop.
-        crop: usize,
+        /// The side of the crop, or its height and width.
+        crop: String,
     },
     /// One folder of classes, and nothing said about validation.
     #[error("`{}`: there is no `train` folder in it; for one folder of classes say which share is for validation", path.display())]

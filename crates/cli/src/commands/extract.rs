@@ -35,7 +35,7 @@ pub(crate) struct ExtractArgs {
 pub(crate) fn run(args: &ExtractArgs) -> anyhow::Result<u8> {
     let preprocess = args.preprocess.checked()?;
     let model = Model::open(&args.backbone.backbone)?;
-    let data = Dataset::open(&args.data.data, args.data.split())?;
+    let data = Dataset::open(&args.data.data, &args.data.options())?;
     let engine = Engine::open(args.engine.ort_lib.as_deref())?;
     text::remark(&format!("running on the CPU with {engine}"));
     let config = ExtractConfig {

@@ -199,7 +199,7 @@ fn read_arrays(features: &Path, labels: &Path) -> anyhow::Result<Labelled> {
     let read = Labelled {
         features: npy::read_features(features)?,
         labels: npy::read_labels(labels)?,
-        paths: Vec::new(),
+        names: Vec::new(), n_unlabelled: 0,
     };
     if read.features.n_rows() != read.labels.len() {
         let (rows, n_labels) = (read.features.n_rows(), read.labels.len());

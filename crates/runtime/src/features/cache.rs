@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use super::block::{Block, check_name};
 use super::key::{Difference, Key};
-use super::manifest::{Manifest, is_manifest};
+use super::manifest::Manifest;
 use super::shard::{JOBS, Job};
 use super::store::{RowId, USED, block_names, folder_size};
 use crate::error::Error;
@@ -396,7 +396,10 @@ fn redundant_blocks(folder: &Path) -> Result<Vec<String>, Error> {
             continue;
         };
         let mut own = std::collections::HashSet::new();
-        if block.for_each_id(|_, id| drop(own.insert(id))).is_ok() {
+        let read = block.for_each_id(|_, id| {
+            own.insert(id);
+        });
+        if read.is_ok() {
             own.into_iter()
                 .for_each(|id| *n_holders.entry(id).or_insert(0) += 1);
             blocks.push((name, block));
@@ -406,7 +409,9 @@ fn redundant_blocks(folder: &Path) -> Result<Vec<String>, Error> {
     let mut redundant = Vec::new();
     for (name, block) in blocks {
         let mut own = std::collections::HashSet::new();
-        let read = block.for_each_id(|_, id| drop(own.insert(id)));
+        let read = block.for_each_id(|_, id| {
+            own.insert(id);
+        });
         if read.is_ok() && own.iter().all(|id| n_holders.get(id).is_some_and(|&n| n > 1)) {
             own.iter()
                 .for_each(|id| *n_holders.get_mut(id).expect("counted above") -= 1);
@@ -437,9 +442,4 @@ pub fn explain(cache: &Path, key: &Key) -> Result<Vec<(String, Vec<Difference>)>
     }
     found.sort_by(|a, b| a.1.len().cmp(&b.1.len()).then(a.0.cmp(&b.0)));
     Ok(found)
-}
-
-/// Whether a file of an entry is one that this version writes.
-pub(super) fn is_known(name: &str) -> bool {
-    matches!(name, "key.json" | USED) || name.starts_with("block-") || is_manifest(name)
 }

@@ -21,7 +21,7 @@ use super::writer::{Computed, Entry, Writer};
 use crate::data::{Content, Dataset, LeftOut, Split};
 use crate::engine::{Device, Engine, OutputView, SessionOptions};
 use crate::error::Error;
-use crate::image::{Augment, Pixels, Preprocess};
+use crate::image::{Augment, Pixels, Preprocess, View};
 use crate::monitor::{Monitor, Stage};
 use crate::onnx::Model;
 
@@ -113,6 +113,13 @@ impl Extraction<'_> {
     /// Samples per second, hits and misses together.
     pub fn images_per_second(&self) -> f64 {
         (self.hits + self.misses) as f64 / self.elapsed.as_secs_f64().max(1e-9)
+    }
+
+    /// Whether a sample's features are there, by its number in the data set.
+    pub fn has_row(&self, sample: usize) -> bool {
+        sample
+            .checked_sub(self.first)
+            .is_some_and(|offset| offset < self.outcomes.ids.len() && !self.outcomes.left_out.contains_key(&offset))
     }
 
     /// The entry of the first tap.
@@ -273,7 +280,7 @@ pub fn extract<'d>(
         .map(|limit| Budget::new(config.cache, limit))
         .transpose()?;
     let boundaries: Vec<&str> = config.taps.iter().map(|tap| tap.boundary.as_str()).collect();
-    let cut = model.cut(&boundaries)?;
+    let cut = model.cut(boundaries[0])?;
     let (n_sessions, intra_threads) = sessions_for(&cut, config.device, config.threads);
     let [channels, height, width] = preprocess.shape();
     let pipeline = Pipeline {
@@ -341,7 +348,7 @@ pub fn extract<'d>(
         first: range.start,
         hits: range.len() - outcomes.left_out.len() - misses,
         misses,
-        n_left_out: outcomes.left_out.len() + data.left_out().len(),
+        n_left_out: outcomes.left_out.len() + data.n_left_out(),
         outcomes,
         stores: plain,
         views,
@@ -439,6 +446,27 @@ pub(crate) fn sessions_for(model: &Model, device: Device, threads: usize) -> (us
     let n_bytes = model.bytes().len() + external;
     let n_sessions = (SESSIONS_BYTES / n_bytes.max(1)).clamp(1, threads.max(1));
     (n_sessions, (threads / n_sessions).max(1))
+}
+
+/// Writes what the network sees of a sample into `out`.
+///
+/// # Errors
+/// Why it cannot, in one sentence.
+pub(crate) fn prepare(
+    preprocess: &Preprocess,
+    content: &Content<'_>,
+    view: Option<&View>,
+    out: &mut [f32],
+) -> Result<(), String> {
+    match content {
+        Content::Encoded(bytes) => preprocess.prepare(bytes, view, out).map_err(|error| error.to_string()),
+        Content::Pixels { width, height, rgb } => {
+            let pixels = Pixels::from_rgb(*width, *height, rgb).map_err(|error| error.to_string())?;
+            preprocess.apply(&pixels, view, out);
+            Ok(())
+        }
+        Content::Text(_) => Err("this is text, and the network takes pictures".to_owned()),
+    }
 }
 
 /// One row on its way through the network: which picture and which of its views.
@@ -566,22 +594,20 @@ impl Work<'_> {
     }
 
     fn prepare(&self, content: &Content<'_>, id: &RowId, slot: usize, out: &mut [f32]) -> Result<(), String> {
-        let view = |size| {
-            let views = self.config.views.filter(|_| slot > 0)?;
-            Some(views.augment.view(id, slot as u32 - 1, size))
-        };
-        match content {
-            Content::Encoded(bytes) => self
-                .preprocess
-                .prepare(bytes, view, out)
-                .map_err(|error| error.to_string()),
-            Content::Pixels { width, height, rgb } => {
-                let pixels = Pixels::from_rgb(*width, *height, rgb).map_err(|error| error.to_string())?;
-                self.preprocess
-                    .apply(&pixels, view((*width, *height)).as_ref(), out);
-                Ok(())
+        match self.config.views.filter(|_| slot > 0) {
+            None => prepare(self.preprocess, content, None, out),
+            Some(views) => {
+                let size = match content {
+                    Content::Encoded(bytes) => self
+                        .preprocess
+                        .source_size(bytes)
+                        .map_err(|error| error.to_string())?,
+                    Content::Pixels { width, height, .. } => (*width, *height),
+                    Content::Text(_) => (0, 0),
+                };
+                let view = views.augment.view(id, slot as u32 - 1, size);
+                prepare(self.preprocess, content, Some(&view), out)
             }
-            Content::Text(_) => Err("this is text, and the network takes pictures".to_owned()),
         }
     }
 

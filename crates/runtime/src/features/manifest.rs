@@ -261,17 +261,15 @@ impl Manifest {
         let mut found: Vec<(std::time::SystemTime, PathBuf)> = std::fs::read_dir(entry)
             .map_err(FileError::at("read", entry))?
             .flatten()
-            .filter(|file| is_manifest(&file.file_name().to_string_lossy()))
+            .filter(|file| {
+                let name = file.file_name().to_string_lossy().into_owned();
+                name.starts_with(PREFIX) && name.ends_with(ENDING)
+            })
             .filter_map(|file| Some((file.metadata().ok()?.modified().ok()?, file.path())))
             .collect();
         found.sort();
         Ok(found.into_iter().rev().map(|(_, path)| path).collect())
     }
-}
-
-/// Whether a file of an entry is a manifest.
-pub(super) fn is_manifest(name: &str) -> bool {
-    name.starts_with(PREFIX) && name.ends_with(ENDING)
 }
 
 /// Writes a manifest into a cache entry and returns its path. The lines are made twice: once for the digest that is the

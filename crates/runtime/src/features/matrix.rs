@@ -65,6 +65,14 @@ impl Features {
         &self.values[row * self.n_features..(row + 1) * self.n_features]
     }
 
+    /// The magnitudes.
+    pub(crate) fn abs(&self) -> Features {
+        Features {
+            values: self.values.iter().map(|value| value.abs()).collect(),
+            n_features: self.n_features,
+        }
+    }
+
     /// The rows at `indices`, in that order.
     pub fn select(&self, indices: &[usize]) -> Features {
         let mut values = Vec::with_capacity(indices.len() * self.n_features);

@@ -21,11 +21,11 @@ pub use cache::{
     list_entries, verify_cache,
 };
 pub use extract::{ExtractConfig, Extraction, Tap, Views, extract, keys};
-pub(crate) use extract::{check_input, sessions_for};
+pub(crate) use extract::{check_input, prepare, sessions_for};
 pub use key::{Difference, FeatureType, Key, KeySpec, Recipe, ViewKey};
 pub use manifest::{Header, Labelled, Line, Manifest, save_manifest};
 pub use matrix::Features;
-pub(crate) use pipeline::{Filler, Pipeline};
+pub(crate) use pipeline::{Pipeline, Spent};
 pub use pool::Pool;
 pub use shard::{Finalized, Job, JobStatus, Plan, Shard, to_array_expression};
 pub use store::{Budget, RowId, Store, default_cache};

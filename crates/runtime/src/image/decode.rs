@@ -56,6 +56,22 @@ impl Pixels {
         }
     }
 
+    /// Pixels that are there already: `rgb` holds `[height, width, 3]` bytes.
+    ///
+    /// # Errors
+    /// Another number of bytes than that, none, or more pixels than [`Pixels::MAX_PIXELS`].
+    pub fn from_rgb(width: usize, height: usize, rgb: &[u8]) -> Result<Pixels, DecodeError> {
+        let mut pixels = Pixels::new(width, height)?;
+        if rgb.len() != width * height * 3 {
+            let reason = format!("{} bytes are not {width} x {height} pixels", rgb.len());
+            return Err(DecodeError::Damaged(reason));
+        }
+        for (to, from) in pixels.data.chunks_exact_mut(4).zip(rgb.chunks_exact(3)) {
+            to[..3].copy_from_slice(from);
+        }
+        Ok(pixels)
+    }
+
     /// Columns.
     pub fn width(&self) -> usize {
         self.width

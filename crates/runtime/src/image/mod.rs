@@ -10,7 +10,9 @@ mod resize;
 #[cfg(target_arch = "x86_64")]
 mod resize_avx2;
 mod transform;
+mod view;
 
 pub use decode::{DecodeError, Pixels, decode};
 pub use resize::Interpolation;
 pub use transform::Preprocess;
+pub use view::{Augment, RandomCrop, Region, View};

@@ -87,8 +87,22 @@ impl Preprocess {
         padded
     }
 
+    pub fn shape(&self) -> [usize; 3] {
+        [3, self.crop, self.crop]
+    }
+
+    pub fn source_size(&self, encoded: &[u8]) -> Result<(usize, usize), super::DecodeError> {
+        let pixels = super::decode(encoded)?;
+        Ok((pixels.width(), pixels.height()))
+    }
+
+    pub fn prepare(&self, encoded: &[u8], view: Option<&super::View>, out: &mut [f32]) -> Result<(), super::DecodeError> {
+        self.apply(&super::decode(encoded)?, view, out);
+        Ok(())
+    }
+
     /// Writes the picture as `[3, crop, crop]` into `out`, which holds [`numel`](Preprocess::numel) numbers.
-    pub fn apply(&self, source: &Pixels, out: &mut [f32]) {
+    pub fn apply(&self, source: &Pixels, _view: Option<&super::View>, out: &mut [f32]) {
         let pixels = self.crop_pixels(source);
         // There are 256 values per channel; the arithmetic is torch's, in f32, in its order.
         let table: [[f32; 256]; 3] = std::array::from_fn(|channel| {
