@@ -117,7 +117,7 @@ pub fn extract(
     let batch_size = check_input(model, config.preprocess, config.batch_size)?;
     let key = Key::new(model, &boundary, config.preprocess)?;
     let store = RwLock::new(Store::open(config.cache, &key)?);
-    let cut = model.cut(&boundary)?;
+    let cut = model.cut(&[boundary.as_str()])?;
 
     let (n_sessions, intra_threads) = sessions_for(&cut, config.threads);
     let job = Job {
@@ -286,7 +286,7 @@ pub(crate) fn check_input(model: &Model, preprocess: &Preprocess, batch_size: us
 /// How many sessions of how many threads: each holds its own copy of the weights, and together they stay below 2 GiB.
 pub(crate) fn sessions_for(model: &Model, threads: usize) -> (usize, usize) {
     const SESSIONS_BYTES: usize = 2 << 30;
-    let n_sessions = (SESSIONS_BYTES / model.bytes().len().max(1)).clamp(1, threads.max(1));
+    let n_sessions = (SESSIONS_BYTES / model.n_bytes().max(1)).clamp(1, threads.max(1));
     (n_sessions, (threads / n_sessions).max(1))
 }
 
