@@ -7,6 +7,7 @@ use crate::usage::UsageError;
 
 /// Exit codes of the contract in DESIGN and README.
 pub(crate) mod code {
+    pub(crate) const NO: u8 = 1;
     pub(crate) const USAGE: u8 = 2;
     pub(crate) const BAD_INPUT: u8 = 3;
     pub(crate) const UNSAFE: u8 = 4;
@@ -139,8 +140,8 @@ fn judge_io(error: &io::Error) -> (u8, Option<String>) {
 
 fn judge_runtime(error: &runtime::Error) -> Option<(u8, Option<String>)> {
     use runtime::Error::{
-        Cancelled, CropMismatch, Exists, Install, Interrupted, NoSplit, OrtMissing, OrtUnusable,
-        UnknownTensor, Usage,
+        CacheFull, Cancelled, CropMismatch, Exists, HalfOverflow, Install, Interrupted, JobDiffers,
+        JobUnfinished, NoSplit, OrtMissing, OrtUnusable, UnknownTensor, Usage,
     };
     Some(match error {
         UnknownTensor { suggestions, .. } => {
@@ -157,6 +158,25 @@ fn judge_runtime(error: &runtime::Error) -> Option<(u8, Option<String>)> {
         ),
         NoSplit { .. } => (code::USAGE, Some("--val-fraction 0.2".to_owned())),
         Usage(_) => (code::USAGE, None),
+        HalfOverflow { .. } => (code::USAGE, Some("--dtype float32".to_owned())),
+        CacheFull { .. } => (
+            code::RUN_AGAIN,
+            Some("graftwork cache gc --max-size SIZE makes room; then run the same command again".to_owned()),
+        ),
+        JobDiffers { path, .. } => (
+            code::USAGE,
+            Some(format!(
+                "to begin it anew remove `{}`; features are kept",
+                path.display()
+            )),
+        ),
+        JobUnfinished { missing, .. } => (
+            code::NO,
+            Some(format!(
+                "missing are {}; run those again",
+                runtime::features::to_array_expression(missing)
+            )),
+        ),
         Exists { .. } => (
             code::USAGE,
             Some("-o another folder, or --force to replace it".to_owned()),

@@ -85,11 +85,17 @@ pub enum Error {
         /// Where and how that shows.
         reason: String,
     },
-    /// A model whose weights lie in files beside it.
-    #[error("`{}` keeps its weights in external files, which is not supported", path.display())]
+    /// Weights that should lie in a file beside the model.
+    #[error("`{}` keeps `{tensor}` in `{location}`, {reason}", path.display())]
     ExternalWeights {
-        /// The file.
+        /// The model.
         path: PathBuf,
+        /// The initialiser.
+        tensor: String,
+        /// The other file, as the model names it.
+        location: String,
+        /// What is wrong with it.
+        reason: String,
     },
     /// A sound model that cannot serve as a backbone.
     #[error("`{}` cannot serve as a backbone: {reason}", path.display())]

@@ -56,12 +56,7 @@ impl Classifier {
     ///
     /// # Errors
     /// [`Error::BadFile`] where it does not carry its classes and preprocessing; as [`Engine::open`].
-    pub fn new(
-        model: Model,
-        engine: Engine,
-        device: Device,
-        threads: usize,
-    ) -> Result<Classifier, Error> {
+    pub fn new(model: Model, engine: Engine, device: Device, threads: usize) -> Result<Classifier, Error> {
         let bad = |reason: String| Error::BadFile {
             path: model.path().to_owned(),
             reason,

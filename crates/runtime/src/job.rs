@@ -8,7 +8,7 @@ use std::time::Instant;
 use pth::{AtomicFile, Existing, FileError};
 use serde::Serialize;
 
-use crate::data::{DataOptions, Dataset, LeftOut, Split, SplitRule};
+use crate::data::{Columns, DataOptions, Dataset, LeftOut, Split, SplitRule};
 use crate::engine::{Device, Engine};
 use crate::error::Error;
 use crate::export::{Classifier, Expected, Verified, assemble, verify};
@@ -131,8 +131,8 @@ pub fn train(
 /// The main job.
 #[derive(Debug, Clone)]
 pub struct FitConfig {
-    /// The ONNX backbone.
-    pub backbone: PathBuf,
+    /// The ONNX backbone, with the weights it is to have.
+    pub model: Model,
     /// The pictures: see [`Dataset::open`].
     pub data: PathBuf,
     /// How they are read.
@@ -231,19 +231,19 @@ pub struct FitReport {
 /// # Errors
 /// As its parts; [`Error::Exists`] where the run folder holds something else and `existing` refuses.
 pub fn fit(config: &FitConfig, monitor: Monitor<'_>) -> Result<FitReport, Error> {
-    let model = Model::open(&config.backbone)?;
+    let model = &config.model;
     model.check_opset()?;
     let boundary = match &config.cut {
         Some(name) => name.clone(),
         None => model.default_boundary()?,
     };
-    let settings = settings_of(config, &boundary);
+    let settings = settings_of(config, &boundary)?;
     let folder = RunFolder::open(&config.run, &settings, config.existing)?;
     let data = Dataset::open(&config.data, &config.data_options)?;
     // A missing library is said before an hour of work, also where all features are cached.
     let engine = Engine::open(config.ort_lib.as_deref())?;
     let extraction = extract(
-        &model,
+        model,
         &data,
         &engine,
         &ExtractConfig {
@@ -293,13 +293,11 @@ pub fn fit(config: &FitConfig, monitor: Monitor<'_>) -> Result<FitReport, Error>
         )
     })?;
 
-    let exported = assemble(&model, &boundary, &trained.head, &config.preprocess)?;
+    let exported = assemble(model, &boundary, &trained.head, &config.preprocess)?;
     let classifier = Classifier::new(exported.clone(), engine.clone(), config.device, config.threads)?;
     let val_samples = (0..data.len()).filter(|&sample| data.split(sample) == Split::Val);
     let val_samples = val_samples.filter(|&sample| data.label(sample).is_some());
-    let val_samples: Vec<usize> = val_samples
-        .filter(|&sample| extraction.has_row(sample))
-        .collect();
+    let val_samples: Vec<usize> = val_samples.filter(|&sample| extraction.has_row(sample)).collect();
     let expected = spread(&val_samples, &trained, &val_rows, config.dtype);
     let verified = verify(&classifier, &data, &expected, monitor)?;
 
@@ -452,36 +450,53 @@ fn spread(samples: &[usize], trained: &Trained, val: &Labelled, dtype: FeatureTy
 
 /// The settings that, with the content of the data, decide the result, as TOML. The same text means the same job: running
 /// it again may replace its results.
-fn settings_of(config: &FitConfig, boundary: &str) -> String {
+fn settings_of(config: &FitConfig, boundary: &str) -> Result<String, Error> {
     let absolute = |path: &Path| {
         let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
         toml_string(&path.to_string_lossy())
     };
-    let (val_fraction, split_seed) = match config.data_options.split {
-        SplitRule::Folders | SplitRule::Loose => (String::new(), String::new()),
-        SplitRule::Fraction { fraction, seed } => (
-            format!("val_fraction = {fraction:?}\n"),
-            format!("split_seed = {seed}\n"),
-        ),
-    };
-    let p = &config.preprocess;
-    let filter = serde_json::to_string(&p.interpolation).expect("a name is JSON");
-    format!(
-        "# Written by graftwork fit.\nbackbone = {}\nbackbone_blake3 = \"{}\"\ndata = {}\ncut = {}\nc = {}\nseed = {}\n{val_fraction}{split_seed}\n\
-         [preprocess]\nresize = {}\ncrop = {}\ninterpolation = {filter}\nmean = {:?}\nstd = {:?}\n",
-        absolute(&config.backbone),
-        fs::read(&config.backbone)
-            .map(|bytes| blake3::hash(&bytes).to_hex().to_string())
-            .unwrap_or_default(),
+    let mut settings = format!(
+        "# Written by graftwork fit.\nbackbone = {}\nprefix_blake3 = \"{}\"\ndata = {}\ncut = {}\nc = {}\nseed = {}\n",
+        absolute(config.model.path()),
+        config.model.prefix_digest(boundary)?.to_hex(),
         absolute(&config.data),
         toml_string(boundary),
         c_text(config.regularisation),
         config.seed,
-        p.resize,
-        p.crop,
-        p.mean,
-        p.std,
-    )
+    );
+    if let SplitRule::Fraction { fraction, seed } = config.data_options.split {
+        settings.push_str(&format!("val_fraction = {fraction:?}\nsplit_seed = {seed}\n"));
+    }
+    if config.data_options.columns != Columns::default() {
+        let columns = &config.data_options.columns;
+        settings.push_str(&format!("columns = {}\n", toml_string(&format!("{columns:?}"))));
+    }
+    settings.push_str(&format!(
+        "\n[features]\npool = {}\ndtype = {}\ndevice = {}\n",
+        plain(&config.pool),
+        plain(&config.dtype),
+        toml_string(config.device.class())
+    ));
+    if let Some(views) = &config.views {
+        let augment = toml_string(&plain(&views.augment));
+        settings.push_str(&format!("views = {}\naugment = {augment}\n", views.count));
+    }
+    let preprocess = serde_json::to_value(&config.preprocess).expect("plain data is JSON");
+    settings.push_str("\n[preprocess]\n");
+    for (name, value) in preprocess.as_object().into_iter().flatten() {
+        // What nests is rare and only compared: its JSON as a string.
+        let value = match value {
+            serde_json::Value::Object(_) | serde_json::Value::Null => toml_string(&value.to_string()),
+            other => other.to_string(),
+        };
+        settings.push_str(&format!("{name} = {value}\n"));
+    }
+    Ok(settings)
+}
+
+/// A plain value as JSON, which for strings, numbers and lists of them is TOML too.
+fn plain(value: &impl Serialize) -> String {
+    serde_json::to_string(value).expect("plain data is JSON")
 }
 
 /// JSON's string escapes are TOML's.

@@ -24,6 +24,10 @@ pub(crate) struct BatchArgs {
 }
 
 impl EngineArgs {
+    pub(crate) fn device(&self) -> anyhow::Result<runtime::engine::Device> {
+        Ok(runtime::engine::Device::Cpu)
+    }
+
     pub(crate) fn threads(&self) -> usize {
         let cores = || std::thread::available_parallelism().map_or(1, usize::from);
         self.threads.unwrap_or_else(cores).max(1)

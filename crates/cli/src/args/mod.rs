@@ -1,7 +1,5 @@
 //! Flags that several verbs share.
 
-use std::path::PathBuf;
-
 use clap::{Args, ValueEnum};
 
 mod backbone;
@@ -9,12 +7,14 @@ mod data;
 mod engine;
 mod features;
 mod preprocess;
+mod views;
 
 pub(crate) use backbone::BackboneArgs;
 pub(crate) use data::DataArgs;
 pub(crate) use engine::{BatchArgs, EngineArgs};
 pub(crate) use features::{CacheArg, KeepArgs, age, size};
 pub(crate) use preprocess::PreprocessArgs;
+pub(crate) use views::ViewArgs;
 
 /// How a checkpoint is read.
 #[derive(Debug, Args)]

@@ -66,7 +66,7 @@ type LeftOut = Vec<(PathBuf, String)>;
 fn on_pictures(args: &EvalArgs, data: &std::path::Path) -> anyhow::Result<(Metrics, LeftOut)> {
     let model = Model::open(&super::predict::model_path(&args.run)?)?;
     let engine = Engine::open(args.engine.ort_lib.as_deref())?;
-    let classifier = Classifier::new(model, engine, args.engine.threads())?;
+    let classifier = Classifier::new(model, engine, args.engine.device()?, args.engine.threads())?;
     text::remark(&format!("running on the CPU with {}", classifier.engine()));
     let options = DataOptions::new(SplitRule::Loose);
     let data = Dataset::open_for_eval(data, &options, classifier.classes())?;

@@ -50,7 +50,7 @@ pub(crate) fn model_path(run: &Path) -> anyhow::Result<PathBuf> {
 pub(crate) fn run(args: &PredictArgs) -> anyhow::Result<u8> {
     let model = Model::open(&model_path(&args.model)?)?;
     let engine = Engine::open(args.engine.ort_lib.as_deref())?;
-    let classifier = Classifier::new(model, engine, args.engine.threads())?;
+    let classifier = Classifier::new(model, engine, args.engine.device()?, args.engine.threads())?;
     text::remark(&format!("running on the CPU with {}", classifier.engine()));
     let data = Dataset::of_pictures(&args.pictures)?;
     let pictures: Vec<usize> = (0..data.len()).collect();

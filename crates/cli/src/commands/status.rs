@@ -94,11 +94,11 @@ pub(crate) fn status(args: &StatusArgs) -> anyhow::Result<u8> {
             state.job,
             state.done,
             state.shards,
-            text::grouped(state.n_done as u64),
-            text::grouped(state.n as u64)
+            text::grouped(state.n_done),
+            text::grouped(state.n)
         );
         if state.n_left_out > 0 {
-            line.push_str(&format!(", {} left out", text::grouped(state.n_left_out as u64)));
+            line.push_str(&format!(", {} left out", text::grouped(state.n_left_out)));
         }
         if !state.missing.is_empty() {
             line.push_str(&format!("  missing {}", to_array_expression(&state.missing)));
@@ -114,8 +114,8 @@ pub(crate) fn finalize(args: &FinalizeArgs) -> anyhow::Result<u8> {
     let done = args.job.open(&cache)?.finalize(&cache)?;
     text::remark(&format!(
         "{} samples, {} left out; labels in `{}`",
-        text::grouped(done.n as u64),
-        text::grouped(done.n_left_out as u64),
+        text::grouped(done.n),
+        text::grouped(done.n_left_out),
         done.manifest.display()
     ));
     if args.json {
@@ -131,16 +131,28 @@ pub(crate) fn finalize(args: &FinalizeArgs) -> anyhow::Result<u8> {
 impl JobArgs {
     fn open(&self, cache: &Path) -> anyhow::Result<Job> {
         let folders = Job::list(cache)?;
-        let name = |folder: &PathBuf| folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let name = |folder: &PathBuf| {
+            folder
+                .file_name()
+                .unwrap_or_default()
+                .to_string_lossy()
+                .into_owned()
+        };
         let names = || {
-            let names: Vec<String> = folders.iter().map(|folder| format!("`{}`", name(folder))).collect();
+            let names: Vec<String> = folders
+                .iter()
+                .map(|folder| format!("`{}`", name(folder)))
+                .collect();
             names.join(", ")
         };
         let folder = match (&self.job, folders.as_slice()) {
-            (Some(wanted), _) => folders.iter().find(|folder| name(folder) == *wanted).ok_or_else(|| {
-                let text = format!("there is no job `{wanted}` in `{}`", cache.display());
-                UsageError::new(text).with_hint(format!("there are {}", names()))
-            })?,
+            (Some(wanted), _) => folders
+                .iter()
+                .find(|folder| name(folder) == *wanted)
+                .ok_or_else(|| {
+                    let text = format!("there is no job `{wanted}` in `{}`", cache.display());
+                    UsageError::new(text).with_hint(format!("there are {}", names()))
+                })?,
             (None, [only]) => only,
             (None, []) => {
                 let text = format!("there is no job in `{}`", cache.display());

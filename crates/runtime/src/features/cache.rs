@@ -65,7 +65,11 @@ pub fn list_entries(cache: &Path) -> Result<Vec<EntryInfo>, Error> {
         };
         let names = block_names(&folder)?;
         let mut info = EntryInfo {
-            name: folder.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+            name: folder
+                .file_name()
+                .unwrap_or_default()
+                .to_string_lossy()
+                .into_owned(),
             key,
             n_rows: 0,
             row_shape: Vec::new(),
@@ -312,19 +316,32 @@ pub fn collect_garbage(cache: &Path, options: GarbageOptions) -> Result<Vec<Remo
                 Err(error) => return Err(FileError::at("remove", &path)(error).into()),
             }
         }
-        removed.push(Removed { path, n_bytes, reason });
+        removed.push(Removed {
+            path,
+            n_bytes,
+            reason,
+        });
         Ok(n_bytes)
     };
     let folders = entry_folders(cache)?;
     let jobs = Job::list(cache)?;
-    for folder in folders.iter().map(PathBuf::as_path).chain(jobs.iter().map(PathBuf::as_path)) {
+    for folder in folders
+        .iter()
+        .map(PathBuf::as_path)
+        .chain(jobs.iter().map(PathBuf::as_path))
+    {
         for path in stale_files(folder)? {
             remove(path, "left by a writer that was killed".to_owned())?;
         }
     }
     if options.damaged {
         for problem in verify_cache(cache)?.problems {
-            let name = problem.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let name = problem
+                .path
+                .file_name()
+                .unwrap_or_default()
+                .to_string_lossy()
+                .into_owned();
             match name.as_str() {
                 // Without its key nobody knows what the rows are.
                 "key.json" => {
@@ -432,7 +449,11 @@ pub fn explain(cache: &Path, key: &Key) -> Result<Vec<(String, Vec<Difference>)>
     }
     let own = key.digest();
     for folder in entry_folders(cache)? {
-        let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let name = folder
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
         if name == own {
             continue;
         }

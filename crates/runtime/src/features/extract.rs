@@ -117,9 +117,9 @@ impl Extraction<'_> {
 
     /// Whether a sample's features are there, by its number in the data set.
     pub fn has_row(&self, sample: usize) -> bool {
-        sample
-            .checked_sub(self.first)
-            .is_some_and(|offset| offset < self.outcomes.ids.len() && !self.outcomes.left_out.contains_key(&offset))
+        sample.checked_sub(self.first).is_some_and(|offset| {
+            offset < self.outcomes.ids.len() && !self.outcomes.left_out.contains_key(&offset)
+        })
     }
 
     /// The entry of the first tap.
@@ -280,7 +280,7 @@ pub fn extract<'d>(
         .map(|limit| Budget::new(config.cache, limit))
         .transpose()?;
     let boundaries: Vec<&str> = config.taps.iter().map(|tap| tap.boundary.as_str()).collect();
-    let cut = model.cut(boundaries[0])?;
+    let cut = model.cut(&boundaries)?;
     let (n_sessions, intra_threads) = sessions_for(&cut, config.device, config.threads);
     let [channels, height, width] = preprocess.shape();
     let pipeline = Pipeline {
@@ -362,7 +362,10 @@ pub fn extract<'d>(
     let was_asked = !range.is_empty() || data.is_empty();
     if was_asked && extraction.hits + extraction.misses == 0 {
         let reason = match extraction.left_out().next() {
-            Some(first) => format!("no sample could be read; the first, `{}`: {}", first.name, first.reason),
+            Some(first) => format!(
+                "no sample could be read; the first, `{}`: {}",
+                first.name, first.reason
+            ),
             None => "there is nothing in it".to_owned(),
         };
         return Err(Error::Data {
@@ -442,9 +445,7 @@ pub(crate) fn sessions_for(model: &Model, device: Device, threads: usize) -> (us
     if device != Device::Cpu {
         return (1, 1);
     }
-    let external: usize = model.external().iter().map(|tensor| tensor.bytes().len()).sum();
-    let n_bytes = model.bytes().len() + external;
-    let n_sessions = (SESSIONS_BYTES / n_bytes.max(1)).clamp(1, threads.max(1));
+    let n_sessions = (SESSIONS_BYTES / model.n_bytes().max(1)).clamp(1, threads.max(1));
     (n_sessions, (threads / n_sessions).max(1))
 }
 
@@ -459,7 +460,9 @@ pub(crate) fn prepare(
     out: &mut [f32],
 ) -> Result<(), String> {
     match content {
-        Content::Encoded(bytes) => preprocess.prepare(bytes, view, out).map_err(|error| error.to_string()),
+        Content::Encoded(bytes) => preprocess
+            .prepare(bytes, view, out)
+            .map_err(|error| error.to_string()),
         Content::Pixels { width, height, rgb } => {
             let pixels = Pixels::from_rgb(*width, *height, rgb).map_err(|error| error.to_string())?;
             preprocess.apply(&pixels, view, out);

@@ -183,6 +183,28 @@ impl Key {
         &self.prefix
     }
 
+    /// What a person tells entries apart by, in one line.
+    pub fn summary(&self) -> String {
+        let Recipe::Picture(preprocess) = &self.input;
+        let [_, height, width] = preprocess.shape();
+        let mut text = format!(
+            "graph {}, {height} x {width}, {}",
+            &self.prefix[..8.min(self.prefix.len())],
+            self.provider
+        );
+        if self.pool != Pool::None {
+            text.push_str(if self.pool == Pool::Avg {
+                ", average"
+            } else {
+                ", first token"
+            });
+        }
+        if let Some(view) = &self.view {
+            text.push_str(&format!(", view {}", view.index));
+        }
+        text
+    }
+
     /// Every field in which `found` is another key than this one; none where they are equal.
     pub fn differences(&self, found: &Key) -> Vec<Difference> {
         let flat = |key: &Key| {

@@ -222,15 +222,16 @@ impl Manifest {
         let mut text = String::new();
         let mut read_line = |text: &mut String| {
             text.clear();
-            reader
-                .read_line(text)
-                .map_err(FileError::at("read", path))
+            reader.read_line(text).map_err(FileError::at("read", path))
         };
         read_line(&mut text)?;
         let header: Header =
             serde_json::from_str(&text).map_err(|error| bad(1, format!("no label manifest: {error}")))?;
         if header.format != FORMAT {
-            return Err(bad(1, format!("another version of graftwork wrote it ({})", header.format)));
+            return Err(bad(
+                1,
+                format!("another version of graftwork wrote it ({})", header.format),
+            ));
         }
         let n_classes = header.classes.len();
         let mut manifest = Manifest::new(header, std::iter::empty());
@@ -247,7 +248,11 @@ impl Manifest {
             manifest.push(line);
         }
         if manifest.len() != manifest.header.n {
-            let reason = format!("{} samples, where its head says {}", manifest.len(), manifest.header.n);
+            let reason = format!(
+                "{} samples, where its head says {}",
+                manifest.len(),
+                manifest.header.n
+            );
             return Err(bad(1, reason));
         }
         Ok(manifest)
@@ -354,7 +359,12 @@ mod tests {
     #[test]
     fn a_manifest_comes_back_and_every_flipped_byte_is_noticed() {
         let dir = tempfile::tempdir().unwrap();
-        let header = Header::new(Path::new("/data"), &["a".to_owned(), "b\"c".to_owned()], vec![], 3);
+        let header = Header::new(
+            Path::new("/data"),
+            &["a".to_owned(), "b\"c".to_owned()],
+            vec![],
+            3,
+        );
         let lines = || {
             [
                 line("train/ü.png", Some(1), Some(0), Split::Train),

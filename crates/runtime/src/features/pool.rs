@@ -72,14 +72,8 @@ mod tests {
             (pool.row_shape(shape).unwrap(), row)
         };
         assert_eq!(pooled(Pool::Avg, &[3, 2, 2]), (vec![3], vec![1.5, 5.5, 9.5]));
-        assert_eq!(
-            pooled(Pool::Avg, &[3, 4]),
-            (vec![4], vec![4.0, 5.0, 6.0, 7.0])
-        );
-        assert_eq!(
-            pooled(Pool::Cls, &[3, 4]),
-            (vec![4], vec![0.0, 1.0, 2.0, 3.0])
-        );
+        assert_eq!(pooled(Pool::Avg, &[3, 4]), (vec![4], vec![4.0, 5.0, 6.0, 7.0]));
+        assert_eq!(pooled(Pool::Cls, &[3, 4]), (vec![4], vec![0.0, 1.0, 2.0, 3.0]));
         assert_eq!(pooled(Pool::None, &[3, 2, 2]), (vec![3, 2, 2], values.clone()));
         assert_eq!(pooled(Pool::Avg, &[12]), (vec![12], values.clone()));
         for (pool, shape) in [

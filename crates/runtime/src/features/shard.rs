@@ -187,7 +187,8 @@ impl Plan {
 
     /// The same entries and the same source are the same job.
     fn name(&self) -> String {
-        let identity = serde_json::json!({ "entries": self.entries, "views": self.views, "source": self.source });
+        let identity =
+            serde_json::json!({ "entries": self.entries, "views": self.views, "source": self.source });
         digest_of(identity.to_string().as_bytes())[..16].to_owned()
     }
 
@@ -198,13 +199,21 @@ impl Plan {
     /// In what another plan of the same job differs, in words.
     fn disagreement(&self, begun: &Plan) -> Option<String> {
         if self.shards != begun.shards {
-            return Some(format!("it was begun with {} shards, and this is one of {}", begun.shards, self.shards));
+            return Some(format!(
+                "it was begun with {} shards, and this is one of {}",
+                begun.shards, self.shards
+            ));
         }
         if self.n != begun.n {
-            return Some(format!("its source had {} samples when it was begun, and has {} now", begun.n, self.n));
+            return Some(format!(
+                "its source had {} samples when it was begun, and has {} now",
+                begun.n, self.n
+            ));
         }
         if self.listing != begun.listing {
-            return Some("its source had samples of other names, or in another order, when it was begun".to_owned());
+            return Some(
+                "its source had samples of other names, or in another order, when it was begun".to_owned(),
+            );
         }
         if self.classes != begun.classes {
             return Some("its source had other classes when it was begun".to_owned());
@@ -301,7 +310,9 @@ impl Job {
         let mut again = serde_json::to_vec_pretty(&sealed).expect("plain data is JSON");
         again.push(b'\n');
         if sealed.plan.digest() != sealed.blake3 || again != bytes {
-            return Err(bad("it is damaged: its content does not match its checksum".to_owned()));
+            return Err(bad(
+                "it is damaged: its content does not match its checksum".to_owned()
+            ));
         }
         Ok(Job {
             folder: folder.to_owned(),
@@ -382,7 +393,11 @@ impl Job {
         let prefix = marker_prefix(index);
         let mut files = self.marker_files()?;
         files.retain(|path| {
-            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let name = path
+                .file_name()
+                .unwrap_or_default()
+                .to_string_lossy()
+                .into_owned();
             name.starts_with(&prefix)
         });
         Ok(files)
@@ -413,7 +428,10 @@ impl Job {
         .range(self.plan.n)
         .len();
         if head.shard != index || lines.len() != expected {
-            return Err(bad(1, format!("{} samples, where the shard has {expected}", lines.len())));
+            return Err(bad(
+                1,
+                format!("{} samples, where the shard has {expected}", lines.len()),
+            ));
         }
         let header = Header::new(&self.plan.source, &self.plan.classes, Vec::new(), lines.len());
         Ok(Some(Manifest::new(header, lines.into_iter())))
@@ -479,7 +497,11 @@ impl Job {
             let store = Store::open_entry(&cache.join(name))?;
             for line in whole.lines() {
                 if line.id.is_some_and(|id| !store.contains(&id)) {
-                    let text = format!("the row of `{}` is not in `{}`", line.name, store.folder().display());
+                    let text = format!(
+                        "the row of `{}` is not in `{}`",
+                        line.name,
+                        store.folder().display()
+                    );
                     return Err(Error::Features(text));
                 }
             }
@@ -588,7 +610,10 @@ mod tests {
             ("SLURM_ARRAY_TASK_COUNT", "2"),
             ("GRAFTWORK_NUM_SHARDS", "20"),
         ];
-        assert_eq!(from(&resubmitted), Ok(Some((shard(17, 20), "SLURM_ARRAY_TASK_ID"))));
+        assert_eq!(
+            from(&resubmitted),
+            Ok(Some((shard(17, 20), "SLURM_ARRAY_TASK_ID")))
+        );
         let ours = [
             ("GRAFTWORK_SHARD_INDEX", "1"),
             ("GRAFTWORK_NUM_SHARDS", "4"),
@@ -608,15 +633,27 @@ mod tests {
         ];
         assert!(from(&gaps).unwrap_err().contains("gaps"));
         assert!(from(&indexed[..1]).unwrap_err().contains("GRAFTWORK_NUM_SHARDS"));
-        assert!(from(&[("RANK", "2"), ("WORLD_SIZE", "2")]).unwrap_err().contains("no shard 2 of 2"));
-        assert!(from(&[("PMI_RANK", "x"), ("PMI_SIZE", "2")]).unwrap_err().contains("no number"));
+        assert!(
+            from(&[("RANK", "2"), ("WORLD_SIZE", "2")])
+                .unwrap_err()
+                .contains("no shard 2 of 2")
+        );
+        assert!(
+            from(&[("PMI_RANK", "x"), ("PMI_SIZE", "2")])
+                .unwrap_err()
+                .contains("no number")
+        );
     }
 
     #[test]
     fn a_shard_is_written_as_a_fraction() {
         assert_eq!("3/8".parse(), Shard::new(3, 8));
         assert!("8/8".parse::<Shard>().unwrap_err().contains("0 to 7"));
-        assert!("1".parse::<Shard>().is_err() && "a/2".parse::<Shard>().is_err() && "0/0".parse::<Shard>().is_err());
+        assert!(
+            "1".parse::<Shard>().is_err()
+                && "a/2".parse::<Shard>().is_err()
+                && "0/0".parse::<Shard>().is_err()
+        );
         assert_eq!(to_array_expression(&[3, 17, 18, 19, 20, 22]), "3,17-20,22");
     }
 }

@@ -220,7 +220,10 @@ impl Store {
         let shape = block.row_shape();
         if *self.row_shape.get_or_insert_with(|| shape.to_vec()) != shape {
             let known = self.row_shape.as_deref().unwrap_or_default();
-            return Err(bad(&path, format!("rows of shape {shape:?} among rows of {known:?}")));
+            return Err(bad(
+                &path,
+                format!("rows of shape {shape:?} among rows of {known:?}"),
+            ));
         }
         let too_many = "more blocks or rows than the index can count";
         let block_idx = u32::try_from(self.blocks.len()).map_err(|_| bad(&path, too_many))?;

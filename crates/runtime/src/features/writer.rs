@@ -89,12 +89,10 @@ impl<'w> Writer<'w> {
             if entry.contains(id) || !open.ids.insert(*id) {
                 continue;
             }
-            open.rows
-                .push(*id, values)
-                .map_err(|value| Error::HalfOverflow {
-                    boundary: entry.boundary.clone(),
-                    value,
-                })?;
+            open.rows.push(*id, values).map_err(|value| Error::HalfOverflow {
+                boundary: entry.boundary.clone(),
+                value,
+            })?;
         }
         if open.rows.ids.len() >= BLOCK_ROWS || open.rows.bytes.len() >= BLOCK_BYTES {
             self.flush_one(computed.entry)?;

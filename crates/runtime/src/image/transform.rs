@@ -96,7 +96,12 @@ impl Preprocess {
         Ok((pixels.width(), pixels.height()))
     }
 
-    pub fn prepare(&self, encoded: &[u8], view: Option<&super::View>, out: &mut [f32]) -> Result<(), super::DecodeError> {
+    pub fn prepare(
+        &self,
+        encoded: &[u8],
+        view: Option<&super::View>,
+        out: &mut [f32],
+    ) -> Result<(), super::DecodeError> {
         self.apply(&super::decode(encoded)?, view, out);
         Ok(())
     }

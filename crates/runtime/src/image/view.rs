@@ -78,7 +78,10 @@ impl Augment {
     /// A sentence for the caller.
     pub fn check(&self) -> Result<(), String> {
         if !(0.0..=1.0).contains(&self.flip) {
-            return Err(format!("the probability {} of a flip is not between 0 and 1", self.flip));
+            return Err(format!(
+                "the probability {} of a flip is not between 0 and 1",
+                self.flip
+            ));
         }
         let Some(crop) = &self.crop else {
             return Ok(());
@@ -86,11 +89,15 @@ impl Augment {
         let ascends = |[from, to]: [f64; 2]| from > 0.0 && from <= to && to.is_finite();
         if !ascends(crop.scale) || crop.scale[1] > 1.0 {
             let [from, to] = crop.scale;
-            return Err(format!("the random crop's share of the area, {from} to {to}, is not within 0 to 1"));
+            return Err(format!(
+                "the random crop's share of the area, {from} to {to}, is not within 0 to 1"
+            ));
         }
         if !ascends(crop.ratio) {
             let [from, to] = crop.ratio;
-            return Err(format!("the random crop's ratio, {from} to {to}, is not a range of positive numbers"));
+            return Err(format!(
+                "the random crop's ratio, {from} to {to}, is not a range of positive numbers"
+            ));
         }
         Ok(())
     }
@@ -151,7 +158,10 @@ struct Draws(blake3::OutputReader);
 impl Draws {
     fn new(seed: u64, id: &[u8; 32], index: u32) -> Draws {
         let mut hasher = blake3::Hasher::new_derive_key("graftwork 2026-11 random view of a picture");
-        hasher.update(&seed.to_le_bytes()).update(id).update(&index.to_le_bytes());
+        hasher
+            .update(&seed.to_le_bytes())
+            .update(id)
+            .update(&index.to_le_bytes());
         Draws(hasher.finalize_xof())
     }
 
@@ -185,8 +195,19 @@ mod tests {
         assert_ne!(view(3, 1, 2), view(3, 2, 2));
         assert_ne!(view(3, 1, 2), view(4, 1, 2));
         // For ever: a change of this line is a change of every cached view.
-        let region = Region { left: 0, top: 0, width: 0, height: 0 };
-        assert_eq!(view(3, 1, 2), View { region: Some(region), flip: false });
+        let region = Region {
+            left: 0,
+            top: 0,
+            width: 0,
+            height: 0,
+        };
+        assert_eq!(
+            view(3, 1, 2),
+            View {
+                region: Some(region),
+                flip: false
+            }
+        );
     }
 
     #[test]
@@ -211,14 +232,44 @@ mod tests {
     #[test]
     fn where_no_part_fits_the_centre_is_taken() {
         let region = |size| Augment::imagenet(1).view(&[0; 32], 0, size).region.unwrap();
-        assert_eq!(region((1, 300)), Region { left: 0, top: 149, width: 1, height: 1 });
-        assert_eq!(region((1000, 10)), Region { left: 493, top: 0, width: 13, height: 10 });
-        assert_eq!(region((1, 1)), Region { left: 0, top: 0, width: 1, height: 1 });
+        assert_eq!(
+            region((1, 300)),
+            Region {
+                left: 0,
+                top: 149,
+                width: 1,
+                height: 1
+            }
+        );
+        assert_eq!(
+            region((1000, 10)),
+            Region {
+                left: 493,
+                top: 0,
+                width: 13,
+                height: 10
+            }
+        );
+        assert_eq!(
+            region((1, 1)),
+            Region {
+                left: 0,
+                top: 0,
+                width: 1,
+                height: 1
+            }
+        );
     }
 
     #[test]
     fn only_mirrored() {
-        assert_eq!(Augment::mirror().view(&[0; 32], 5, (3, 3)), View { region: None, flip: true });
+        assert_eq!(
+            Augment::mirror().view(&[0; 32], 5, (3, 3)),
+            View {
+                region: None,
+                flip: true
+            }
+        );
     }
 
     #[test]
@@ -231,8 +282,32 @@ mod tests {
         };
         assert_eq!(Augment::imagenet(0).check(), Ok(()));
         check(|a| a.flip = 1.5, "1.5 of a flip is not between 0 and 1");
-        check(|a| a.crop = Some(RandomCrop { scale: [0.5, 1.5], ratio: [1.0, 1.0] }), "0.5 to 1.5");
-        check(|a| a.crop = Some(RandomCrop { scale: [0.5, 0.4], ratio: [1.0, 1.0] }), "0.5 to 0.4");
-        check(|a| a.crop = Some(RandomCrop { scale: [0.5, 1.0], ratio: [0.0, 1.0] }), "ratio, 0 to 1");
+        check(
+            |a| {
+                a.crop = Some(RandomCrop {
+                    scale: [0.5, 1.5],
+                    ratio: [1.0, 1.0],
+                })
+            },
+            "0.5 to 1.5",
+        );
+        check(
+            |a| {
+                a.crop = Some(RandomCrop {
+                    scale: [0.5, 0.4],
+                    ratio: [1.0, 1.0],
+                })
+            },
+            "0.5 to 0.4",
+        );
+        check(
+            |a| {
+                a.crop = Some(RandomCrop {
+                    scale: [0.5, 1.0],
+                    ratio: [0.0, 1.0],
+                })
+            },
+            "ratio, 0 to 1",
+        );
     }
 }
