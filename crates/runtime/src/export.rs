@@ -44,6 +44,7 @@ pub struct Classifier {
     preprocess: Preprocess,
     batch_size: usize,
     threads: usize,
+    device: Device,
 }
 
 /// What the classifier says of one picture: its logits, or why it has none.
@@ -54,7 +55,7 @@ impl Classifier {
     ///
     /// # Errors
     /// [`Error::BadFile`] where it does not carry its classes and preprocessing; as [`Engine::open`].
-    pub fn new(model: Model, engine: Engine, threads: usize) -> Result<Classifier, Error> {
+    pub fn new(model: Model, engine: Engine, device: Device, threads: usize) -> Result<Classifier, Error> {
         let bad = |reason: String| Error::BadFile {
             path: model.path().to_owned(),
             reason,
@@ -81,17 +82,13 @@ impl Classifier {
             preprocess,
             batch_size,
             threads: threads.max(1),
+            device,
         })
     }
 
     /// Class names in order.
     pub fn classes(&self) -> &[String] {
         &self.classes
-    }
-
-    /// Which ONNX Runtime is in use.
-    pub fn engine(&self) -> &Engine {
-        &self.engine
     }
 
     /// Classifies pictures; the answers are in their order.
@@ -112,7 +109,7 @@ impl Classifier {
         let work = || -> Result<(), Error> {
             let options = SessionOptions {
                 intra_threads,
-                device: Device::Cpu,
+                device: self.device,
             };
             let mut session = self.engine.session(&self.model, options)?;
             let mut pixels = vec![0.0; self.batch_size * numel];

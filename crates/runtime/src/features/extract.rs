@@ -40,6 +40,8 @@ pub struct ExtractConfig<'c> {
     pub batch_size: usize,
     /// Threads in all.
     pub threads: usize,
+    /// What runs the network.
+    pub device: Device,
 }
 
 /// A picture without features.
@@ -115,7 +117,7 @@ pub fn extract(
         None => model.default_boundary()?,
     };
     let batch_size = check_input(model, config.preprocess, config.batch_size)?;
-    let key = Key::new(model, &boundary, config.preprocess)?;
+    let key = Key::new(model, &boundary, config.preprocess, config.device)?;
     let store = RwLock::new(Store::open(config.cache, &key)?);
     let cut = model.cut(&boundary)?;
 
@@ -382,7 +384,7 @@ impl Job<'_> {
                         self.cut,
                         SessionOptions {
                             intra_threads: self.intra_threads,
-                            device: Device::Cpu,
+                            device: self.config.device,
                         },
                     )?),
                 };
