@@ -242,6 +242,7 @@ pub fn fit(config: &FitConfig, monitor: Monitor<'_>) -> Result<FitReport, Error>
     let data = Dataset::open(&config.data, &config.data_options)?;
     // A missing library is said before an hour of work, also where all features are cached.
     let engine = Engine::open(config.ort_lib.as_deref())?;
+    engine.check(config.device)?;
     let extraction = extract(
         model,
         &data,

@@ -2,7 +2,6 @@
 
 use clap::Args;
 use runtime::data::{Dataset, Unlabelled};
-use runtime::engine::Engine;
 use runtime::features::{ExtractConfig, Extraction, Recipe, Shard, Tap, Views, extract};
 use runtime::job::ExtractSummary;
 use runtime::onnx::Model;
@@ -78,10 +77,7 @@ pub(crate) fn run(args: &ExtractArgs) -> anyhow::Result<u8> {
     let mut options = args.data.options();
     options.unlabelled = Unlabelled::Keep;
     let data = Dataset::open(&args.data.data, &options)?;
-    let engine_args = &args.recipe.engine;
-    let engine = Engine::open(engine_args.ort_lib.as_deref())?;
-    let device = engine_args.device()?;
-    text::remark(&format!("running on {}", engine.describe(device)));
+    let (engine, device) = args.recipe.engine.open()?;
     let cache = args.recipe.cache.folder()?;
     let config = ExtractConfig {
         cache: &cache,
@@ -91,7 +87,7 @@ pub(crate) fn run(args: &ExtractArgs) -> anyhow::Result<u8> {
         dtype: args.recipe.keep.dtype(),
         device,
         batch_size: args.batch.batch_size,
-        threads: engine_args.threads(),
+        threads: args.recipe.engine.threads(),
         max_cache_bytes: args.recipe.keep.max_cache_size,
         shard,
     };

@@ -73,7 +73,7 @@ pub(crate) fn run(args: &FitArgs) -> anyhow::Result<u8> {
 
 /// Prints what a fit did: the table (or JSON) as the result, the rest as notes.
 pub(crate) fn show(report: &FitReport, config: &FitConfig, json: bool) -> anyhow::Result<()> {
-    text::remark(&format!("ran on {}", report.engine.describe(config.device)));
+    text::remark(&format!("ran on {}", report.engine.describe(config.device)?));
     super::extract::report(&report.extraction);
     super::train::report(&report.trained);
     text::remark(&format!(

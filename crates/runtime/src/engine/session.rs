@@ -9,6 +9,7 @@ use ort::session::SessionInputValue;
 use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
 use ort::value::TensorElementType;
 
+use super::cuda::{self, CudaMissing};
 use super::device::Device;
 use super::external::Held;
 use super::find::{Found, find};
@@ -39,6 +40,7 @@ pub struct Session {
     path: PathBuf,
     inputs: Vec<Port>,
     outputs: Vec<String>,
+    partly_on_cpu: bool,
     /// ONNX Runtime reads these bytes as long as the session lives; dropped after it.
     _external: Vec<Held>,
 }
@@ -93,13 +95,34 @@ impl Engine {
         &self.found
     }
 
-    /// What runs a network when `device` is asked for, in one line for a person.
-    pub fn describe(&self, device: Device) -> String {
+    /// Checks that `device` can be used, so that this is said before an hour of work.
+    ///
+    /// # Errors
+    /// [`Error::CudaMissing`].
+    pub fn check(&self, device: Device) -> Result<(), Error> {
+        self.name(device).map(drop)
+    }
+
+    /// What runs a network on `device`, in one line for a person: `the CPU with ONNX Runtime 1.32 (...)`.
+    ///
+    /// # Errors
+    /// As [`Engine::check`].
+    pub fn describe(&self, device: Device) -> Result<String, Error> {
+        Ok(match device {
+            Device::Cpu => format!("the CPU with {self}"),
+            Device::Cuda { tf32, .. } => format!(
+                "{device} ({}, TF32 {}) with {self}",
+                self.name(device)?,
+                if tf32 { "on" } else { "off" }
+            ),
+        })
+    }
+
+    fn name(&self, device: Device) -> Result<String, Error> {
         match device {
-            Device::Cpu => format!("{device}, {self}"),
-            Device::Cuda { tf32, .. } => {
-                let tf32 = if tf32 { "on" } else { "off" };
-                format!("{device} (TF32 {tf32}), {self}")
+            Device::Cpu => Ok("the CPU".to_owned()),
+            Device::Cuda { index, .. } => {
+                cuda::prepare(&self.found.path, index).map_err(|reason| Error::CudaMissing { device, reason })
             }
         }
     }
@@ -108,31 +131,51 @@ impl Engine {
     ///
     /// # Errors
     /// [`Error::Ort`] with ONNX Runtime's own words, for an operator that it does not know among others;
-    /// [`Error::Backbone`] where an input is no tensor.
+    /// [`Error::Backbone`] where an input is no tensor; as [`Engine::check`].
     pub fn session(&self, model: &Model, options: SessionOptions) -> Result<Session, Error> {
         let load = |message: String| Error::Ort {
             action: "load",
             path: model.path().to_owned(),
             message,
         };
+        self.check(options.device)?;
         // Before the builder, so that it is dropped after it.
         let external: Vec<Held> = model
             .external()
             .iter()
             .map(|tensor| Held::new(tensor).map_err(load))
             .collect::<Result<_, Error>>()?;
-        let mut builder = self.builder(options).map_err(load)?;
-        for tensor in &external {
-            // SAFETY: `external` outlives the builder here and ONNX Runtime's session in `Session`; the bytes stay where
-            // they are when the vector moves.
-            let value = unsafe { tensor.value() }.map_err(load)?;
-            builder = builder
-                .with_external_initializer(tensor.name(), value)
-                .map_err(|error| load(error.to_string()))?;
-        }
-        let inner = builder
-            .commit_from_memory(model.bytes())
-            .map_err(|error| load(error.to_string()))?;
+        let commit = |fallback: CpuFallback| {
+            let mut builder = self.builder(options).map_err(load)?;
+            if let Device::Cuda { index, tf32 } = options.device {
+                builder = with_cuda(builder, index, tf32, fallback).map_err(|reason| Error::CudaMissing {
+                    device: options.device,
+                    reason: CudaMissing::Start { reason },
+                })?;
+            }
+            for tensor in &external {
+                // SAFETY: `external` outlives the builder here and ONNX Runtime's session in `Session`; the bytes stay
+                // where they are when the vector moves.
+                let value = unsafe { tensor.value() }.map_err(load)?;
+                builder = builder
+                    .with_external_initializer(tensor.name(), value)
+                    .map_err(|error| load(error.to_string()))?;
+            }
+            builder
+                .commit_from_memory(model.bytes())
+                .map_err(|error| load(error.to_string()))
+        };
+        let (inner, partly_on_cpu) = match options.device {
+            Device::Cpu => (commit(CpuFallback::Allowed)?, false),
+            // Graphs with a free batch size compute shapes, which belongs on the processor; that some operators run
+            // there is allowed, and known.
+            Device::Cuda { .. } => match commit(CpuFallback::Refused) {
+                Err(Error::Ort { message, .. }) if message.contains(REFUSED_FALLBACK) => {
+                    (commit(CpuFallback::Allowed)?, true)
+                }
+                whole => (whole?, false),
+            },
+        };
         let port = |outlet: &ort::value::Outlet| match outlet.dtype().tensor_type() {
             Some(ty) => Ok(Port {
                 name: outlet.name().to_owned(),
@@ -152,6 +195,7 @@ impl Engine {
                 .collect(),
             path: model.path().to_owned(),
             inner,
+            partly_on_cpu,
             _external: external,
         })
     }
@@ -166,17 +210,39 @@ impl Engine {
         let builder = builder.with_inter_threads(1).map_err(text)?;
         // Preprocessing shares the cores: a pool that spins while it waits would take them from it.
         let builder = builder.with_intra_op_spinning(false).map_err(text)?;
-        let builder = builder.with_deterministic_compute(true).map_err(text)?;
-        match options.device {
-            Device::Cpu => Ok(builder),
-            Device::Cuda { index, tf32 } => {
-                let index = i32::try_from(index).map_err(|_| format!("there is no CUDA device {index}"))?;
-                let provider = ep::CUDA::default().with_device_id(index).with_tf32(tf32);
-                builder
-                    .with_execution_providers([provider.build().error_on_failure()])
-                    .map_err(text)
-            }
-        }
+        builder.with_deterministic_compute(true).map_err(text)
+    }
+}
+
+/// Whether operators that the GPU's provider does not take may run on the processor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum CpuFallback {
+    Allowed,
+    Refused,
+}
+
+/// What ONNX Runtime says where operators would run on the processor and that is refused.
+const REFUSED_FALLBACK: &str = "fallback to CPU EP has been explicitly disabled";
+
+fn with_cuda(
+    builder: SessionBuilder,
+    index: u32,
+    tf32: bool,
+    fallback: CpuFallback,
+) -> Result<SessionBuilder, String> {
+    let text = |error: ort::Error<SessionBuilder>| error.to_string();
+    let index = i32::try_from(index).map_err(|_| format!("there is no device {index}"))?;
+    let provider = ep::CUDA::default()
+        .with_device_id(index)
+        .with_tf32(tf32)
+        // The default measures algorithms and takes the fastest of the day, which need not be the same tomorrow.
+        .with_conv_algorithm_search(ep::cuda::ConvAlgorithmSearch::Heuristic);
+    let builder = builder
+        .with_execution_providers([provider.build().error_on_failure()])
+        .map_err(text)?;
+    match fallback {
+        CpuFallback::Allowed => Ok(builder),
+        CpuFallback::Refused => builder.with_disable_cpu_fallback().map_err(text),
     }
 }
 
@@ -201,6 +267,12 @@ impl Session {
     /// Names of the outputs, in the order in which [`Session::run`] gives them.
     pub fn output_names(&self) -> impl ExactSizeIterator<Item = &str> {
         self.outputs.iter().map(String::as_str)
+    }
+
+    /// Whether the device is a GPU and some operators of the graph run on the processor all the same, for the provider
+    /// has no kernel for them or they only compute shapes.
+    pub fn partly_on_cpu(&self) -> bool {
+        self.partly_on_cpu
     }
 
     /// Runs the network once: inputs and outputs in the model's order.
