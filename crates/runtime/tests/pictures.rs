@@ -69,7 +69,7 @@ fn every_pixel_is_pillows() {
         for (spec_name, want) in want["float32_chw_sha256"].as_object().unwrap() {
             let preprocess = spec(&expected["specs"][spec_name]);
             let mut input = vec![0f32; preprocess.numel()];
-            preprocess.apply(&pixels, &mut input);
+            preprocess.apply(&pixels, None, &mut input);
             let bytes: Vec<u8> = input.iter().flat_map(|value| value.to_le_bytes()).collect();
             check("as network input", sha256(&bytes), want);
         }
