@@ -31,8 +31,8 @@ pub enum Error {
         height: String,
         /// Its width.
         width: String,
-        /// The side of the crop.
-        crop: usize,
+        /// The crop: its side, or height x width.
+        crop: String,
     },
     /// One folder of classes, and nothing said about validation.
     #[error("`{}`: there is no `train` folder in it; for one folder of classes say which share is for validation", path.display())]

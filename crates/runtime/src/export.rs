@@ -9,7 +9,7 @@ use crate::engine::{Engine, SessionOptions};
 use crate::error::Error;
 use crate::features::{check_input, sessions_for};
 use crate::head::LinearHead;
-use crate::image::{Preprocess, decode};
+use crate::image::Preprocess;
 use crate::monitor::{Monitor, Stage};
 use crate::onnx::Model;
 
@@ -128,12 +128,12 @@ impl Classifier {
                         let bytes = std::fs::read(root.join(path))
                             .map_err(|error| format!("it cannot be read: {error}"))?;
                         self.preprocess
-                            .apply(&decode(&bytes).map_err(|error| error.to_string())?, out);
-                        Ok(())
+                            .prepare(&bytes, None, out)
+                            .map_err(|error| error.to_string())
                     })
                     .collect();
-                let crop = self.preprocess.crop;
-                let (logits, n_classes) = session.run([self.batch_size, 3, crop, crop], &pixels)?;
+                let [_, height, width] = self.preprocess.shape();
+                let (logits, n_classes) = session.run([self.batch_size, 3, height, width], &pixels)?;
                 if n_classes != self.classes.len() {
                     return Err(Error::BadFile {
                         path: self.model.path().to_owned(),

@@ -402,10 +402,9 @@ fn settings_of(config: &FitConfig, boundary: &str) -> String {
         ),
     };
     let p = &config.preprocess;
-    let filter = serde_json::to_string(&p.interpolation).expect("a name is JSON");
     format!(
         "# Written by graftwork fit.\nbackbone = {}\nbackbone_blake3 = \"{}\"\ndata = {}\ncut = {}\nc = {}\nseed = {}\n{val_fraction}{split_seed}\n\
-         [preprocess]\nresize = {}\ncrop = {}\ninterpolation = {filter}\nmean = {:?}\nstd = {:?}\n",
+         [preprocess]\n{}",
         absolute(&config.backbone),
         fs::read(&config.backbone)
             .map(|bytes| blake3::hash(&bytes).to_hex().to_string())
@@ -414,10 +413,7 @@ fn settings_of(config: &FitConfig, boundary: &str) -> String {
         toml_string(boundary),
         c_text(config.regularisation),
         config.seed,
-        p.resize,
-        p.crop,
-        p.mean,
-        p.std,
+        p.to_toml(),
     )
 }
 

@@ -55,8 +55,8 @@ pub(crate) fn run(args: &DemoArgs) -> anyhow::Result<u8> {
         cache,
         cut: None,
         preprocess: Preprocess {
-            resize: 32,
-            crop: 32,
+            resize: 32.into(),
+            crop: 32.into(),
             ..Preprocess::imagenet()
         },
         split: SplitRule::Folders,

@@ -16,7 +16,7 @@ use super::store::{RowId, Store, write_whole};
 use crate::data::Dataset;
 use crate::engine::{Engine, Session, SessionOptions};
 use crate::error::Error;
-use crate::image::{Preprocess, decode};
+use crate::image::Preprocess;
 use crate::monitor::{Monitor, Stage};
 use crate::onnx::Model;
 
@@ -270,14 +270,18 @@ pub(crate) fn check_input(model: &Model, preprocess: &Preprocess, batch_size: us
             channels.unwrap_or(0)
         )));
     }
-    let crop = preprocess.crop;
-    if height.is_some_and(|height| height != crop) || width.is_some_and(|width| width != crop) {
+    let [_, crop_height, crop_width] = preprocess.shape();
+    if height.is_some_and(|height| height != crop_height) || width.is_some_and(|width| width != crop_width) {
         let side = |side: &Option<usize>| side.map_or("?".to_owned(), |side| side.to_string());
         return Err(Error::CropMismatch {
             path: model.path().to_owned(),
             height: side(height),
             width: side(width),
-            crop,
+            crop: if crop_height == crop_width {
+                crop_height.to_string()
+            } else {
+                format!("{crop_height} x {crop_width}")
+            },
         });
     }
     checked_batch(*batch)
@@ -387,8 +391,8 @@ impl Job<'_> {
                 };
                 // A short batch is padded: a row's value must not depend on what else is in its batch.
                 pixels[n_rows * numel..].fill(0.0);
-                let crop = self.config.preprocess.crop;
-                let (mut features, n_features) = session.run([self.batch_size, 3, crop, crop], &pixels)?;
+                let [_, height, width] = self.config.preprocess.shape();
+                let (mut features, n_features) = session.run([self.batch_size, 3, height, width], &pixels)?;
                 features.truncate(n_rows * n_features);
                 finished.features = features;
             }
@@ -423,11 +427,8 @@ impl Job<'_> {
         if read(self.store).contains(&id) {
             return Seen::Hit(id);
         }
-        match decode(&bytes) {
-            Ok(pixels) => {
-                self.config.preprocess.apply(&pixels, out);
-                Seen::Miss(id)
-            }
+        match self.config.preprocess.prepare(&bytes, None, out) {
+            Ok(()) => Seen::Miss(id),
             Err(error) => Seen::Broken(error.to_string()),
         }
     }
