@@ -33,7 +33,7 @@ pub enum Error {
         height: String,
         /// Its width.
         width: String,
-        /// The side of the crop, or its height and width.
+        /// The crop: its side, or height x width.
         crop: String,
     },
     /// One folder of classes, and nothing said about validation.

@@ -482,16 +482,8 @@ fn settings_of(config: &FitConfig, boundary: &str) -> Result<String, Error> {
         let augment = toml_string(&plain(&views.augment));
         settings.push_str(&format!("views = {}\naugment = {augment}\n", views.count));
     }
-    let preprocess = serde_json::to_value(&config.preprocess).expect("plain data is JSON");
     settings.push_str("\n[preprocess]\n");
-    for (name, value) in preprocess.as_object().into_iter().flatten() {
-        // What nests is rare and only compared: its JSON as a string.
-        let value = match value {
-            serde_json::Value::Object(_) | serde_json::Value::Null => toml_string(&value.to_string()),
-            other => other.to_string(),
-        };
-        settings.push_str(&format!("{name} = {value}\n"));
-    }
+    settings.push_str(&config.preprocess.to_toml());
     Ok(settings)
 }
 

@@ -56,8 +56,8 @@ pub(crate) fn run(args: &DemoArgs) -> anyhow::Result<u8> {
         cache,
         cut: None,
         preprocess: Preprocess {
-            resize: 32,
-            crop: 32,
+            resize: 32.into(),
+            crop: 32.into(),
             ..Preprocess::imagenet()
         },
         data_options: DataOptions::new(SplitRule::Folders),

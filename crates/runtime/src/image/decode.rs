@@ -1,5 +1,10 @@
 //! Encoded bytes to pixels, by content and never by file name.
 
+use std::borrow::Cow;
+use std::ops::Range;
+
+use super::resize::PIXEL;
+
 /// Eight-bit pixels, four bytes each (red, green, blue, unused), rows top down.
 ///
 /// The fourth byte makes a pixel a 32-bit lane; its value is meaningless.
@@ -45,29 +50,38 @@ impl Pixels {
 
     /// Room for `width * height` pixels; the limit is checked before anything is allocated.
     pub(super) fn new(width: usize, height: usize) -> Result<Pixels, DecodeError> {
+        let n_pixels = Pixels::check_size(width, height)?;
+        Ok(Pixels {
+            width,
+            height,
+            data: vec![0; n_pixels * PIXEL + Pixels::PADDING],
+        })
+    }
+
+    /// The number of pixels of a picture whose header claims this size, where it is one that is decoded.
+    pub(super) fn check_size(width: usize, height: usize) -> Result<usize, DecodeError> {
         match width.checked_mul(height) {
-            Some(n) if n > 0 && n <= Pixels::MAX_PIXELS => Ok(Pixels {
-                width,
-                height,
-                data: vec![0; n * 4 + Pixels::PADDING],
-            }),
             Some(0) => Err(DecodeError::Damaged("it has no pixels".to_owned())),
+            Some(n_pixels) if n_pixels <= Pixels::MAX_PIXELS => Ok(n_pixels),
             _ => Err(DecodeError::TooLarge { width, height }),
         }
     }
 
-    /// Pixels that are there already: `rgb` holds `[height, width, 3]` bytes.
+    /// Pixels from red, green and blue of each, row by row.
     ///
     /// # Errors
-    /// Another number of bytes than that, none, or more pixels than [`Pixels::MAX_PIXELS`].
+    /// [`DecodeError::TooLarge`] and [`DecodeError::Damaged`] where `rgb` does not hold `width * height * 3` bytes.
     pub fn from_rgb(width: usize, height: usize, rgb: &[u8]) -> Result<Pixels, DecodeError> {
-        let mut pixels = Pixels::new(width, height)?;
-        if rgb.len() != width * height * 3 {
-            let reason = format!("{} bytes are not {width} x {height} pixels", rgb.len());
-            return Err(DecodeError::Damaged(reason));
+        let n_pixels = Pixels::check_size(width, height)?;
+        if rgb.len() != n_pixels * 3 {
+            return Err(DecodeError::Damaged(format!(
+                "{} bytes are not {width} x {height} pixels of three",
+                rgb.len()
+            )));
         }
-        for (to, from) in pixels.data.chunks_exact_mut(4).zip(rgb.chunks_exact(3)) {
-            to[..3].copy_from_slice(from);
+        let mut pixels = Pixels::new(width, height)?;
+        for (pixel, rgb) in pixels.data.chunks_exact_mut(PIXEL).zip(rgb.chunks_exact(3)) {
+            pixel[..3].copy_from_slice(rgb);
         }
         Ok(pixels)
     }
@@ -92,16 +106,120 @@ impl Pixels {
     }
 }
 
-/// Decodes a JPEG or PNG picture to what Pillow's `Image.open(…).convert("RGB")` gives.
+/// Decodes a picture to what Pillow's `Image.open(…).convert("RGB")` gives.
 ///
 /// # Errors
 /// A [`DecodeError`] where Pillow would raise.
 pub fn decode(bytes: &[u8]) -> Result<Pixels, DecodeError> {
-    match bytes {
-        [] => Err(DecodeError::Empty),
-        [0xff, 0xd8, 0xff, ..] => super::jpeg::decode(bytes),
-        [0x89, b'P', b'N', b'G', ..] => super::png::decode(bytes),
-        _ => Err(DecodeError::UnknownFormat(looks_like(bytes))),
+    Picture::open(bytes)?.into_pixels()
+}
+
+/// Columns and rows of a picture, as its header claims them.
+///
+/// # Errors
+/// As [`decode`], for what the header shows.
+pub fn size(bytes: &[u8]) -> Result<(usize, usize), DecodeError> {
+    Picture::open(bytes).map(|picture| picture.size())
+}
+
+/// A picture whose header has been read. JPEG and PNG give their rows on demand; what has no rows to give one by one is
+/// decoded whole.
+pub(super) enum Picture<'b> {
+    Jpeg(super::jpeg::Reader<'b>),
+    Png(Box<super::png::Reader<'b>>),
+    Whole(Cow<'b, Pixels>),
+}
+
+impl<'b> Picture<'b> {
+    pub(super) fn open(bytes: &'b [u8]) -> Result<Picture<'b>, DecodeError> {
+        match bytes {
+            [] => Err(DecodeError::Empty),
+            [0xff, 0xd8, 0xff, ..] => super::jpeg::Reader::open(bytes).map(Picture::Jpeg),
+            [0x89, b'P', b'N', b'G', ..] => super::png::Reader::open(bytes).map(Box::new).map(Picture::Png),
+            _ => Err(DecodeError::UnknownFormat(looks_like(bytes))),
+        }
+    }
+
+    pub(super) fn size(&self) -> (usize, usize) {
+        match self {
+            Picture::Jpeg(reader) => reader.size(),
+            Picture::Png(reader) => reader.size(),
+            Picture::Whole(pixels) => (pixels.width, pixels.height),
+        }
+    }
+
+    pub(super) fn into_pixels(self) -> Result<Pixels, DecodeError> {
+        let (width, height) = self.size();
+        if let Picture::Whole(pixels) = self {
+            return Ok(pixels.into_owned());
+        }
+        let mut pixels = Pixels::new(width, height)?;
+        let stride = width * PIXEL;
+        match self {
+            Picture::Jpeg(mut reader) => {
+                reader.start(0..width)?;
+                let mut row = 0;
+                while row < height {
+                    let out = &mut pixels.data[row * stride..height * stride];
+                    row += reader.next(out, stride, height - row)?;
+                }
+            }
+            Picture::Png(mut reader) => {
+                for out in pixels.data.chunks_exact_mut(stride).take(height) {
+                    reader.next(out)?;
+                }
+            }
+            Picture::Whole(_) => {}
+        }
+        Ok(pixels)
+    }
+
+    /// Gives `sink` the rows `rows`, each from some column at or before `columns.start` (which it is told) to some column
+    /// at or behind `columns.end`; reads all the others too, for what is wrong with them.
+    pub(super) fn rows(
+        self,
+        rows: Range<usize>,
+        columns: Range<usize>,
+        slack: usize,
+        buffer: &mut Vec<u8>,
+        sink: &mut impl FnMut(&[u8], usize),
+    ) -> Result<(), DecodeError> {
+        /// Rows that one call of libjpeg may give.
+        const AT_ONCE: usize = 8;
+        match self {
+            Picture::Jpeg(mut reader) => {
+                let held = reader.start(columns)?;
+                let row_bytes = held.len() * PIXEL;
+                let stride = row_bytes + slack;
+                buffer.resize(AT_ONCE * stride, 0);
+                reader.skip(rows.start)?;
+                let mut row = rows.start;
+                while row < rows.end {
+                    let n_read = reader.next(buffer, stride, (rows.end - row).min(AT_ONCE))?;
+                    for row in buffer.chunks_exact(stride).take(n_read) {
+                        sink(row, held.start);
+                    }
+                    row += n_read;
+                }
+                reader.finish()
+            }
+            Picture::Png(mut reader) => {
+                buffer.resize(columns.end * PIXEL + slack, 0);
+                reader.skip(rows.start)?;
+                for _ in rows {
+                    reader.next(&mut buffer[..columns.end * PIXEL])?;
+                    sink(buffer, 0);
+                }
+                reader.finish()
+            }
+            Picture::Whole(pixels) => {
+                let stride = pixels.width * PIXEL;
+                for row in rows {
+                    sink(&pixels.data[row * stride..], 0);
+                }
+                Ok(())
+            }
+        }
     }
 }
 
