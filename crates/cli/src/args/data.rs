@@ -8,7 +8,13 @@ use clap::Args;
 #[derive(Debug, Args)]
 pub(crate) struct DataArgs {
     /// Image folder: D/train/<class>/* and D/val/<class>/* (or test), or one folder of classes with --val-fraction
-    #[arg(long, value_name = "D")]
+    #[arg(
+        long,
+        value_name = "D",
+        required = false,
+        required_unless_present = "list_cuts",
+        default_value_if("list_cuts", "true", ".")
+    )]
     pub(crate) data: PathBuf,
     /// Share of each class that is held out for validation, when D has no folders for it
     #[arg(long, value_name = "SHARE")]

@@ -19,7 +19,13 @@ pub(crate) struct ExtractArgs {
     #[command(flatten)]
     data: DataArgs,
     /// Folder of cache entries
-    #[arg(long, value_name = "DIR")]
+    #[arg(
+        long,
+        value_name = "DIR",
+        required = false,
+        required_unless_present = "list_cuts",
+        default_value_if("list_cuts", "true", ".")
+    )]
     cache: PathBuf,
     #[command(flatten)]
     preprocess: PreprocessArgs,
@@ -33,14 +39,18 @@ pub(crate) struct ExtractArgs {
 }
 
 pub(crate) fn run(args: &ExtractArgs) -> anyhow::Result<u8> {
-    let preprocess = args.preprocess.checked()?;
     let model = Model::open(&args.backbone.backbone)?;
+    if args.backbone.list_cuts {
+        super::backbone::list_cuts(&model, args.json)?;
+        return Ok(0);
+    }
+    let preprocess = args.preprocess.checked()?;
     let data = Dataset::open(&args.data.data, args.data.split())?;
     let engine = Engine::open(args.engine.ort_lib.as_deref())?;
     text::remark(&format!("running on the CPU with {engine}"));
     let config = ExtractConfig {
         cache: &args.cache,
-        boundary: args.backbone.cut.as_deref(),
+        boundary: args.backbone.single_cut()?,
         preprocess: &preprocess,
         batch_size: args.batch.batch_size,
         threads: args.engine.threads(),

@@ -18,7 +18,14 @@ pub(crate) struct FitArgs {
     #[command(flatten)]
     data: DataArgs,
     /// The run folder to write
-    #[arg(short, long, value_name = "RUN")]
+    #[arg(
+        short,
+        long,
+        value_name = "RUN",
+        required = false,
+        required_unless_present = "list_cuts",
+        default_value_if("list_cuts", "true", ".")
+    )]
     output: PathBuf,
     /// Folder of cached features [default: graftwork/features in your cache folder]
     #[arg(long, value_name = "DIR")]
@@ -41,12 +48,16 @@ pub(crate) struct FitArgs {
 }
 
 pub(crate) fn run(args: &FitArgs) -> anyhow::Result<u8> {
+    if args.backbone.list_cuts {
+        super::backbone::list_cuts(&runtime::onnx::Model::open(&args.backbone.backbone)?, args.json)?;
+        return Ok(0);
+    }
     let config = FitConfig {
         backbone: args.backbone.backbone.clone(),
         data: args.data.data.clone(),
         run: args.output.clone(),
         cache: args.cache.clone().map_or_else(default_cache, Ok)?,
-        cut: args.backbone.cut.clone(),
+        cut: args.backbone.single_cut()?.map(str::to_owned),
         preprocess: args.preprocess.checked()?,
         split: args.data.split(),
         regularisation: args.c.0,

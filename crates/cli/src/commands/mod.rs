@@ -1,5 +1,6 @@
 //! One file per verb.
 
+pub(crate) mod backbone;
 pub(crate) mod convert;
 pub(crate) mod demo;
 pub(crate) mod diff;

@@ -24,9 +24,9 @@ pub struct Boundary {
     /// That node's place in the file.
     pub node_idx: usize,
     /// Weights in front of it, in elements; shared ones count where they are used first.
-    pub parameters_before: u64,
+    pub parameters_before: usize,
     /// Weights behind it.
-    pub parameters_behind: u64,
+    pub parameters_behind: usize,
     /// Its sizes, `None` where an axis is symbolic; `None` as a whole where the file does not tell.
     pub shape: Option<Vec<Option<usize>>>,
     /// Whether what is behind it needs nothing else from in front of it: no size of an earlier tensor, no second input.
@@ -81,13 +81,13 @@ struct Sweep<'m> {
 struct Found<'m> {
     name: &'m str,
     node_idx: usize,
-    parameters_before: u64,
+    parameters_before: usize,
     is_sole: bool,
 }
 
 struct All<'m> {
     at: Vec<Found<'m>>,
-    n_parameters: u64,
+    n_parameters: usize,
 }
 
 impl<'m> Sweep<'m> {
@@ -165,7 +165,12 @@ impl<'m> Sweep<'m> {
                     live.remove(name);
                 }
             }
-            live.extend(node.outputs.iter().map(String::as_str).filter(|name| uses.contains_key(name)));
+            live.extend(
+                node.outputs
+                    .iter()
+                    .map(String::as_str)
+                    .filter(|name| uses.contains_key(name)),
+            );
             if let (1, Some(name)) = (live.len(), live.iter().next())
                 && node.outputs.iter().any(|output| output == name)
             {
@@ -180,7 +185,9 @@ impl<'m> Sweep<'m> {
         for found in &mut at {
             // Nodes are counted from 1 in `since`: the sizes of the boundary itself are known behind it.
             let node_idx = found.node_idx;
-            found.is_sole = !carried.iter().any(|&(since, to)| since < node_idx + 1 && to > node_idx);
+            found.is_sole = !carried
+                .iter()
+                .any(|&(since, to)| since < node_idx + 1 && to > node_idx);
         }
         All { at, n_parameters }
     }
@@ -199,7 +206,7 @@ impl<'m> Sweep<'m> {
     }
 
     /// Elements of weights that `name` is or is computed from, and that were not counted before.
-    fn parameters_of(&self, name: &'m str, seen: &mut [bool], counted: &mut HashSet<&'m str>) -> u64 {
+    fn parameters_of(&self, name: &'m str, seen: &mut [bool], counted: &mut HashSet<&'m str>) -> usize {
         let mut n = 0;
         let mut pending = vec![name];
         while let Some(name) = pending.pop() {
@@ -208,16 +215,20 @@ impl<'m> Sweep<'m> {
             }
             if let Some(found) = self.model.initializers.get(name) {
                 // Integers of 64 bits are shapes and indices; 8-bit ones are quantised weights.
-                let is_weight = tensor::is_float(found.dtype) || matches!(found.dtype, 2 | 3 | 21 | 22);
+                let is_number = tensor::is_float(found.dtype) || matches!(found.dtype, 2 | 3 | 21 | 22);
+                let is_weight = is_number && !found.shape.is_empty();
                 if is_weight && counted.insert(&found.name) {
-                    n += found.numel() as u64;
+                    n += found.numel();
                 }
             } else if let Some(&node_idx) = self.producers.get(name)
                 && !std::mem::replace(&mut seen[node_idx], true)
             {
                 let node = &self.model.nodes[node_idx];
-                let constant = self.model.constant(node).filter(|found| tensor::is_float(found.dtype));
-                n += constant.map_or(0, |found| found.numel() as u64);
+                let constant = self
+                    .model
+                    .constant(node)
+                    .filter(|found| tensor::is_float(found.dtype) && !found.shape.is_empty());
+                n += constant.map_or(0, |found| found.numel());
                 pending.extend(node.reads());
             }
         }
@@ -343,15 +354,16 @@ impl Step {
             [] => Step::Other,
             [op] if ACTIVATIONS.contains(op) => Step::Light { is_activation: true },
             [op] if NORMS.contains(op) || ARITHMETIC.contains(op) && *op != "ReduceMean" => {
-                Step::Light {
-                    is_activation: false,
-                }
+                Step::Light { is_activation: false }
             }
             [_] => Step::Other,
             ops if all_in(&ARITHMETIC) => Step::Light {
-                is_activation: ops
-                    .iter()
-                    .any(|op| matches!(*op, "Erf" | "Sigmoid" | "Tanh" | "HardSigmoid" | "Softplus" | "Clip")),
+                is_activation: ops.iter().any(|op| {
+                    matches!(
+                        *op,
+                        "Erf" | "Sigmoid" | "Tanh" | "HardSigmoid" | "Softplus" | "Clip"
+                    )
+                }),
             },
             ops if ops.last().is_some_and(|op| MEETINGS.contains(op)) => Step::Block {
                 attends: ops

@@ -67,7 +67,10 @@ impl Model {
             return format!("its {} reads `{name}`, which nothing makes", node.title());
         }
         if self.ancestors(&[name])[node_idx] {
-            return format!("its graph has a cycle: the {} needs its own result through `{name}`", node.title());
+            return format!(
+                "its graph has a cycle: the {} needs its own result through `{name}`",
+                node.title()
+            );
         }
         format!(
             "its nodes are not in order: the {} reads `{name}`, which a later node makes",

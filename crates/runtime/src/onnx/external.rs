@@ -74,11 +74,12 @@ impl Model {
             let file = match files.get(place.location.as_str()) {
                 Some(file) => file,
                 None => {
-                    let file = Source::open(&folder.join(&place.location), Backing::Map)
-                        .map_err(|error| match error.source.kind() {
+                    let file = Source::open(&folder.join(&place.location), Backing::Map).map_err(
+                        |error| match error.source.kind() {
                             std::io::ErrorKind::NotFound => refuse("which is missing".to_owned()),
                             _ => refuse(format!("which cannot be read: {}", error.source)),
-                        })?;
+                        },
+                    )?;
                     files.entry(&place.location).or_insert(file)
                 }
             };
@@ -110,12 +111,15 @@ impl Model {
                         file.len()
                     ))
                 })?;
-            found.push((initializer.field.start, External {
-                name: initializer.name.clone(),
-                dtype: initializer.dtype,
-                shape: initializer.shape.clone(),
-                data,
-            }));
+            found.push((
+                initializer.field.start,
+                External {
+                    name: initializer.name.clone(),
+                    dtype: initializer.dtype,
+                    shape: initializer.shape.clone(),
+                    data,
+                },
+            ));
         }
         // The order of the file, so that nothing depends on a hash.
         found.sort_by_key(|(start, _)| *start);

@@ -56,7 +56,9 @@ impl Model {
     /// [`Error::NotOnnx`] where the bytes are no sound ONNX model; [`Error::ExternalWeights`] where a file with weights
     /// is missing, too short, or outside the model's folder.
     pub fn open(path: &Path) -> Result<Model, Error> {
-        let n_bytes = std::fs::metadata(path).map_err(FileError::at("read", path))?.len();
+        let n_bytes = std::fs::metadata(path)
+            .map_err(FileError::at("read", path))?
+            .len();
         if n_bytes > MAX_PROTOBUF_BYTES {
             return Err(Error::NotOnnx {
                 path: path.to_owned(),
@@ -168,10 +170,8 @@ impl Model {
                     .nodes
                     .push(read_node(&bytes, span.clone()).map_err(wire_error)?),
                 5 => {
-                    let found =
-                        Initializer::read(&bytes, field.span.clone(), span.clone()).map_err(|reason| {
-                            not_onnx(format!("its initialiser {reason}"))
-                        })?;
+                    let found = Initializer::read(&bytes, field.span.clone(), span.clone())
+                        .map_err(|reason| not_onnx(format!("its initialiser {reason}")))?;
                     let name = found.name.clone();
                     if model.initializers.insert(name.clone(), found).is_some() {
                         return Err(not_onnx(format!("two of its initialisers are called `{name}`")));
@@ -324,7 +324,8 @@ impl Model {
         let [(name, span)] = node.attributes.as_slice() else {
             return None;
         };
-        if node.op_type != "Constant" || !node.domain.is_empty() || name != "value" || node.outputs.len() != 1 {
+        if node.op_type != "Constant" || !node.domain.is_empty() || name != "value" || node.outputs.len() != 1
+        {
             return None;
         }
         let tensor = wire::each(&self.bytes, span.clone())
@@ -346,5 +347,9 @@ pub(super) fn span_of(field: &Field, number: u32) -> Option<Range<usize>> {
 
 /// The default domain has two names.
 pub(super) fn default_domain(domain: String) -> String {
-    if domain == "ai.onnx" { String::new() } else { domain }
+    if domain == "ai.onnx" {
+        String::new()
+    } else {
+        domain
+    }
 }
