@@ -139,7 +139,7 @@ fn judge_io(error: &io::Error) -> (u8, Option<String>) {
 
 fn judge_runtime(error: &runtime::Error) -> Option<(u8, Option<String>)> {
     use runtime::Error::{
-        Cancelled, CropMismatch, Exists, Install, Interrupted, NoSplit, OrtMissing, OrtUnusable,
+        Cancelled, CropMismatch, CudaMissing, Exists, Install, Interrupted, NoSplit, OrtMissing, OrtUnusable,
         UnknownTensor, Usage,
     };
     Some(match error {
@@ -166,6 +166,7 @@ fn judge_runtime(error: &runtime::Error) -> Option<(u8, Option<String>)> {
             code::NO_RUNTIME,
             Some("graftwork doctor lists what there is".to_owned()),
         ),
+        CudaMissing { reason, .. } => (code::NO_RUNTIME, Some(cuda_hint(reason).to_owned())),
         Install(_) => (
             code::NO_RUNTIME,
             Some("python3 -m pip download onnxruntime shows what pip lacks".to_owned()),
@@ -176,4 +177,19 @@ fn judge_runtime(error: &runtime::Error) -> Option<(u8, Option<String>)> {
         ),
         _ => return None,
     })
+}
+
+fn cuda_hint(missing: &runtime::engine::CudaMissing) -> &'static str {
+    use runtime::engine::CudaMissing::{Driver, Index, Provider, ProviderFile, Start};
+    match missing {
+        Provider { .. } | ProviderFile { .. } => {
+            "python3 -m pip install onnxruntime-gpu, or --ort-lib PATH to a library with CUDA; without a GPU --device cpu"
+        }
+        Driver { .. } => "nvidia-smi shows whether the driver runs; without a GPU --device cpu",
+        Index { .. } => "nvidia-smi -L lists the GPUs, and CUDA_VISIBLE_DEVICES can hide some",
+        Start { .. } => {
+            "python3 -m pip install 'onnxruntime-gpu[cuda,cudnn]' brings NVIDIA's libraries beside it"
+        }
+        _ => "graftwork doctor lists what there is",
+    }
 }

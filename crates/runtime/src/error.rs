@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use pth::FileError;
 
+use crate::engine::{CudaMissing, Device};
+
 /// The errors of this crate.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -115,6 +117,14 @@ pub enum Error {
         path: PathBuf,
         /// Why not.
         reason: String,
+    },
+    /// A GPU that was asked for and cannot be used; the processor does not step in for it.
+    #[error("{device} cannot be used: {reason}")]
+    CudaMissing {
+        /// What was asked for.
+        device: Device,
+        /// What is absent.
+        reason: CudaMissing,
     },
     /// ONNX Runtime refused a model or failed while running it.
     #[error("ONNX Runtime could not {action} `{}`: {message}", path.display())]

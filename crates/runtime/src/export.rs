@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::engine::{Engine, SessionOptions};
+use crate::engine::{Device, Engine, Input, SessionOptions};
 use crate::error::Error;
 use crate::features::{check_input, sessions_for};
 use crate::head::LinearHead;
@@ -44,6 +44,7 @@ pub struct Classifier {
     preprocess: Preprocess,
     batch_size: usize,
     threads: usize,
+    device: Device,
 }
 
 /// What the classifier says of one picture: its logits, or why it has none.
@@ -54,7 +55,7 @@ impl Classifier {
     ///
     /// # Errors
     /// [`Error::BadFile`] where it does not carry its classes and preprocessing; as [`Engine::open`].
-    pub fn new(model: Model, engine: Engine, threads: usize) -> Result<Classifier, Error> {
+    pub fn new(model: Model, engine: Engine, device: Device, threads: usize) -> Result<Classifier, Error> {
         let bad = |reason: String| Error::BadFile {
             path: model.path().to_owned(),
             reason,
@@ -81,17 +82,13 @@ impl Classifier {
             preprocess,
             batch_size,
             threads: threads.max(1),
+            device,
         })
     }
 
     /// Class names in order.
     pub fn classes(&self) -> &[String] {
         &self.classes
-    }
-
-    /// Which ONNX Runtime is in use.
-    pub fn engine(&self) -> &Engine {
-        &self.engine
     }
 
     /// Classifies pictures; the answers are in their order.
@@ -110,9 +107,11 @@ impl Classifier {
         let done = AtomicUsize::new(0);
         let answers: Mutex<Vec<Option<Answer>>> = Mutex::new(vec![None; pictures.len()]);
         let work = || -> Result<(), Error> {
-            let mut session = self
-                .engine
-                .session(&self.model, SessionOptions { intra_threads })?;
+            let options = SessionOptions {
+                intra_threads,
+                device: self.device,
+            };
+            let mut session = self.engine.session(&self.model, options)?;
             let mut pixels = vec![0.0; self.batch_size * numel];
             loop {
                 let first = next.fetch_add(self.batch_size, Ordering::Relaxed);
@@ -133,7 +132,12 @@ impl Classifier {
                     })
                     .collect();
                 let crop = self.preprocess.crop;
-                let (logits, n_classes) = session.run([self.batch_size, 3, crop, crop], &pixels)?;
+                let input = Input::F32 {
+                    shape: &[self.batch_size, 3, crop, crop],
+                    values: &pixels,
+                };
+                let output = session.run_rows(&[input], self.batch_size)?.swap_remove(0);
+                let (n_classes, logits) = (output.row_len(), output.values);
                 if n_classes != self.classes.len() {
                     return Err(Error::BadFile {
                         path: self.model.path().to_owned(),

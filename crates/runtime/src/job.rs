@@ -9,7 +9,7 @@ use pth::{AtomicFile, Existing, FileError};
 use serde::Serialize;
 
 use crate::data::{Dataset, Split, SplitRule};
-use crate::engine::Engine;
+use crate::engine::{Device, Engine};
 use crate::error::Error;
 use crate::export::{Classifier, Verified, assemble, verify};
 use crate::features::{ExtractConfig, Extraction, Labelled, extract};
@@ -155,6 +155,8 @@ pub struct FitConfig {
     pub threads: usize,
     /// The ONNX Runtime to use.
     pub ort_lib: Option<PathBuf>,
+    /// What runs the network.
+    pub device: Device,
     /// What to do with a run folder of other settings.
     pub existing: Existing,
 }
@@ -192,6 +194,7 @@ pub fn fit(config: &FitConfig, monitor: Monitor<'_>) -> Result<FitReport, Error>
     let data = Dataset::open(&config.data, config.split)?;
     // A missing library is said before an hour of work, also where all features are cached.
     let engine = Engine::open(config.ort_lib.as_deref())?;
+    engine.check(config.device)?;
     let extraction = extract(
         &model,
         &data,
@@ -202,6 +205,7 @@ pub fn fit(config: &FitConfig, monitor: Monitor<'_>) -> Result<FitReport, Error>
             preprocess: &config.preprocess,
             batch_size: config.batch_size,
             threads: config.threads,
+            device: config.device,
         },
         monitor,
     )?;
@@ -235,7 +239,7 @@ pub fn fit(config: &FitConfig, monitor: Monitor<'_>) -> Result<FitReport, Error>
     })?;
 
     let exported = assemble(&model, &boundary, &trained.head, &config.preprocess)?;
-    let classifier = Classifier::new(exported.clone(), engine.clone(), config.threads)?;
+    let classifier = Classifier::new(exported.clone(), engine.clone(), config.device, config.threads)?;
     let (pictures, logits) = spread(&val_rows.paths, &trained.val_logits, data.classes.len());
     let verified = verify(&classifier, &config.data, &pictures, &logits, monitor)?;
 

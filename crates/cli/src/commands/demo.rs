@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use pth::Existing;
 use runtime::data::SplitRule;
-use runtime::engine::{find, install};
+use runtime::engine::{Device, find, install};
 use runtime::image::Preprocess;
 use runtime::job::{DEFAULT_BATCH_SIZE, FitConfig, Regularisation, fit};
 
@@ -65,6 +65,7 @@ pub(crate) fn run(args: &DemoArgs) -> anyhow::Result<u8> {
         batch_size: DEFAULT_BATCH_SIZE,
         threads: std::thread::available_parallelism().map_or(1, usize::from),
         ort_lib: None,
+        device: Device::Cpu,
     };
     text::remark("a network that learned the handwritten digits 0-4 gets a head for the digits 5-9\n");
     let report = Watch::new().run(|monitor| fit(&config, monitor))?;

@@ -4,7 +4,6 @@ use std::path::PathBuf;
 
 use clap::Args;
 use runtime::data::Dataset;
-use runtime::engine::Engine;
 use runtime::features::{ExtractConfig, Extraction, extract};
 use runtime::onnx::Model;
 
@@ -46,14 +45,14 @@ pub(crate) fn run(args: &ExtractArgs) -> anyhow::Result<u8> {
     }
     let preprocess = args.preprocess.checked()?;
     let data = Dataset::open(&args.data.data, args.data.split())?;
-    let engine = Engine::open(args.engine.ort_lib.as_deref())?;
-    text::remark(&format!("running on the CPU with {engine}"));
+    let (engine, device) = args.engine.open()?;
     let config = ExtractConfig {
         cache: &args.cache,
         boundary: args.backbone.single_cut()?,
         preprocess: &preprocess,
         batch_size: args.batch.batch_size,
         threads: args.engine.threads(),
+        device,
     };
     let extraction = Watch::new().run(|monitor| extract(&model, &data, &engine, &config, monitor))?;
     let labels = extraction.save_labels()?;

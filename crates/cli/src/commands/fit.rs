@@ -65,6 +65,7 @@ pub(crate) fn run(args: &FitArgs) -> anyhow::Result<u8> {
         batch_size: args.batch.batch_size,
         threads: args.engine.threads(),
         ort_lib: args.engine.ort_lib.clone(),
+        device: args.engine.device()?,
         existing: if args.force {
             Existing::Replace
         } else {
@@ -78,7 +79,7 @@ pub(crate) fn run(args: &FitArgs) -> anyhow::Result<u8> {
 
 /// Prints what a fit did: the table (or JSON) as the result, the rest as notes.
 pub(crate) fn show(report: &FitReport, config: &FitConfig, json: bool) -> anyhow::Result<()> {
-    text::remark(&format!("ran on the CPU with {}", report.engine));
+    text::remark(&format!("ran on {}", report.engine.describe(config.device)?));
     super::extract::report(&report.extraction);
     super::train::report(&report.trained);
     text::remark(&format!(

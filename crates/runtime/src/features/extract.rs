@@ -14,7 +14,7 @@ use super::key::Key;
 use super::manifest::{Manifest, Row};
 use super::store::{RowId, Store, write_whole};
 use crate::data::Dataset;
-use crate::engine::{Engine, Session, SessionOptions};
+use crate::engine::{Device, Engine, Input, Session, SessionOptions};
 use crate::error::Error;
 use crate::image::{Preprocess, decode};
 use crate::monitor::{Monitor, Stage};
@@ -40,6 +40,8 @@ pub struct ExtractConfig<'c> {
     pub batch_size: usize,
     /// Threads in all.
     pub threads: usize,
+    /// What runs the network.
+    pub device: Device,
 }
 
 /// A picture without features.
@@ -115,7 +117,7 @@ pub fn extract(
         None => model.default_boundary()?,
     };
     let batch_size = check_input(model, config.preprocess, config.batch_size)?;
-    let key = Key::new(model, &boundary, config.preprocess)?;
+    let key = Key::new(model, &boundary, config.preprocess, config.device)?;
     let store = RwLock::new(Store::open(config.cache, &key)?);
     let cut = model.cut(&[boundary.as_str()])?;
 
@@ -382,15 +384,21 @@ impl Job<'_> {
                         self.cut,
                         SessionOptions {
                             intra_threads: self.intra_threads,
+                            device: self.config.device,
                         },
                     )?),
                 };
                 // A short batch is padded: a row's value must not depend on what else is in its batch.
                 pixels[n_rows * numel..].fill(0.0);
                 let crop = self.config.preprocess.crop;
-                let (mut features, n_features) = session.run([self.batch_size, 3, crop, crop], &pixels)?;
-                features.truncate(n_rows * n_features);
-                finished.features = features;
+                let input = Input::F32 {
+                    shape: &[self.batch_size, 3, crop, crop],
+                    values: &pixels,
+                };
+                let mut output = session.run_rows(&[input], self.batch_size)?.swap_remove(0);
+                let n_features = output.row_len();
+                output.values.truncate(n_rows * n_features);
+                finished.features = output.values;
             }
             if n_rows == self.batch_size || exhausted || finished.outcomes.len() >= BLOCK_ROWS {
                 let keep = n_rows != self.batch_size && !exhausted;

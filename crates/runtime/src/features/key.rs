@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::engine::Device;
 use crate::error::Error;
 use crate::image::Preprocess;
 use crate::onnx::Model;
@@ -28,13 +29,13 @@ impl Key {
     ///
     /// # Errors
     /// As [`Model::prefix_digest`].
-    pub fn new(model: &Model, boundary: &str, preprocess: &Preprocess) -> Result<Key, Error> {
+    pub fn new(model: &Model, boundary: &str, preprocess: &Preprocess, device: Device) -> Result<Key, Error> {
         Ok(Key {
             format: 1,
             prefix: model.prefix_digest(boundary)?.to_hex().to_string(),
             preprocess: preprocess.clone(),
             dtype: "float32".to_owned(),
-            provider: "cpu".to_owned(),
+            provider: device.class().to_owned(),
         })
     }
 
