@@ -97,7 +97,10 @@ fn features_are_those_of_torchvision_and_onnxruntime() {
     assert_eq!(paths.len(), 200);
     for (path, want) in paths.iter().zip(rows.chunks_exact(n_features)) {
         let path = path.as_str().unwrap();
-        let row = manifest.lines().find(|line| path.ends_with(&*line.name)).expect(path);
+        let row = manifest
+            .lines()
+            .find(|line| path.ends_with(&*line.name))
+            .expect(path);
         let mut got = Vec::new();
         assert!(store.read(&row.id.unwrap(), &mut got).unwrap());
         let scale = want.iter().fold(0f32, |top, value| top.max(value.abs()));

@@ -28,6 +28,8 @@ enum Verb {
     Fit(commands::fit::FitArgs),
     /// Features of a folder into the cache
     Extract(commands::extract::ExtractArgs),
+    /// The tensors that a whole network goes through, at which it can be cut
+    Cuts(commands::cuts::CutsArgs),
     /// The cache of features: what is in it, whether it is sound, what can go, why something was missed
     Cache(commands::cache::CacheArgs),
     /// How far a job in shards is
@@ -68,6 +70,7 @@ fn main() -> ExitCode {
     let result = match Verb::parse() {
         Verb::Fit(args) => commands::fit::run(&args),
         Verb::Extract(args) => commands::extract::run(&args),
+        Verb::Cuts(args) => commands::cuts::run(&args),
         Verb::Cache(args) => commands::cache::run(&args),
         Verb::Status(args) => commands::status::status(&args),
         Verb::Finalize(args) => commands::status::finalize(&args),

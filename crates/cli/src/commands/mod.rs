@@ -2,6 +2,7 @@
 
 pub(crate) mod cache;
 pub(crate) mod convert;
+pub(crate) mod cuts;
 pub(crate) mod demo;
 pub(crate) mod diff;
 pub(crate) mod doctor;

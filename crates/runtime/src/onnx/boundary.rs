@@ -24,9 +24,9 @@ pub struct Boundary {
     /// That node's place in the file.
     pub node_idx: usize,
     /// Weights in front of it, in elements; shared ones count where they are used first.
-    pub parameters_before: u64,
+    pub parameters_before: usize,
     /// Weights behind it.
-    pub parameters_behind: u64,
+    pub parameters_behind: usize,
     /// Its sizes, `None` where an axis is symbolic; `None` as a whole where the file does not tell.
     pub shape: Option<Vec<Option<usize>>>,
     /// Whether what is behind it needs nothing else from in front of it: no size of an earlier tensor, no second input.
@@ -81,13 +81,13 @@ struct Sweep<'m> {
 struct Found<'m> {
     name: &'m str,
     node_idx: usize,
-    parameters_before: u64,
+    parameters_before: usize,
     is_sole: bool,
 }
 
 struct All<'m> {
     at: Vec<Found<'m>>,
-    n_parameters: u64,
+    n_parameters: usize,
 }
 
 impl<'m> Sweep<'m> {
@@ -206,7 +206,7 @@ impl<'m> Sweep<'m> {
     }
 
     /// Elements of weights that `name` is or is computed from, and that were not counted before.
-    fn parameters_of(&self, name: &'m str, seen: &mut [bool], counted: &mut HashSet<&'m str>) -> u64 {
+    fn parameters_of(&self, name: &'m str, seen: &mut [bool], counted: &mut HashSet<&'m str>) -> usize {
         let mut n = 0;
         let mut pending = vec![name];
         while let Some(name) = pending.pop() {
@@ -215,9 +215,10 @@ impl<'m> Sweep<'m> {
             }
             if let Some(found) = self.model.initializers.get(name) {
                 // Integers of 64 bits are shapes and indices; 8-bit ones are quantised weights.
-                let is_weight = tensor::is_float(found.dtype) || matches!(found.dtype, 2 | 3 | 21 | 22);
+                let is_number = tensor::is_float(found.dtype) || matches!(found.dtype, 2 | 3 | 21 | 22);
+                let is_weight = is_number && !found.shape.is_empty();
                 if is_weight && counted.insert(&found.name) {
-                    n += found.numel() as u64;
+                    n += found.numel();
                 }
             } else if let Some(&node_idx) = self.producers.get(name)
                 && !std::mem::replace(&mut seen[node_idx], true)
@@ -226,8 +227,8 @@ impl<'m> Sweep<'m> {
                 let constant = self
                     .model
                     .constant(node)
-                    .filter(|found| tensor::is_float(found.dtype));
-                n += constant.map_or(0, |found| found.numel() as u64);
+                    .filter(|found| tensor::is_float(found.dtype) && !found.shape.is_empty());
+                n += constant.map_or(0, |found| found.numel());
                 pending.extend(node.reads());
             }
         }
