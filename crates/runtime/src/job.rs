@@ -151,6 +151,8 @@ pub struct FitConfig {
     pub views: Option<Views>,
     /// How features are stored.
     pub dtype: FeatureType,
+    /// Rows that are made durable at once: see [`ExtractConfig`].
+    pub block_rows: usize,
     /// What all files of the cache together may have, in bytes.
     pub max_cache_bytes: Option<u64>,
     /// How strong the regularisation is.
@@ -259,6 +261,7 @@ pub fn fit(config: &FitConfig, monitor: Monitor<'_>) -> Result<FitReport, Error>
             device: config.device,
             batch_size: config.batch_size,
             threads: config.threads,
+            block_rows: config.block_rows,
             max_cache_bytes: config.max_cache_bytes,
             shard: None,
         },

@@ -34,6 +34,9 @@ pub(crate) struct KeepArgs {
     /// How features are stored; float16 is off by at most one part in 2,048
     #[arg(long, value_enum, default_value_t = FeatureTypeArg::Float16)]
     pub(crate) dtype: FeatureTypeArg,
+    /// Rows that are made durable at once: what a crash can cost at most
+    #[arg(long, value_name = "N", default_value_t = runtime::features::DEFAULT_BLOCK_ROWS)]
+    pub(crate) block_rows: usize,
     /// Stop before all files of the cache together are larger than this, as in 50GB
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub(crate) max_cache_size: Option<u64>,

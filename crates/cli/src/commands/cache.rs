@@ -5,8 +5,8 @@ use std::time::{Duration, SystemTime};
 use clap::{Args, Subcommand};
 use runtime::data::{Dataset, Unlabelled};
 use runtime::features::{
-    EntryInfo, ExtractConfig, GarbageOptions, Key, KeyState, Store, collect_garbage, explain, keys,
-    list_entries, verify_cache,
+    DEFAULT_BLOCK_ROWS, EntryInfo, ExtractConfig, GarbageOptions, Key, KeyState, Store, collect_garbage,
+    explain, keys, list_entries, verify_cache,
 };
 
 use super::extract::RecipeArgs;
@@ -252,6 +252,7 @@ fn explain_miss(args: &ExplainArgs) -> anyhow::Result<u8> {
         device: args.recipe.engine.device()?,
         batch_size: 1,
         threads: 1,
+        block_rows: DEFAULT_BLOCK_ROWS,
         max_cache_bytes: None,
         shard: None,
     };

@@ -6,7 +6,7 @@ use clap::Args;
 use pth::Existing;
 use runtime::data::{DataOptions, SplitRule};
 use runtime::engine::{Device, find, install};
-use runtime::features::{FeatureType, Pool};
+use runtime::features::{DEFAULT_BLOCK_ROWS, FeatureType, Pool};
 use runtime::image::Preprocess;
 use runtime::job::{DEFAULT_BATCH_SIZE, FitConfig, Regularisation, fit};
 use runtime::onnx::Model;
@@ -64,6 +64,7 @@ pub(crate) fn run(args: &DemoArgs) -> anyhow::Result<u8> {
         pool: Pool::None,
         views: None,
         dtype: FeatureType::Float16,
+        block_rows: DEFAULT_BLOCK_ROWS,
         max_cache_bytes: None,
         device: Device::Cpu,
         regularisation: Regularisation::Auto,

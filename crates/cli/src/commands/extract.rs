@@ -88,6 +88,7 @@ pub(crate) fn run(args: &ExtractArgs) -> anyhow::Result<u8> {
         device,
         batch_size: args.batch.batch_size,
         threads: args.recipe.engine.threads(),
+        block_rows: args.recipe.keep.block_rows,
         max_cache_bytes: args.recipe.keep.max_cache_size,
         shard,
     };

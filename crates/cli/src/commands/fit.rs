@@ -53,6 +53,7 @@ pub(crate) fn run(args: &FitArgs) -> anyhow::Result<u8> {
         preprocess,
         views: checked.views,
         dtype: args.recipe.keep.dtype(),
+        block_rows: args.recipe.keep.block_rows,
         max_cache_bytes: args.recipe.keep.max_cache_size,
         regularisation: args.c.0,
         seed: args.data.seed,

@@ -67,6 +67,9 @@ pub struct ExtractConfig<'c> {
     pub batch_size: usize,
     /// Threads in all.
     pub threads: usize,
+    /// Rows that are made durable at once, [`DEFAULT_BLOCK_ROWS`](super::DEFAULT_BLOCK_ROWS) where in doubt: what a crash
+    /// can cost at most.
+    pub block_rows: usize,
     /// What all files of the cache together may have, in bytes.
     pub max_cache_bytes: Option<u64>,
     /// The part of the samples that this process does.
@@ -318,7 +321,7 @@ pub fn extract<'d>(
         "device": config.device.class(),
     });
     let spent = Spent::default();
-    let writer = Writer::new(&entries, note.to_string(), budget.as_ref());
+    let writer = Writer::new(&entries, note.to_string(), config.block_rows, budget.as_ref());
     work.run(&pipeline, &spent, writer)?;
     if monitor.is_cancelled() {
         return Err(Error::Interrupted {

@@ -29,3 +29,4 @@ pub(crate) use pipeline::{Pipeline, Spent};
 pub use pool::Pool;
 pub use shard::{Finalized, Job, JobStatus, Plan, Shard, to_array_expression};
 pub use store::{Budget, RowId, Store, default_cache};
+pub use writer::DEFAULT_BLOCK_ROWS;

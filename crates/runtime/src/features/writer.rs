@@ -8,8 +8,8 @@ use super::block::Rows;
 use super::store::{Budget, RowId, Store};
 use crate::error::Error;
 
-/// Rows in a block; also what a crash can cost at most.
-const BLOCK_ROWS: usize = 1024;
+/// Rows in a block where the caller says nothing.
+pub const DEFAULT_BLOCK_ROWS: usize = 1024;
 /// Bytes after which a block is full all the same: spatial features have large rows.
 const BLOCK_BYTES: usize = 32 << 20;
 /// A slow backbone fills a block slowly: then this long is what a crash can cost.
@@ -45,6 +45,7 @@ pub(super) struct Writer<'w> {
     entries: &'w [Entry],
     open: Vec<Option<Open>>,
     note: String,
+    block_rows: usize,
     budget: Option<&'w Budget>,
 }
 
@@ -56,11 +57,17 @@ struct Open {
 
 impl<'w> Writer<'w> {
     /// `note` says what computes the rows; it goes into every block.
-    pub(super) fn new(entries: &'w [Entry], note: String, budget: Option<&'w Budget>) -> Writer<'w> {
+    pub(super) fn new(
+        entries: &'w [Entry],
+        note: String,
+        block_rows: usize,
+        budget: Option<&'w Budget>,
+    ) -> Writer<'w> {
         Writer {
             entries,
             open: entries.iter().map(|_| None).collect(),
             note,
+            block_rows: block_rows.max(1),
             budget,
         }
     }
@@ -94,7 +101,7 @@ impl<'w> Writer<'w> {
                 value,
             })?;
         }
-        if open.rows.ids.len() >= BLOCK_ROWS || open.rows.bytes.len() >= BLOCK_BYTES {
+        if open.rows.ids.len() >= self.block_rows || open.rows.bytes.len() >= BLOCK_BYTES {
             self.flush_one(computed.entry)?;
         }
         Ok(())
