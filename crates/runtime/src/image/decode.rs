@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::ops::Range;
 
 use super::resize::PIXEL;
+use super::{bmp, gif, jpeg, png, pnm, webp};
 
 /// Eight-bit pixels, four bytes each (red, green, blue, unused), rows top down.
 ///
@@ -23,8 +24,8 @@ pub enum DecodeError {
     /// The file is empty.
     #[error("the file is empty")]
     Empty,
-    /// Neither of the formats that are read; says what it looks like instead.
-    #[error("not a JPEG or PNG picture: {0}")]
+    /// None of the formats that are read; says what it looks like instead.
+    #[error("not a JPEG, PNG, WebP, GIF, BMP or PNM picture: {0}")]
     UnknownFormat(&'static str),
     /// The data ends before the last row.
     #[error("the picture is truncated")]
@@ -86,6 +87,11 @@ impl Pixels {
         Ok(pixels)
     }
 
+    /// The rows, top down.
+    pub(super) fn rows_mut(&mut self) -> impl Iterator<Item = &mut [u8]> {
+        self.data.chunks_exact_mut(self.width * PIXEL).take(self.height)
+    }
+
     /// Columns.
     pub fn width(&self) -> usize {
         self.width
@@ -125,33 +131,53 @@ pub fn size(bytes: &[u8]) -> Result<(usize, usize), DecodeError> {
 /// A picture whose header has been read. JPEG and PNG give their rows on demand; what has no rows to give one by one is
 /// decoded whole.
 pub(super) enum Picture<'b> {
-    Jpeg(super::jpeg::Reader<'b>),
-    Png(Box<super::png::Reader<'b>>),
+    Jpeg(jpeg::Reader<'b>),
+    Png(Box<png::Reader<'b>>),
+    /// Known by its size only, until its pixels are asked for.
+    Deferred {
+        size: (usize, usize),
+        bytes: &'b [u8],
+        decode: fn(&[u8]) -> Result<Pixels, DecodeError>,
+    },
     Whole(Cow<'b, Pixels>),
 }
 
 impl<'b> Picture<'b> {
     pub(super) fn open(bytes: &'b [u8]) -> Result<Picture<'b>, DecodeError> {
-        match bytes {
-            [] => Err(DecodeError::Empty),
-            [0xff, 0xd8, 0xff, ..] => super::jpeg::Reader::open(bytes).map(Picture::Jpeg),
-            [0x89, b'P', b'N', b'G', ..] => super::png::Reader::open(bytes).map(Box::new).map(Picture::Png),
-            _ => Err(DecodeError::UnknownFormat(looks_like(bytes))),
-        }
+        type Decode = fn(&[u8]) -> Result<Pixels, DecodeError>;
+        let (size, decode) = match bytes {
+            [] => return Err(DecodeError::Empty),
+            [0xff, 0xd8, 0xff, ..] => return jpeg::Reader::open(bytes).map(Picture::Jpeg),
+            [0x89, b'P', b'N', b'G', ..] => return png::Reader::open(bytes).map(Box::new).map(Picture::Png),
+            [b'G', b'I', b'F', b'8', b'7' | b'9', b'a', ..] => (gif::size(bytes)?, gif::decode as Decode),
+            [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'E', b'B', b'P', ..] => {
+                (webp::size(bytes)?, webp::decode as Decode)
+            }
+            [b'B', b'M', ..] => (bmp::size(bytes)?, bmp::decode as Decode),
+            [b'P', b'1'..=b'6', space, ..] if space.is_ascii_whitespace() || *space == 11 => {
+                (pnm::size(bytes)?, pnm::decode as Decode)
+            }
+            _ => return Err(DecodeError::UnknownFormat(looks_like(bytes))),
+        };
+        Pixels::check_size(size.0, size.1)?;
+        Ok(Picture::Deferred { size, bytes, decode })
     }
 
     pub(super) fn size(&self) -> (usize, usize) {
         match self {
             Picture::Jpeg(reader) => reader.size(),
             Picture::Png(reader) => reader.size(),
+            Picture::Deferred { size, .. } => *size,
             Picture::Whole(pixels) => (pixels.width, pixels.height),
         }
     }
 
     pub(super) fn into_pixels(self) -> Result<Pixels, DecodeError> {
         let (width, height) = self.size();
-        if let Picture::Whole(pixels) = self {
-            return Ok(pixels.into_owned());
+        match self {
+            Picture::Deferred { bytes, decode, .. } => return decode(bytes),
+            Picture::Whole(pixels) => return Ok(pixels.into_owned()),
+            Picture::Jpeg(_) | Picture::Png(_) => {}
         }
         let mut pixels = Pixels::new(width, height)?;
         let stride = width * PIXEL;
@@ -169,7 +195,7 @@ impl<'b> Picture<'b> {
                     reader.next(out)?;
                 }
             }
-            Picture::Whole(_) => {}
+            Picture::Deferred { .. } | Picture::Whole(_) => {}
         }
         Ok(pixels)
     }
@@ -212,6 +238,10 @@ impl<'b> Picture<'b> {
                 }
                 reader.finish()
             }
+            Picture::Deferred { bytes, decode, .. } => {
+                let pixels = Picture::Whole(Cow::Owned(decode(bytes)?));
+                pixels.rows(rows, columns, slack, buffer, sink)
+            }
             Picture::Whole(pixels) => {
                 let stride = pixels.width * PIXEL;
                 for row in rows {
@@ -224,15 +254,32 @@ impl<'b> Picture<'b> {
 }
 
 fn looks_like(bytes: &[u8]) -> &'static str {
-    let start = bytes.trim_ascii_start();
+    let start = bytes
+        .strip_prefix(b"\xef\xbb\xbf")
+        .unwrap_or(bytes)
+        .trim_ascii_start();
+    let brand = |wanted: &[&[u8]]| {
+        bytes.get(4..8) == Some(b"ftyp") && bytes.get(8..12).is_some_and(|b| wanted.contains(&b))
+    };
     match bytes {
+        _ if start.starts_with(b"<svg") => "it is an SVG drawing",
         _ if start.starts_with(b"<") => "it starts like an HTML or XML page",
+        _ if start.starts_with(b"{") || start.starts_with(b"[") => "it starts like JSON",
         _ if bytes.starts_with(b"version https://git-lfs") => "it is a Git LFS pointer",
-        [b'G', b'I', b'F', b'8', ..] => "it is a GIF",
-        [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'E', b'B', b'P', ..] => "it is a WebP",
-        [b'B', b'M', ..] => "it is a BMP",
-        [b'I', b'I', 42, 0, ..] | [b'M', b'M', 0, 42, ..] => "it is a TIFF",
+        [b'I', b'I', 42 | 43, 0, ..] | [b'M', b'M', 0, 42 | 43, ..] => "it is a TIFF",
+        [0xff, 0x4f, 0xff, 0x51, ..] | [0, 0, 0, 12, b'j', b'P', ..] => "it is a JPEG 2000 picture",
+        [0xff, 0x0a, ..] | [0, 0, 0, 12, b'J', b'X', b'L', ..] => "it is a JPEG XL picture",
+        _ if brand(&[b"avif", b"avis"]) => "it is an AVIF picture",
+        _ if brand(&[b"heic", b"heix", b"mif1", b"msf1"]) => "it is a HEIF picture",
+        _ if bytes.get(4..8) == Some(b"ftyp") => "it is an MP4 film",
+        [0, 0, 1 | 2, 0, ..] => "it is a Windows icon",
+        [b'8', b'B', b'P', b'S', ..] => "it is a Photoshop document",
+        [b'%', b'P', b'D', b'F', ..] => "it is a PDF",
         [b'P', b'K', 3, 4, ..] => "it is a zip archive",
-        _ => "its first bytes are of neither",
+        [0x1f, 0x8b, ..] => "it is a gzip file",
+        [b'P', b'7' | b'F' | b'f', b'\n', ..] => "it is a PAM or PFM picture",
+        [0x93, b'N', b'U', b'M', b'P', b'Y', ..] => "it is a NumPy array",
+        _ if bytes.iter().take(1024).all(|&byte| byte == 0) => "it is all zeros",
+        _ => "its first bytes are of none of them",
     }
 }

@@ -61,7 +61,7 @@ impl Preprocess {
                 flip,
             };
         }
-        let (resized_width, resized_height) = self.resize.size(width, height);
+        let (resized_width, resized_height) = self.resize.size(self.flavour, width, height);
         let (left, pad_left, kept_width) = self.flavour.center(resized_width, out_width);
         let (top, pad_top, kept_height) = self.flavour.center(resized_height, out_height);
         debug_assert!(self.crop != Crop::Whole || (kept_width, kept_height) == (out_width, out_height));
@@ -102,7 +102,7 @@ fn clipped(region: Region, whole: Region) -> Region {
 
 impl Resize {
     /// Width and height after the resize; no side becomes zero.
-    pub(super) fn size(self, width: usize, height: usize) -> (usize, usize) {
+    pub(super) fn size(self, flavour: Flavour, width: usize, height: usize) -> (usize, usize) {
         // In f64 as in Python: the product of integers is exact, the quotient is rounded, `int` truncates.
         let scaled = |side: usize, to: usize, from: usize| ((side * to) as f64 / from as f64) as usize;
         let (w, h) = (width as f64, height as f64);
@@ -117,15 +117,32 @@ impl Resize {
                 side,
                 scaled(side, width.max(height), width.min(height)),
             ),
-            Resize::ShortSideAtMost { short, long } => {
-                let new_long = scaled(short, width.max(height), width.min(height));
-                if new_long > long {
-                    // torchvision: int(max_size * new_short / new_long).
-                    short_side(width, height, scaled(long, short, new_long), long)
-                } else {
-                    short_side(width, height, short, new_long)
+            Resize::ShortSideAtMost { short, long } => match flavour {
+                Flavour::Torchvision => {
+                    let new_long = scaled(short, width.max(height), width.min(height));
+                    if new_long > long {
+                        // int(max_size * new_short / new_long)
+                        short_side(width, height, scaled(long, short, new_long), long)
+                    } else {
+                        short_side(width, height, short, new_long)
+                    }
                 }
-            }
+                Flavour::Transformers => {
+                    let (small, large) = (w.min(h), w.max(h));
+                    let limited = large / small * short as f64 > long as f64;
+                    let exact = if limited {
+                        long as f64 * small / large
+                    } else {
+                        short as f64
+                    };
+                    let new_short = exact.round_ties_even() as usize;
+                    if width.min(height) == new_short {
+                        (width, height)
+                    } else {
+                        short_side(width, height, new_short, (exact * large / small) as usize)
+                    }
+                }
+            },
             Resize::Exact(height, width) => (width, height),
             Resize::Cover(to_h, to_w) => keep_ratio((h / to_h as f64).min(w / to_w as f64)),
             Resize::Inside(to_h, to_w) => keep_ratio((h / to_h as f64).max(w / to_w as f64)),
@@ -185,7 +202,11 @@ mod tests {
     fn sizes_are_the_libraries_own() {
         // torchvision's _compute_resized_output_size and timm's ResizeKeepRatio.get_params, asked.
         let check = |resize: Resize, from: (usize, usize), want| {
-            assert_eq!(resize.size(from.0, from.1), want, "{resize:?} of {from:?}");
+            assert_eq!(
+                resize.size(Flavour::Torchvision, from.0, from.1),
+                want,
+                "{resize:?} of {from:?}"
+            );
         };
         check(Resize::ShortSide(256), (500, 375), (341, 256));
         check(Resize::ShortSide(256), (375, 500), (256, 341));

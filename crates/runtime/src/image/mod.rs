@@ -3,15 +3,24 @@
 //! Decoding equals libjpeg-turbo's, resizing equals Pillow's fixed-point arithmetic, and only the pixels that the crop
 //! keeps are computed. Deliberately absent: colour profiles, which torchvision ignores too.
 
+mod bmp;
+mod bytes;
+mod config;
 mod decode;
 mod filter;
 mod geometry;
+mod gif;
+mod huggingface;
 mod jpeg;
 mod png;
+mod pnm;
 mod prepare;
+mod presets;
 mod resize;
 mod spec;
+mod timm;
 mod view;
+mod webp;
 
 pub use decode::{DecodeError, Pixels, decode, size};
 pub use filter::Interpolation;

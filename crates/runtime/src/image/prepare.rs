@@ -117,7 +117,7 @@ impl Preprocess {
         let mut picture = Picture::open(encoded)?;
         if let (true, Picture::Jpeg(reader)) = (self.scaled_decode, &mut picture) {
             let (width, height) = reader.size();
-            let (width, height) = self.resize.size(width, height);
+            let (width, height) = self.resize.size(self.flavour, width, height);
             reader.draft(width, height);
         }
         Ok(picture)
