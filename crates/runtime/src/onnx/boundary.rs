@@ -68,6 +68,7 @@ impl Model {
 /// What the sweep knows before it begins.
 struct Sweep<'m> {
     model: &'m Model,
+    main: Option<&'m str>,
     producers: HashMap<&'m str, usize>,
     /// Nodes whose values depend on the main input's values, and that the output needs.
     on_path: Vec<bool>,
@@ -127,6 +128,7 @@ impl<'m> Sweep<'m> {
         }
         Sweep {
             model,
+            main: main.map(|input| input.name.as_str()),
             producers: model.producers(),
             on_path,
             dependent,
@@ -143,7 +145,12 @@ impl<'m> Sweep<'m> {
             }
         }
         *uses.entry(&model.outputs[0]).or_default() += 1;
-        let mut live: HashSet<&str> = HashSet::new();
+        // Still to be read: at first the input, which can be read far behind.
+        let mut live: HashSet<&str> = self
+            .main
+            .filter(|name| uses.contains_key(name))
+            .into_iter()
+            .collect();
         let mut seen = vec![false; model.nodes.len()];
         let mut counted: HashSet<&str> = HashSet::new();
         let mut n_parameters = 0;

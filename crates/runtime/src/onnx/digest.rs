@@ -113,7 +113,7 @@ impl Model {
     }
 
     /// Type, sizes and elements; the same however they are stored.
-    fn weight_digest(&self, weight: &Initializer) -> blake3::Hash {
+    pub(super) fn weight_digest(&self, weight: &Initializer) -> blake3::Hash {
         let mut hasher = blake3::Hasher::new();
         put(&mut hasher, b"weight");
         put(&mut hasher, &weight.dtype.to_le_bytes());

@@ -127,7 +127,7 @@ impl Model {
         let small: Vec<External> = self
             .external
             .iter()
-            .filter(|external| external.bytes().len() <= SMALL_BYTES)
+            .filter(|external| external.bytes().len() <= SMALL_BYTES || !is_handed_over(external.dtype))
             .cloned()
             .collect();
         if !small.is_empty() {
@@ -193,6 +193,11 @@ impl External {
         wire::put_varint(&mut tensor, 14, 1);
         tensor
     }
+}
+
+/// Whether ONNX Runtime takes weights of this type from outside: whole bytes, and no floats of 8 bits.
+fn is_handed_over(dtype: i64) -> bool {
+    matches!(dtype, 1..=7 | 9..=13 | 16)
 }
 
 fn head_of_tensor(name: &str, dtype: i64, shape: &[usize]) -> Vec<u8> {

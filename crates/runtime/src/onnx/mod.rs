@@ -9,8 +9,11 @@ mod digest;
 mod external;
 mod graph;
 mod node;
+mod save;
 mod splice;
 mod tensor;
+#[cfg(test)]
+mod tests;
 mod wire;
 
 pub use boundary::Boundary;

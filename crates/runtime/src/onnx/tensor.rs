@@ -67,8 +67,6 @@ const TYPES: [(&str, usize); 27] = [
     ("int2", 2),
 ];
 
-/// `TensorProto.DataType` of float32.
-pub(super) const FLOAT: i64 = 1;
 const STRING: i64 = 8;
 
 fn row(dtype: i64) -> Option<(&'static str, usize)> {
