@@ -20,5 +20,5 @@ pub use boundary::Boundary;
 pub use external::External;
 pub use graph::Model;
 pub use node::Input;
-pub use splice::HeadWeights;
+pub use splice::{HeadWeights, Reduction};
 pub use tensor::type_name;
