@@ -17,7 +17,7 @@ use crate::head::LinearHead;
 use crate::image::Preprocess;
 use crate::metrics::Metrics;
 use crate::monitor::{Monitor, Stage};
-use crate::onnx::Model;
+use crate::onnx::{Model, WeightsFrom, WeightsReport};
 use crate::report;
 use crate::solve::{Fitted, Selection, SolverOptions, fit as solve, select_c};
 
@@ -133,6 +133,8 @@ pub fn train(
 pub struct FitConfig {
     /// The ONNX backbone.
     pub backbone: PathBuf,
+    /// A checkpoint that goes into it.
+    pub weights: Option<WeightsFrom>,
     /// The image folder.
     pub data: PathBuf,
     /// The run folder to write.
@@ -164,6 +166,8 @@ pub struct FitConfig {
 /// What the main job leaves; it lies in `metrics.json` too.
 #[derive(Debug)]
 pub struct FitReport {
+    /// What was put into the backbone.
+    pub weights: Option<WeightsReport>,
     /// What the extraction did.
     pub extraction: Extraction,
     /// The head and its marks.
@@ -188,6 +192,13 @@ pub fn fit(config: &FitConfig, monitor: Monitor<'_>) -> Result<FitReport, Error>
     let boundary = match &config.cut {
         Some(name) => name.clone(),
         None => model.default_boundary()?,
+    };
+    let (model, weights) = match &config.weights {
+        Some(weights) => {
+            let (model, report) = weights.put_into(&model, &[&boundary])?;
+            (model, Some(report))
+        }
+        None => (model, None),
     };
     let settings = settings_of(config, &boundary);
     let folder = RunFolder::open(&config.run, &settings, config.existing)?;
@@ -258,6 +269,7 @@ pub fn fit(config: &FitConfig, monitor: Monitor<'_>) -> Result<FitReport, Error>
         ],
     )?;
     Ok(FitReport {
+        weights,
         extraction,
         trained,
         verified,
@@ -405,10 +417,20 @@ fn settings_of(config: &FitConfig, boundary: &str) -> String {
             format!("split_seed = {seed}\n"),
         ),
     };
+    let weights = config.weights.as_ref().map_or_else(String::new, |from| {
+        let keep: Vec<String> = from.keep.iter().map(|pattern| toml_string(pattern)).collect();
+        format!(
+            "weights = {}\nweights_plan = {}\nweights_keep = [{}]\nbatch_norm_eps = {:?}\n",
+            absolute(&from.path),
+            toml_string(&from.plan),
+            keep.join(", "),
+            from.batch_norm_eps
+        )
+    });
     let p = &config.preprocess;
     let filter = serde_json::to_string(&p.interpolation).expect("a name is JSON");
     format!(
-        "# Written by graftwork fit.\nbackbone = {}\nbackbone_blake3 = \"{}\"\ndata = {}\ncut = {}\nc = {}\nseed = {}\n{val_fraction}{split_seed}\n\
+        "# Written by graftwork fit.\nbackbone = {}\nbackbone_blake3 = \"{}\"\n{weights}data = {}\ncut = {}\nc = {}\nseed = {}\n{val_fraction}{split_seed}\n\
          [preprocess]\nresize = {}\ncrop = {}\ninterpolation = {filter}\nmean = {:?}\nstd = {:?}\n",
         absolute(&config.backbone),
         fs::read(&config.backbone)

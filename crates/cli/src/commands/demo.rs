@@ -44,6 +44,7 @@ pub(crate) fn run(args: &DemoArgs) -> anyhow::Result<u8> {
         .unwrap_or_else(|| cache.with_file_name("demo"));
     let config = FitConfig {
         backbone: digits.join("backbone.onnx"),
+        weights: None,
         data: digits.join("pictures"),
         // The default folder is the demo's own, and an earlier demo may have had other settings.
         existing: if args.output.is_some() {

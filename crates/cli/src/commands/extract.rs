@@ -5,7 +5,6 @@ use std::path::PathBuf;
 use clap::Args;
 use runtime::data::Dataset;
 use runtime::features::{ExtractConfig, Extraction, extract};
-use runtime::onnx::Model;
 
 use crate::args::{BackboneArgs, BatchArgs, DataArgs, EngineArgs, PreprocessArgs};
 use crate::progress::Watch;
@@ -38,7 +37,7 @@ pub(crate) struct ExtractArgs {
 }
 
 pub(crate) fn run(args: &ExtractArgs) -> anyhow::Result<u8> {
-    let model = Model::open(&args.backbone.backbone)?;
+    let model = super::backbone::open(&args.backbone)?;
     if args.backbone.list_cuts {
         super::backbone::list_cuts(&model, args.json)?;
         return Ok(0);

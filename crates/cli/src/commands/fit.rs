@@ -54,6 +54,7 @@ pub(crate) fn run(args: &FitArgs) -> anyhow::Result<u8> {
     }
     let config = FitConfig {
         backbone: args.backbone.backbone.clone(),
+        weights: args.backbone.weights()?,
         data: args.data.data.clone(),
         run: args.output.clone(),
         cache: args.cache.clone().map_or_else(default_cache, Ok)?,
@@ -80,6 +81,9 @@ pub(crate) fn run(args: &FitArgs) -> anyhow::Result<u8> {
 /// Prints what a fit did: the table (or JSON) as the result, the rest as notes.
 pub(crate) fn show(report: &FitReport, config: &FitConfig, json: bool) -> anyhow::Result<()> {
     text::remark(&format!("ran on {}", report.engine.describe(config.device)?));
+    if let Some(weights) = &report.weights {
+        super::backbone::report_weights(weights);
+    }
     super::extract::report(&report.extraction);
     super::train::report(&report.trained);
     text::remark(&format!(
