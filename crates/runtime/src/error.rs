@@ -99,6 +99,14 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
+    /// A checkpoint that does not fit a graph.
+    #[error("Error(s) in loading state_dict for `{}`:\n\t{}", path.display(), faults.join("\n\t"))]
+    Weights {
+        /// The model.
+        path: PathBuf,
+        /// Each thing that does not fit.
+        faults: Vec<String>,
+    },
     /// A sound model that cannot serve as a backbone.
     #[error("`{}` cannot serve as a backbone: {reason}", path.display())]
     Backbone {

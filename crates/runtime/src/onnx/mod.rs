@@ -14,6 +14,7 @@ mod splice;
 mod tensor;
 #[cfg(test)]
 mod tests;
+mod weights;
 mod wire;
 
 pub use boundary::Boundary;
@@ -22,3 +23,4 @@ pub use graph::Model;
 pub use node::Input;
 pub use splice::{HeadWeights, Reduction};
 pub use tensor::type_name;
+pub use weights::{DEFAULT_BATCH_NORM_EPS, FoldedNorm, WeightsFrom, WeightsOptions, WeightsReport};
