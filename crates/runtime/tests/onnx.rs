@@ -32,7 +32,7 @@ fn head<'h>(weight: &'h [f32], bias: &'h [f32]) -> HeadWeights<'h> {
 fn the_cut_ends_at_the_classifiers_input_and_drops_its_weights() {
     let model = parse(bytes());
     assert_eq!(model.default_boundary().unwrap(), BOUNDARY);
-    let cut = model.cut(BOUNDARY).unwrap();
+    let cut = model.cut(&[BOUNDARY]).unwrap();
     assert_eq!(cut.outputs(), [BOUNDARY]);
     assert_eq!(cut.input().unwrap(), model.input().unwrap());
     // fc.weight is [5, 64] float32; its name and shape come on top.
@@ -41,12 +41,12 @@ fn the_cut_ends_at_the_classifiers_input_and_drops_its_weights() {
         (5 * 64 * 4..5 * 64 * 4 + 600).contains(&dropped),
         "{dropped} bytes were dropped"
     );
-    let error = model.cut("/flatten/Flatten_output_1").unwrap_err();
+    let error = model.cut(&["/flatten/Flatten_output_1"]).unwrap_err();
     let runtime::Error::UnknownTensor { suggestions, .. } = error else {
         panic!("{error}")
     };
     assert_eq!(suggestions[0], BOUNDARY);
-    assert!(model.cut("fc.weight").is_err(), "a weight is no boundary");
+    assert!(model.cut(&["fc.weight"]).is_err(), "a weight is no boundary");
 }
 
 #[test]
@@ -54,7 +54,7 @@ fn the_digest_sees_the_prefix_and_nothing_else() {
     let model = parse(bytes());
     let digest = model.prefix_digest(BOUNDARY).unwrap();
     assert_eq!(
-        model.cut(BOUNDARY).unwrap().prefix_digest(BOUNDARY).unwrap(),
+        model.cut(&[BOUNDARY]).unwrap().prefix_digest(BOUNDARY).unwrap(),
         digest
     );
     let (weight, bias) = ([0.5; 128], [0.0; 2]);
@@ -98,7 +98,7 @@ fn hostile_bytes_are_refused_or_read_and_never_panic() {
         let _ = model.input();
         for boundary in [model.default_boundary().unwrap_or_default(), BOUNDARY.to_owned()] {
             let _ = model.prefix_digest(&boundary);
-            let _ = model.cut(&boundary);
+            let _ = model.cut(&[boundary.as_str()]);
             let _ = model.splice(&boundary, head(&[0.0; 128], &[0.0; 2]), &[]);
         }
     };

@@ -19,6 +19,10 @@ pub(crate) struct DataArgs {
 }
 
 impl DataArgs {
+    pub(crate) fn options(&self) -> runtime::data::DataOptions {
+        runtime::data::DataOptions::new(self.split())
+    }
+
     pub(crate) fn split(&self) -> runtime::data::SplitRule {
         match self.val_fraction {
             Some(fraction) => runtime::data::SplitRule::Fraction {

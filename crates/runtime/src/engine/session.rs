@@ -136,8 +136,12 @@ impl Engine {
         let load = |message: String| Error::Ort {
             action: "load",
             path: model.path().to_owned(),
-            message,
+            message: match model.culprit(&message) {
+                Some(node) => format!("{message}: {node}"),
+                None => message,
+            },
         };
+        model.check_operators()?;
         self.check(options.device)?;
         // Before the builder, so that it is dropped after it.
         let external: Vec<Held> = model

@@ -33,7 +33,7 @@ impl Model {
         self.check_boundary(boundary)?;
         self.check_opset()?;
         // Names of the tail that is cut off are free again.
-        let needed = self.ancestors(boundary);
+        let needed = self.ancestors(&[boundary]);
         let stays: std::collections::HashSet<&str> = self
             .nodes
             .iter()
@@ -87,7 +87,7 @@ impl Model {
             wire::put_bytes(&mut model_tail, 14, &entry);
         }
         let keys: Vec<&str> = metadata.iter().map(|(key, _)| *key).collect();
-        Model::parse(&self.path, self.rebuild(boundary, &tail, &model_tail, &keys))
+        self.remade(self.rebuild(&[boundary], &tail, &model_tail, &keys))
     }
 }
 

@@ -1,0 +1,10 @@
+#![expect(
+    clippy::unwrap_used,
+    reason = "in helpers of tests, too, a panic is the answer"
+)]
+
+mod bad;
+mod boundaries;
+mod build;
+mod digests;
+mod external;
