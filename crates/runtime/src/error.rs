@@ -36,11 +36,13 @@ pub enum Error {
         /// The crop: its side, or height x width.
         crop: String,
     },
-    /// One folder of classes, and nothing said about validation.
-    #[error("`{}`: there is no `train` folder in it; for one folder of classes say which share is for validation", path.display())]
+    /// Nothing said about which samples are for validation.
+    #[error("`{}`: {reason}", path.display())]
     NoSplit {
-        /// The folder.
+        /// The source.
         path: PathBuf,
+        /// What it lacks.
+        reason: &'static str,
     },
     /// A run folder that holds the results of other settings.
     #[error("`{}` already holds {what}", path.display())]
