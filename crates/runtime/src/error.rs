@@ -33,8 +33,8 @@ pub enum Error {
         height: String,
         /// Its width.
         width: String,
-        /// The side of the crop.
-        crop: usize,
+        /// The crop: its side, or height x width.
+        crop: String,
     },
     /// One folder of classes, and nothing said about validation.
     #[error("`{}`: there is no `train` folder in it; for one folder of classes say which share is for validation", path.display())]
@@ -49,6 +49,33 @@ pub enum Error {
         path: PathBuf,
         /// What it holds.
         what: String,
+    },
+
+    /// A job in parts that was begun with something else.
+    #[error("the job `{}` is another: {reason}", path.display())]
+    JobDiffers {
+        /// The job's folder.
+        path: PathBuf,
+        /// In what it differs.
+        reason: String,
+    },
+    /// A job in parts of which some are not done.
+    #[error("{} of the job's {shards} shards are not done", missing.len())]
+    JobUnfinished {
+        /// The job's folder.
+        path: PathBuf,
+        /// Which are missing.
+        missing: Vec<usize>,
+        /// How many there are.
+        shards: usize,
+    },
+    /// A feature that float16 cannot hold.
+    #[error("`{boundary}` has the value {value}, which float16 cannot hold")]
+    HalfOverflow {
+        /// The tensor.
+        boundary: String,
+        /// The value.
+        value: f32,
     },
 
     // The file must be another.
@@ -143,6 +170,14 @@ pub enum Error {
         path: PathBuf,
         /// Its own words.
         message: String,
+    },
+    /// A cache that may not grow further.
+    #[error("the cache `{}` would grow beyond its limit of {limit} bytes; what is finished is kept", path.display())]
+    CacheFull {
+        /// The cache.
+        path: PathBuf,
+        /// The limit.
+        limit: u64,
     },
     /// `doctor --install` did not get the library.
     #[error("ONNX Runtime could not be installed: {0}")]

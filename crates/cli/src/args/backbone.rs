@@ -4,9 +4,10 @@ use std::path::PathBuf;
 
 use clap::Args;
 use pth::FileError;
-use runtime::onnx::{DEFAULT_BATCH_NORM_EPS, WeightsFrom};
+use runtime::onnx::{DEFAULT_BATCH_NORM_EPS, Model, WeightsFrom, WeightsReport};
 
 use super::OpenArgs;
+use crate::text;
 use crate::usage::UsageError;
 
 /// The ONNX graph and its boundary.
@@ -19,9 +20,6 @@ pub(crate) struct BackboneArgs {
     /// The tensor to cut at, or several: again, or with commas [default: the input of the classifier]
     #[arg(long, value_name = "TENSOR", value_delimiter = ',')]
     pub(crate) cut: Vec<String>,
-    /// Print the tensors that the whole network goes through, which can be cut at, and end
-    #[arg(long)]
-    pub(crate) list_cuts: bool,
     /// A checkpoint whose tensors go into the graph, as load_state_dict would put them into the model
     #[arg(long, value_name = "CKPT")]
     weights: Option<PathBuf>,
@@ -47,17 +45,25 @@ pub(crate) struct BackboneArgs {
 }
 
 impl BackboneArgs {
-    /// The one tensor to cut at, for what works with one.
-    pub(crate) fn single_cut(&self) -> anyhow::Result<Option<&str>> {
-        match self.cut.as_slice() {
-            [] => Ok(None),
-            [cut] => Ok(Some(cut)),
-            _ => Err(UsageError::new("--cut takes one tensor here").into()),
-        }
+    /// The model as it will be run, and where it is cut; what was put into it is said.
+    pub(crate) fn open(&self) -> anyhow::Result<(Model, Vec<String>)> {
+        let model = Model::open(&self.backbone)?;
+        let cuts = if self.cut.is_empty() {
+            vec![model.default_boundary()?]
+        } else {
+            self.cut.clone()
+        };
+        let Some(weights) = self.weights()? else {
+            return Ok((model, cuts));
+        };
+        let names: Vec<&str> = cuts.iter().map(String::as_str).collect();
+        let (model, report) = weights.put_into(&model, &names)?;
+        report_weights(&report);
+        Ok((model, cuts))
     }
 
     /// The checkpoint that goes into the graph.
-    pub(crate) fn weights(&self) -> anyhow::Result<Option<WeightsFrom>> {
+    fn weights(&self) -> anyhow::Result<Option<WeightsFrom>> {
         let Some(path) = &self.weights else {
             return Ok(None);
         };
@@ -76,5 +82,59 @@ impl BackboneArgs {
             batch_norm_eps: self.bn_eps,
             open: self.open.options(),
         }))
+    }
+}
+
+/// Says what was put into a graph, on stderr.
+fn report_weights(report: &WeightsReport) {
+    let mut parts = vec![format!(
+        "{} tensors of the checkpoint are in the graph",
+        report.placed.len()
+    )];
+    let prefixes = [
+        (&report.prefix_in_checkpoint, "of its names"),
+        (&report.prefix_in_graph, "of the graph's names"),
+    ];
+    for (prefix, of) in prefixes.into_iter().filter(|(prefix, _)| !prefix.is_empty()) {
+        parts.push(format!("without `{prefix}` in front {of}"));
+    }
+    if !report.transposed.is_empty() {
+        parts.push(format!("{} of them transposed", report.transposed.len()));
+    }
+    text::remark(&parts.join(", "));
+    if let Some(first) = report.folded.first() {
+        let assumed: Vec<_> = report
+            .folded
+            .iter()
+            .filter(|folded| !folded.is_eps_known)
+            .collect();
+        let eps = match assumed.first() {
+            Some(first) => format!(
+                "; the graph does not tell epsilon, {:e} is taken (--bn-eps where the model has another)",
+                first.eps
+            ),
+            None => String::new(),
+        };
+        text::remark(&format!(
+            "{} batch normalisations were folded at export, and are again (`{}` into `{}` first){eps}",
+            report.folded.len(),
+            first.norm,
+            first.conv
+        ));
+    }
+    let lists = [
+        ("converted", &report.converted),
+        ("left out, they belong behind the cut", &report.left),
+        ("left out, they lack the prefix", &report.outside),
+        ("the graph keeps its own", &report.kept),
+    ];
+    for (what, names) in lists.into_iter().filter(|(_, names)| !names.is_empty()) {
+        const MAX_NAMED: usize = 6;
+        let shown: Vec<&str> = names.iter().take(MAX_NAMED).map(String::as_str).collect();
+        let more = match names.len() - shown.len() {
+            0 => String::new(),
+            n => format!(" and {n} more"),
+        };
+        text::remark(&format!("{what}: {}{more}", shown.join(", ")));
     }
 }

@@ -8,13 +8,7 @@ use clap::Args;
 #[derive(Debug, Args)]
 pub(crate) struct DataArgs {
     /// Image folder: D/train/<class>/* and D/val/<class>/* (or test), or one folder of classes with --val-fraction
-    #[arg(
-        long,
-        value_name = "D",
-        required = false,
-        required_unless_present = "list_cuts",
-        default_value_if("list_cuts", "true", ".")
-    )]
+    #[arg(long, value_name = "D")]
     pub(crate) data: PathBuf,
     /// Share of each class that is held out for validation, when D has no folders for it
     #[arg(long, value_name = "SHARE")]
@@ -25,6 +19,10 @@ pub(crate) struct DataArgs {
 }
 
 impl DataArgs {
+    pub(crate) fn options(&self) -> runtime::data::DataOptions {
+        runtime::data::DataOptions::new(self.split())
+    }
+
     pub(crate) fn split(&self) -> runtime::data::SplitRule {
         match self.val_fraction {
             Some(fraction) => runtime::data::SplitRule::Fraction {

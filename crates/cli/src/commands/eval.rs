@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use runtime::data::Dataset;
+use runtime::data::{DataOptions, Dataset, SplitRule};
 use runtime::export::Classifier;
 use runtime::head::LinearHead;
 use runtime::metrics::Metrics;
@@ -66,23 +66,30 @@ fn on_pictures(args: &EvalArgs, data: &std::path::Path) -> anyhow::Result<(Metri
     let model = Model::open(&super::predict::model_path(&args.run)?)?;
     let (engine, device) = args.engine.open()?;
     let classifier = Classifier::new(model, engine, device, args.engine.threads())?;
-    let data = Dataset::open_for_eval(data, classifier.classes())?;
-    let paths: Vec<PathBuf> = data.pictures.iter().map(|picture| picture.path.clone()).collect();
-    let answers = Watch::new().run(|monitor| classifier.classify(&data.root, &paths, monitor))?;
-    let (mut logits, mut labels, mut left_out) = (Vec::new(), Vec::new(), Vec::new());
-    for (picture, answer) in data.pictures.into_iter().zip(answers) {
-        match answer {
-            Ok(row) => {
+    let options = DataOptions::new(SplitRule::Loose);
+    let data = Dataset::open_for_eval(data, &options, classifier.classes())?;
+    let pictures: Vec<usize> = (0..data.len()).collect();
+    let answers = Watch::new().run(|monitor| classifier.classify(&data, &pictures, monitor))?;
+    let (mut logits, mut labels) = (Vec::new(), Vec::new());
+    let mut left_out: LeftOut = data
+        .left_out()
+        .iter()
+        .map(|left_out| (PathBuf::from(&left_out.name), left_out.reason.clone()))
+        .collect();
+    for (picture, answer) in answers.into_iter().enumerate() {
+        match (answer, data.label(picture)) {
+            (Ok(row), Some(label)) => {
                 logits.extend(row);
-                labels.push(picture.label);
+                labels.push(label);
             }
-            Err(reason) => left_out.push((picture.path, reason)),
+            (Ok(_), None) => {}
+            (Err(reason), _) => left_out.push((PathBuf::from(data.name(picture).into_owned()), reason)),
         }
     }
     if labels.is_empty() {
         let reason = "no picture could be read".to_owned();
         return Err(runtime::Error::Data {
-            path: data.root,
+            path: data.source().to_owned(),
             reason,
         }
         .into());

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use runtime::data::list_pictures;
+use runtime::data::Dataset;
 use runtime::export::Classifier;
 use runtime::metrics::Judged;
 use runtime::onnx::Model;
@@ -50,30 +50,21 @@ pub(crate) fn run(args: &PredictArgs) -> anyhow::Result<u8> {
     let model = Model::open(&model_path(&args.model)?)?;
     let (engine, device) = args.engine.open()?;
     let classifier = Classifier::new(model, engine, device, args.engine.threads())?;
-    let mut pictures = Vec::new();
-    for path in &args.pictures {
-        if path.is_dir() {
-            pictures.extend(list_pictures(path)?);
-        } else {
-            pictures.push(path.clone());
-        }
-    }
-    if pictures.is_empty() {
-        return Err(runtime::Error::Data {
-            path: args.pictures[0].clone(),
-            reason: "there are no pictures in it".to_owned(),
-        }
-        .into());
-    }
-    let answers = Watch::new().run(|monitor| classifier.classify(Path::new(""), &pictures, monitor))?;
+    let data = Dataset::of_pictures(&args.pictures)?;
+    let pictures: Vec<usize> = (0..data.len()).collect();
+    let answers = Watch::new().run(|monitor| classifier.classify(&data, &pictures, monitor))?;
     let mut text = String::new();
-    let mut n_failed = 0;
-    for (path, answer) in pictures.iter().zip(answers) {
+    let mut n_failed = data.n_left_out();
+    for left_out in data.left_out() {
+        text::remark(&format!("error: `{}`: {}", left_out.name, left_out.reason));
+    }
+    for (picture, answer) in answers.into_iter().enumerate() {
+        let path = data.name(picture);
         match answer {
-            Ok(logits) => text.push_str(&line(args, path, &logits, classifier.classes())),
+            Ok(logits) => text.push_str(&line(args, Path::new(&*path), &logits, classifier.classes())),
             Err(reason) => {
                 n_failed += 1;
-                text::remark(&format!("error: `{}`: {reason}", path.display()));
+                text::remark(&format!("error: `{path}`: {reason}"));
             }
         }
     }

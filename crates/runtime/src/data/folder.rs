@@ -1,203 +1,261 @@
 //! Image folders as torchvision's `ImageFolder` reads them: a folder per class, classes and files in order of names.
+//!
+//! What cannot be listed below the classes (a folder without permission, a name that is not UTF-8) is left out by name; the
+//! root and its splits must be readable.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use pth::FileError;
 
+use super::left_out::LeftOuts;
+use super::listing::{Listing, Names};
+use super::options::{DataOptions, Unlabelled};
+use super::split::{Split, SplitRule, held_out};
+use super::{Backing, Parts, bad};
 use crate::error::Error;
-use crate::random::Random;
 
 /// Endings that torchvision's `IMG_EXTENSIONS` lists.
 const ENDINGS: [&str; 9] = ["jpg", "jpeg", "png", "ppm", "bmp", "pgm", "tif", "tiff", "webp"];
 /// Names of the folder that validation pictures lie in; the first that is there is taken.
 const VAL_NAMES: [&str; 4] = ["val", "valid", "validation", "test"];
+/// A symbolic link to a folder above would lead round for ever.
+const MAX_DEPTH: usize = 64;
 
-/// What a picture is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Split {
-    /// The head is fitted on it.
-    Train,
-    /// The head is judged on it.
-    Val,
-}
-
-/// One labelled picture.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Picture {
-    /// Path below the data set's root.
-    pub path: PathBuf,
-    /// Index into the classes.
-    pub label: u32,
-    /// What it is for.
-    pub split: Split,
-}
-
-/// Labelled pictures in a folder.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Dataset {
-    /// The folder.
-    pub root: PathBuf,
-    /// Class names in order.
-    pub classes: Vec<String>,
-    /// All pictures, by split, class and name.
-    pub pictures: Vec<Picture>,
-}
-
-/// Where validation pictures come from when the folder does not say.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum SplitRule {
-    /// The folder must hold `train` and one of `val`, `valid`, `validation`, `test`.
-    Folders,
-    /// This share of each class, chosen by a seed.
-    Fraction {
-        /// Between 0 and 1, both excluded.
-        fraction: f64,
-        /// The same seed and names give the same choice.
-        seed: u64,
-    },
-}
-
-impl Dataset {
-    /// Lists `root/train/<class>/*` and `root/val/<class>/*`, or splits `root/<class>/*` by `rule`.
-    ///
-    /// # Errors
-    /// [`Error::Data`] where classes or pictures are missing, [`Error::NoSplit`] where the split is not said and
-    /// [`Error::Usage`] where it is said twice.
-    pub fn open(root: &Path, rule: SplitRule) -> Result<Dataset, Error> {
-        check_is_folder(root)?;
-        let train = root.join("train");
-        match (train.is_dir(), rule) {
-            (true, SplitRule::Folders) => Dataset::from_folders(root, &train),
-            (true, SplitRule::Fraction { .. }) => Err(Error::Usage(format!(
+/// Lists `root/train/<class>/*` and `root/val/<class>/*`, or splits `root/<class>/*` by the rule.
+pub(super) fn open(root: &Path, options: &DataOptions) -> Result<Parts, Error> {
+    let has_train = root.join("train").is_dir();
+    let mut listed = Listed::new(root);
+    match (has_train, options.split) {
+        (true, SplitRule::Fraction { .. }) => {
+            return Err(Error::Usage(format!(
                 "`{}` has a `train` folder of its own: --val-fraction is for one folder of classes",
                 root.display()
-            ))),
-            (false, SplitRule::Folders) => Err(Error::NoSplit {
-                path: root.to_owned(),
-            }),
-            (false, SplitRule::Fraction { fraction, seed }) => Dataset::from_fraction(root, fraction, seed),
-        }
-    }
-
-    /// Lists a folder to judge a trained head on: its `val` (or `test`) where there is a `train`, else all of it.
-    ///
-    /// # Errors
-    /// [`Error::Data`] where classes or pictures are missing or a class is not among `classes`.
-    pub fn open_for_eval(root: &Path, classes: &[String]) -> Result<Dataset, Error> {
-        check_is_folder(root)?;
-        let folder = if root.join("train").is_dir() {
-            val_folder(root)?
-        } else {
-            root.to_owned()
-        };
-        let mut pictures = Vec::new();
-        add_known_classes(root, &folder, classes, &mut pictures)?;
-        Ok(Dataset {
-            root: root.to_owned(),
-            classes: classes.to_vec(),
-            pictures,
-        })
-    }
-
-    fn from_folders(root: &Path, train: &Path) -> Result<Dataset, Error> {
-        let val = val_folder(root)?;
-        let classes = classes_in(train)?;
-        let mut pictures = Vec::new();
-        for (label, class) in classes.iter().enumerate() {
-            let files = non_empty(list_pictures(&train.join(class))?, &train.join(class))?;
-            pictures.extend(
-                files
-                    .into_iter()
-                    .map(|path| picture(root, path, label, Split::Train)),
-            );
-        }
-        add_known_classes(root, &val, &classes, &mut pictures)?;
-        Ok(Dataset {
-            root: root.to_owned(),
-            classes,
-            pictures,
-        })
-    }
-
-    fn from_fraction(root: &Path, fraction: f64, seed: u64) -> Result<Dataset, Error> {
-        if !(fraction > 0.0 && fraction < 1.0) {
-            return Err(Error::Usage(format!(
-                "a validation share of {fraction} is not between 0 and 1"
             )));
         }
-        let classes = classes_in(root)?;
-        let (mut train, mut val) = (Vec::new(), Vec::new());
-        for (label, class) in classes.iter().enumerate() {
-            let files = non_empty(list_pictures(&root.join(class))?, &root.join(class))?;
-            if files.len() < 2 {
-                return Err(bad(
-                    &root.join(class),
-                    "one picture cannot be split into training and validation",
-                ));
-            }
-            let n_val = ((files.len() as f64 * fraction).round() as usize).clamp(1, files.len() - 1);
-            let mut order: Vec<usize> = (0..files.len()).collect();
-            // A stream per class: adding a class does not reshuffle the others.
-            Random::new(seed, class).shuffle(&mut order);
-            let mut is_val = vec![false; files.len()];
-            order[..n_val].iter().for_each(|&idx| is_val[idx] = true);
-            for (path, is_val) in files.into_iter().zip(is_val) {
-                let (list, split) = if is_val {
-                    (&mut val, Split::Val)
-                } else {
-                    (&mut train, Split::Train)
-                };
-                list.push(picture(root, path, label, split));
+        (true, rule) => {
+            let val = match val_folder(root) {
+                Err(_) if rule == SplitRule::Loose => None,
+                found => Some(found?),
+            };
+            listed.add_classes("train", Split::Train)?;
+            if let Some(val) = val {
+                listed.add_known_classes(val)?;
             }
         }
-        train.extend(val);
-        Ok(Dataset {
+        (false, SplitRule::Folders) => {
+            return Err(Error::NoSplit {
+                path: root.to_owned(),
+            });
+        }
+        (false, SplitRule::Fraction { fraction, seed }) => listed.add_fraction(fraction, seed)?,
+        (false, SplitRule::Loose) => {
+            let flat = options.unlabelled == Unlabelled::Keep
+                && class_names(root, &mut LeftOuts::default())?.is_empty();
+            if flat {
+                let folder = listed.parts.listing.names.len();
+                listed.add_files("", None, Split::Train)?;
+                listed.non_empty(folder, root, "there are no pictures in it")?;
+            } else {
+                listed.add_classes("", Split::Train)?;
+            }
+        }
+    }
+    Ok(listed.parts)
+}
+
+/// Lists the folder's `val` (or `test`) where there is a `train`, else all of it.
+pub(super) fn open_for_eval(root: &Path, classes: &[String]) -> Result<Parts, Error> {
+    let mut listed = Listed::new(root);
+    listed.parts.classes = classes.to_vec();
+    let folder = if root.join("train").is_dir() {
+        val_folder(root)?
+    } else {
+        ""
+    };
+    listed.add_known_classes(folder)?;
+    Ok(listed.parts)
+}
+
+/// Files, and pictures in folders, called by the paths given.
+pub(super) fn of_pictures(paths: &[PathBuf]) -> Result<Parts, Error> {
+    let mut listed = Listed::new(Path::new(""));
+    let mut files = None;
+    for path in paths {
+        let Some(name) = path.to_str() else {
+            listed
+                .parts
+                .left_out
+                .push(UNLISTED, path.to_string_lossy(), "the path is not UTF-8");
+            continue;
+        };
+        if path.is_dir() {
+            listed.add_files(&format!("{}/", name.trim_end_matches('/')), None, Split::Val)?;
+        } else {
+            let names = &mut listed.parts.listing.names;
+            let folder = *files.get_or_insert_with(|| names.folder(""));
+            listed.parts.listing.push(folder, name, None, Split::Val);
+        }
+    }
+    let first = paths.first().map(PathBuf::as_path).unwrap_or(Path::new(""));
+    listed.non_empty(0, first, "there are no pictures in it")?;
+    Ok(listed.parts)
+}
+
+/// A listing that grows.
+struct Listed {
+    root: PathBuf,
+    parts: Parts,
+}
+
+impl Listed {
+    fn new(root: &Path) -> Listed {
+        Listed {
             root: root.to_owned(),
-            classes,
-            pictures: train,
-        })
+            parts: Parts {
+                classes: Vec::new(),
+                listing: Listing::default(),
+                backing: Backing::Files(root.to_owned()),
+                left_out: LeftOuts::default(),
+            },
+        }
     }
 
-    /// How many pictures a split has.
-    pub fn count(&self, split: Split) -> usize {
-        self.pictures
-            .iter()
-            .filter(|picture| picture.split == split)
-            .count()
+    /// The classes in the folder `split` of the root, and their pictures.
+    fn add_classes(&mut self, folder: &str, split: Split) -> Result<(), Error> {
+        let classes = classes_in(&self.root.join(folder), &mut self.parts.left_out)?;
+        for (label, class) in classes.iter().enumerate() {
+            let prefix = below(folder, class);
+            let (before, left_out) = (self.parts.listing.len(), self.parts.left_out.len());
+            self.add_files(&prefix, Some(index(label)), split)?;
+            // What cannot be read is named already, and a class may be without pictures for that.
+            if self.parts.left_out.len() == left_out {
+                let path = self.root.join(folder).join(class);
+                self.non_empty(before, &path, "this class has no pictures")?;
+            }
+        }
+        self.parts.classes = classes;
+        let folder = self.root.join(folder);
+        self.non_empty(0, &folder, "there are no pictures in it")
+    }
+
+    /// Pictures for validation, of classes that are known; by class, whatever order the folder's names have.
+    fn add_known_classes(&mut self, folder: &str) -> Result<(), Error> {
+        let path = self.root.join(folder);
+        let mut found = Vec::new();
+        for class in classes_in(&path, &mut self.parts.left_out)? {
+            let Some(label) = self.parts.classes.iter().position(|known| *known == class) else {
+                return Err(bad(
+                    &path.join(&class),
+                    format!("class `{class}` is not among those trained on"),
+                ));
+            };
+            found.push((label, class));
+        }
+        found.sort();
+        let before = self.parts.listing.len();
+        for (label, class) in found {
+            self.add_files(&below(folder, &class), Some(index(label)), Split::Val)?;
+        }
+        self.non_empty(before, &path, "there are no pictures in it")
+    }
+
+    /// The classes in the root, with a share of each for validation, after all for training.
+    fn add_fraction(&mut self, fraction: f64, seed: u64) -> Result<(), Error> {
+        let classes = classes_in(&self.root, &mut self.parts.left_out)?;
+        let mut val = Vec::new();
+        for (label, class) in classes.iter().enumerate() {
+            let path = self.root.join(class);
+            let (mut names, n_left_out) = (Names::default(), self.parts.left_out.len());
+            walk(
+                &self.root,
+                &below("", class),
+                0,
+                &mut names,
+                &mut self.parts.left_out,
+            )?;
+            match names.len() {
+                0 if self.parts.left_out.len() > n_left_out => continue,
+                0 => return Err(bad(&path, "this class has no pictures")),
+                1 => {
+                    return Err(bad(
+                        &path,
+                        "one picture cannot be split into training and validation",
+                    ));
+                }
+                _ => {}
+            }
+            let is_val = held_out(names.len(), fraction, seed, class);
+            self.add_where(&names, label, Split::Train, |idx| !is_val[idx]);
+            val.push((names, label, is_val));
+        }
+        for (names, label, is_val) in val {
+            self.add_where(&names, label, Split::Val, |idx| is_val[idx]);
+        }
+        self.parts.classes = classes;
+        let root = self.root.clone();
+        self.non_empty(0, &root, "there are no pictures in it")
+    }
+
+    fn add_where(&mut self, names: &Names, label: usize, split: Split, is_wanted: impl Fn(usize) -> bool) {
+        let listing = &mut self.parts.listing;
+        let mut last: Option<(u32, u32)> = None;
+        for idx in (0..names.len()).filter(|&idx| is_wanted(idx)) {
+            let (prefix, name) = names.parts(idx);
+            let folder = match last {
+                Some((from, to)) if from == names.folder_of(idx) => to,
+                _ => listing.names.folder(prefix),
+            };
+            last = Some((names.folder_of(idx), folder));
+            listing.push(folder, name, Some(index(label)), split);
+        }
+    }
+
+    /// All pictures at and below `prefix`.
+    fn add_files(&mut self, prefix: &str, label: Option<u32>, split: Split) -> Result<(), Error> {
+        let Parts {
+            listing, left_out, ..
+        } = &mut self.parts;
+        let before = listing.names.len();
+        walk(&self.root, prefix, 0, &mut listing.names, left_out)?;
+        for _ in before..listing.names.len() {
+            listing.push_rest(label, split);
+        }
+        Ok(())
+    }
+
+    /// # Errors
+    /// Nothing was listed since `before`: because there is nothing, or because the first thing left out could not be.
+    fn non_empty(&self, before: usize, path: &Path, reason: &str) -> Result<(), Error> {
+        match (self.parts.listing.len() > before, self.parts.left_out.first()) {
+            (true, _) => Ok(()),
+            (false, Some(first)) => Err(bad(
+                path,
+                format!("{reason}; the first left out, `{}`: {}", first.name, first.reason),
+            )),
+            (false, None) => Err(bad(path, reason)),
+        }
     }
 }
 
-fn bad(path: &Path, reason: impl Into<String>) -> Error {
-    Error::Data {
-        path: path.to_owned(),
-        reason: reason.into(),
+/// What files and folders that cannot be listed are called when they are only counted.
+const UNLISTED: &str = "files or folders that cannot be listed";
+
+fn below(folder: &str, class: &str) -> String {
+    match folder {
+        "" => format!("{class}/"),
+        _ => format!("{folder}/{class}/"),
     }
 }
 
-fn check_is_folder(path: &Path) -> Result<(), Error> {
-    match path.is_dir() {
-        true => Ok(()),
-        false if path.exists() => Err(bad(path, "this is not a folder")),
-        false => Err(bad(path, "no such folder")),
-    }
+fn index(label: usize) -> u32 {
+    u32::try_from(label).expect("fewer classes than 2^32")
 }
 
-fn picture(root: &Path, path: PathBuf, label: usize, split: Split) -> Picture {
-    let path = path.strip_prefix(root).map(Path::to_owned).unwrap_or(path);
-    Picture {
-        path,
-        label: u32::try_from(label).expect("fewer classes than 2^32"),
-        split,
-    }
-}
-
-fn val_folder(root: &Path) -> Result<PathBuf, Error> {
+fn val_folder(root: &Path) -> Result<&'static str, Error> {
     VAL_NAMES
-        .iter()
-        .map(|name| root.join(name))
-        .find(|folder| folder.is_dir())
+        .into_iter()
+        .find(|name| root.join(name).is_dir())
         .ok_or_else(|| {
             bad(
                 root,
@@ -206,36 +264,24 @@ fn val_folder(root: &Path) -> Result<PathBuf, Error> {
         })
 }
 
-fn add_known_classes(
-    root: &Path,
-    folder: &Path,
-    classes: &[String],
-    pictures: &mut Vec<Picture>,
-) -> Result<(), Error> {
-    let before = pictures.len();
-    for class in classes_in(folder)? {
-        let Some(label) = classes.iter().position(|known| *known == class) else {
-            return Err(bad(
-                &folder.join(&class),
-                format!("class `{class}` is not among those trained on"),
-            ));
-        };
-        let files = list_pictures(&folder.join(&class))?;
-        pictures.extend(
-            files
-                .into_iter()
-                .map(|path| picture(root, path, label, Split::Val)),
-        );
+fn classes_in(folder: &Path, left_out: &mut LeftOuts) -> Result<Vec<String>, Error> {
+    let classes = class_names(folder, left_out)?;
+    if !classes.is_empty() {
+        return Ok(classes);
     }
-    // Order of names on disk, not of the classes given, would differ between data sets.
-    pictures[before..].sort_by(|a, b| (a.label, &a.path).cmp(&(b.label, &b.path)));
-    if pictures.len() == before {
-        return Err(bad(folder, "there are no pictures in it"));
-    }
-    Ok(())
+    let mut names = Names::default();
+    walk(folder, "", 0, &mut names, left_out)?;
+    Err(bad(
+        folder,
+        match names.len() {
+            0 => "there are no pictures in it",
+            _ => "its pictures lie in no class folders; a folder per class is needed",
+        },
+    ))
 }
 
-fn classes_in(folder: &Path) -> Result<Vec<String>, Error> {
+/// The folders in a folder, in order of names.
+fn class_names(folder: &Path, left_out: &mut LeftOuts) -> Result<Vec<String>, Error> {
     let mut classes = Vec::new();
     for entry in fs::read_dir(folder).map_err(FileError::at("read", folder))? {
         let entry = entry.map_err(FileError::at("read", folder))?;
@@ -243,32 +289,102 @@ fn classes_in(folder: &Path) -> Result<Vec<String>, Error> {
         if !path.is_dir() {
             continue;
         }
-        let name = entry.file_name();
-        let Some(name) = name.to_str() else {
-            return Err(bad(&path, "the class name is not UTF-8"));
-        };
-        if !name.starts_with('.') {
-            classes.push(name.to_owned());
+        match entry.file_name().to_str() {
+            None => left_out.push(UNLISTED, path.to_string_lossy(), "the class name is not UTF-8"),
+            Some(name) if name.starts_with('.') => {}
+            Some(name) => classes.push(name.to_owned()),
         }
     }
     // Bytes of UTF-8 sort as code points do, which is Python's order.
     classes.sort();
-    match classes.len() {
-        0 if !list_pictures(folder)?.is_empty() => Err(bad(
-            folder,
-            "its pictures lie in no class folders; a folder per class is needed",
-        )),
-        0 => Err(bad(folder, "there are no pictures in it")),
-        _ => Ok(classes),
-    }
+    Ok(classes)
 }
 
-fn non_empty(files: Vec<PathBuf>, class: &Path) -> Result<Vec<PathBuf>, Error> {
-    if files.is_empty() {
-        Err(bad(class, "this class has no pictures"))
-    } else {
-        Ok(files)
+/// Adds pictures at and below `prefix` (a folder below `root` with a slash at its end, or nothing), by ending, in the order
+/// of their paths' parts; hidden files are passed over, and what cannot be listed is left out by name.
+///
+/// # Errors
+/// Folders nested too deep, which links that lead back up do.
+fn walk(
+    root: &Path,
+    prefix: &str,
+    depth: usize,
+    names: &mut Names,
+    left_out: &mut LeftOuts,
+) -> Result<(), Error> {
+    let folder = root.join(prefix);
+    if depth > MAX_DEPTH {
+        return Err(bad(
+            &folder,
+            "folders are nested over 64 deep; is there a link that leads back up?",
+        ));
     }
+    let mut entries = Vec::new();
+    let listed = fs::read_dir(&folder).and_then(|listed| {
+        for entry in listed {
+            let entry = entry?;
+            entries.push((entry.file_name(), entry.file_type()?));
+        }
+        Ok(())
+    });
+    if let Err(error) = listed {
+        // A folder that could be read in part would be listed differently every time.
+        let name = if prefix.is_empty() {
+            "."
+        } else {
+            prefix.trim_end_matches('/')
+        };
+        left_out.push(UNLISTED, name, format!("the folder cannot be read: {error}"));
+        return Ok(());
+    }
+    entries.sort_by(|a, b| a.0.cmp(&b.0));
+    let mut here = None;
+    for (name, kind) in entries {
+        let lossy = name.to_string_lossy();
+        if lossy.starts_with('.') {
+            continue;
+        }
+        let is_picture = Path::new(&name)
+            .extension()
+            .is_some_and(|ending| ENDINGS.contains(&ending.to_string_lossy().to_lowercase().as_str()));
+        // What is not a picture by its name is followed only to see whether it is a folder.
+        let (is_folder, is_file) = if kind.is_symlink() {
+            match fs::metadata(folder.join(&name)) {
+                Ok(metadata) => (metadata.is_dir(), metadata.is_file()),
+                Err(error) if is_picture => {
+                    left_out.push(
+                        UNLISTED,
+                        format!("{prefix}{lossy}"),
+                        format!("it cannot be read: {error}"),
+                    );
+                    continue;
+                }
+                Err(_) => continue,
+            }
+        } else {
+            (kind.is_dir(), kind.is_file())
+        };
+        match (is_folder, name.to_str()) {
+            (true, Some(name)) => walk(root, &format!("{prefix}{name}/"), depth + 1, names, left_out)?,
+            (true, None) => left_out.push(
+                UNLISTED,
+                format!("{prefix}{lossy}"),
+                "the folder's name is not UTF-8",
+            ),
+            (false, _) if !is_picture => {}
+            (false, None) => {
+                left_out.push(UNLISTED, format!("{prefix}{lossy}"), "the file name is not UTF-8")
+            }
+            (false, Some(_)) if !is_file => {
+                left_out.push(UNLISTED, format!("{prefix}{lossy}"), "it is not a regular file");
+            }
+            (false, Some(name)) => {
+                let folder = *here.get_or_insert_with(|| names.folder(prefix));
+                names.push(folder, name);
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Pictures in a folder and the folders below it, by ending, in order of paths; hidden files are left out.
@@ -276,42 +392,19 @@ fn non_empty(files: Vec<PathBuf>, class: &Path) -> Result<Vec<PathBuf>, Error> {
 /// # Errors
 /// A folder that cannot be read.
 pub fn list_pictures(folder: &Path) -> Result<Vec<PathBuf>, Error> {
-    let mut found = Vec::new();
-    let mut pending = vec![(folder.to_owned(), 0)];
-    while let Some((folder, depth)) = pending.pop() {
-        // A symbolic link to a folder above would lead round for ever.
-        const MAX_DEPTH: usize = 64;
-        if depth > MAX_DEPTH {
-            return Err(bad(
-                &folder,
-                "folders are nested over 64 deep; is there a link that leads back up?",
-            ));
-        }
-        for entry in fs::read_dir(&folder).map_err(FileError::at("read", &folder))? {
-            let entry = entry.map_err(FileError::at("read", &folder))?;
-            let path = entry.path();
-            if entry.file_name().to_string_lossy().starts_with('.') {
-                continue;
-            }
-            let ending = path
-                .extension()
-                .map(|ending| ending.to_string_lossy().to_lowercase())
-                .unwrap_or_default();
-            if path.is_dir() {
-                pending.push((path, depth + 1));
-            } else if ENDINGS.contains(&ending.as_str()) && path.to_str().is_none() {
-                return Err(bad(&path, "the file name is not UTF-8"));
-            } else if ENDINGS.contains(&ending.as_str()) {
-                found.push(path);
-            }
-        }
-    }
-    found.sort();
-    Ok(found)
+    fs::read_dir(folder).map_err(FileError::at("read", folder))?;
+    let mut names = Names::default();
+    walk(folder, "", 0, &mut names, &mut LeftOuts::default())?;
+    let path = |idx| {
+        let (prefix, name) = names.parts(idx);
+        folder.join(prefix).join(name)
+    };
+    Ok((0..names.len()).map(path).collect())
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::Dataset;
     use super::*;
 
     /// Makes `files` (empty ones) below a fresh folder.
@@ -329,9 +422,17 @@ mod tests {
         dir
     }
 
+    fn samples(data: &Dataset) -> Vec<(String, Option<u32>, Split)> {
+        (0..data.len())
+            .map(|idx| (data.name(idx).into_owned(), data.label(idx), data.split(idx)))
+            .collect()
+    }
+
     fn check_rejects(files: &[&str], rule: SplitRule, message: &str) {
         let dir = tree(files);
-        let error = Dataset::open(dir.path(), rule).unwrap_err().to_string();
+        let error = Dataset::open(dir.path(), &DataOptions::new(rule))
+            .unwrap_err()
+            .to_string();
         assert!(error.contains(message), "{error}");
     }
 
@@ -344,12 +445,12 @@ mod tests {
             "train/a/notes.txt",
             "test/b/1.png",
         ]);
-        let data = Dataset::open(dir.path(), SplitRule::Folders).unwrap();
-        assert_eq!(data.classes, ["a", "b"]);
-        let seen: Vec<_> = data
-            .pictures
+        let data = Dataset::open(dir.path(), &DataOptions::new(SplitRule::Folders)).unwrap();
+        assert_eq!(data.classes(), ["a", "b"]);
+        let seen = samples(&data);
+        let seen: Vec<_> = seen
             .iter()
-            .map(|p| (p.path.to_str().unwrap(), p.label, p.split))
+            .map(|(name, label, split)| (name.as_str(), label.unwrap(), *split))
             .collect();
         assert_eq!(
             seen,
@@ -368,18 +469,20 @@ mod tests {
             .map(|n| format!("{}/{n:02}.png", ["a", "b"][n % 2]))
             .collect();
         let dir = tree(&names.iter().map(String::as_str).collect::<Vec<_>>());
-        let open = |seed| Dataset::open(dir.path(), SplitRule::Fraction { fraction: 0.2, seed }).unwrap();
+        let open = |seed| {
+            let rule = SplitRule::Fraction { fraction: 0.2, seed };
+            Dataset::open(dir.path(), &DataOptions::new(rule)).unwrap()
+        };
         let data = open(7);
         for label in 0..2 {
-            let n_val = data
-                .pictures
+            let n_val = samples(&data)
                 .iter()
-                .filter(|p| p.label == label && p.split == Split::Val)
+                .filter(|(_, l, split)| *l == Some(label) && *split == Split::Val)
                 .count();
             assert_eq!(n_val, 4);
         }
-        assert_eq!(data, open(7));
-        assert_ne!(data, open(8));
+        assert_eq!(samples(&data), samples(&open(7)));
+        assert_ne!(samples(&data), samples(&open(8)));
     }
 
     #[test]
@@ -407,5 +510,136 @@ mod tests {
         );
         check_rejects(&["1.png"], fraction, "lie in no class folders");
         check_rejects(&["a/1.png"], fraction, "one picture cannot be split");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn what_cannot_be_listed_is_left_out_by_name() {
+        use std::os::unix::ffi::OsStrExt;
+        use std::os::unix::fs::{PermissionsExt, symlink};
+        let dir = tree(&[
+            "train/a/1.png",
+            "train/a/deep/2.png",
+            "train/b/1.png",
+            "val/b/1.png",
+        ]);
+        let at = |name: &[u8]| dir.path().join("train/a").join(std::ffi::OsStr::from_bytes(name));
+        fs::File::create(at(b"caf\xe9.jpg")).unwrap();
+        symlink("nowhere.jpg", at(b"gone.jpg")).unwrap();
+        symlink("nowhere", at(b"gone")).unwrap();
+        let mut expected = vec![
+            ("train/a/caf\u{fffd}.jpg", "the file name is not UTF-8"),
+            ("train/a/gone.jpg", "it cannot be read: No such file"),
+        ];
+        fs::set_permissions(at(b"deep"), fs::Permissions::from_mode(0)).unwrap();
+        let mut names = vec!["train/a/1.png", "train/b/1.png", "val/b/1.png"];
+        if fs::read_dir(at(b"deep")).is_ok() {
+            eprintln!("skipped: folders without permission are open to this user");
+            names.insert(1, "train/a/deep/2.png");
+        } else {
+            expected.insert(
+                1,
+                ("train/a/deep", "the folder cannot be read: Permission denied"),
+            );
+        }
+        let data = Dataset::open(dir.path(), &DataOptions::new(SplitRule::Folders)).unwrap();
+        fs::set_permissions(at(b"deep"), fs::Permissions::from_mode(0o700)).unwrap();
+        assert_eq!(data.n_left_out(), expected.len());
+        for (left_out, (name, reason)) in data.left_out().iter().zip(expected) {
+            assert_eq!(left_out.name, name);
+            assert!(left_out.reason.starts_with(reason), "{}", left_out.reason);
+        }
+        let seen: Vec<String> = samples(&data).into_iter().map(|(name, ..)| name).collect();
+        assert_eq!(seen, names);
+    }
+
+    #[test]
+    fn order_is_of_the_parts_of_paths() {
+        let dir = tree(&[
+            "train/a/b-c/1.png",
+            "train/a/b/2.png",
+            "train/a/b.png",
+            "train/c/1.png",
+        ]);
+        let data = Dataset::open(dir.path(), &DataOptions::new(SplitRule::Loose)).unwrap();
+        let seen: Vec<String> = samples(&data).into_iter().map(|(name, ..)| name).collect();
+        assert_eq!(
+            seen,
+            [
+                "train/a/b/2.png",
+                "train/a/b-c/1.png",
+                "train/a/b.png",
+                "train/c/1.png"
+            ]
+        );
+        let mut paths: Vec<PathBuf> = seen.iter().map(PathBuf::from).collect();
+        paths.sort();
+        assert_eq!(paths, seen.iter().map(PathBuf::from).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_loose_folder_needs_neither_split_nor_labels() {
+        let keep = DataOptions {
+            unlabelled: Unlabelled::Keep,
+            ..DataOptions::new(SplitRule::Loose)
+        };
+        let flat = tree(&["2.png", "1.png"]);
+        let data = Dataset::open(flat.path(), &keep).unwrap();
+        assert_eq!(
+            samples(&data),
+            [
+                ("1.png".into(), None, Split::Train),
+                ("2.png".into(), None, Split::Train)
+            ]
+        );
+        let classes = tree(&["b/1.png", "a/1.png"]);
+        let data = Dataset::open(classes.path(), &keep).unwrap();
+        assert_eq!(data.classes(), ["a", "b"]);
+        assert_eq!(data.label(1), Some(1));
+        let empty = tree(&["notes.txt"]);
+        let error = Dataset::open(empty.path(), &keep).unwrap_err().to_string();
+        assert!(error.ends_with("there are no pictures in it"), "{error}");
+    }
+
+    #[test]
+    fn names_alone_make_the_digest() {
+        let open = |files: &[&str]| {
+            let dir = tree(files);
+            Dataset::open(dir.path(), &DataOptions::new(SplitRule::Loose))
+                .unwrap()
+                .listing_digest()
+        };
+        let one = open(&["train/a/1.png", "train/b/2.png"]);
+        assert_eq!(one, open(&["train/b/2.png", "train/a/1.png"]));
+        assert_ne!(one, open(&["train/a/1.png", "train/b/3.png"]));
+        assert_ne!(one, open(&["train/a/1.png", "train/a/3.png", "train/b/2.png"]));
+    }
+
+    #[test]
+    fn pictures_are_called_as_they_are_given() {
+        let dir = tree(&["in/2.png", "in/1.png", "3.png"]);
+        let paths = [
+            dir.path().join("3.png"),
+            dir.path().join("in"),
+            dir.path().join("none.png"),
+        ];
+        let data = Dataset::of_pictures(&paths).unwrap();
+        let seen: Vec<String> = samples(&data).into_iter().map(|(name, ..)| name).collect();
+        let at = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+        assert_eq!(
+            seen,
+            [at("3.png"), at("in/1.png"), at("in/2.png"), at("none.png")]
+        );
+        let mut reader = data.reader();
+        assert_eq!(
+            reader.read(1).unwrap(),
+            super::super::Content::Encoded((&[][..]).into())
+        );
+        assert!(
+            reader
+                .read(3)
+                .unwrap_err()
+                .starts_with("it cannot be read: No such file")
+        );
     }
 }

@@ -21,6 +21,6 @@ pub use boundary::Boundary;
 pub use external::External;
 pub use graph::Model;
 pub use node::Input;
-pub use splice::HeadWeights;
+pub use splice::{HeadWeights, Reduction};
 pub use tensor::type_name;
 pub use weights::{DEFAULT_BATCH_NORM_EPS, FoldedNorm, WeightsFrom, WeightsOptions, WeightsReport};
