@@ -8,3 +8,4 @@ mod boundaries;
 pub(super) mod build;
 mod digests;
 mod external;
+mod weights;

@@ -26,20 +26,30 @@ pub(super) struct BatchNorm {
 }
 
 /// Kernels and biases that come from a convolution and a normalisation together.
+#[derive(Debug, Default)]
+pub(super) struct Folded {
+    /// Uses and where they get their values from.
+    pub(super) places: Vec<(usize, Place)>,
+    /// Convolutions without a bias that get one: the node, and the use of its kernel. The tracing exporter leaves a bias
+    /// out that was zero, as that of a normalisation is before any training.
+    pub(super) added: Vec<(usize, usize, Place)>,
+}
+
+/// Finds what was folded.
 pub(super) fn find(
     model: &Model,
     uses: &[Use<'_>],
     places: &[Place],
     names: &Names<'_>,
     default_eps: f64,
-) -> Result<Vec<(usize, Place)>, String> {
+) -> Result<Folded, String> {
     let mut taken = batch_norms(model, uses, places);
-    let mut found = Vec::new();
+    let mut found = Folded::default();
     let mut untold: Vec<(Convolution<'_>, String)> = Vec::new();
     for conv in convolutions(model, uses) {
         // A bias that the checkpoint has by name was not made up by folding.
-        let Some(bias_idx) = conv.bias_idx else { continue };
-        let is_named = names.get(uses[bias_idx].operand).is_some();
+        let bias = conv.bias_idx.map(|bias_idx| uses[bias_idx].operand);
+        let is_named = bias.is_some_and(|bias| names.get(bias).is_some());
         let Some(module) = module_of(&conv, places, names).filter(|_| !is_named) else {
             continue;
         };
@@ -54,7 +64,8 @@ pub(super) fn find(
                 taken.insert(norm.clone());
                 put(&mut found, &conv, module, norm.clone(), eps, default_eps);
             }
-            None => untold.push((conv, module)),
+            None if bias.is_some() => untold.push((conv, module)),
+            None => {}
         }
     }
     let norms = partners(&untold, &taken, names)?;
@@ -67,7 +78,7 @@ pub(super) fn find(
 }
 
 fn put(
-    found: &mut Vec<(usize, Place)>,
+    found: &mut Folded,
     conv: &Convolution<'_>,
     module: String,
     norm: String,
@@ -80,9 +91,13 @@ fn put(
         eps: eps.unwrap_or(default_eps),
         is_eps_known: eps.is_some(),
     };
-    if let Some(bias_idx) = conv.bias_idx {
-        found.push((conv.kernel_idx, Place::FoldedKernel(folded.clone())));
-        found.push((bias_idx, Place::FoldedBias(folded)));
+    found
+        .places
+        .push((conv.kernel_idx, Place::FoldedKernel(folded.clone())));
+    let bias = Place::FoldedBias(folded);
+    match conv.bias_idx {
+        Some(bias_idx) => found.places.push((bias_idx, bias)),
+        None => found.added.push((conv.node_idx, conv.kernel_idx, bias)),
     }
 }
 

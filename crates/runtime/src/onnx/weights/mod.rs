@@ -17,8 +17,8 @@ use serde::Serialize;
 use surgery::{LazyStateDict, Pattern};
 
 pub use self::from::WeightsFrom;
-use self::names::{Names, Prefix, parent};
-use self::resolve::{Place, Use, resolve};
+use self::names::{Names, Prefix, is_a_name, parent};
+use self::resolve::{AddedBias, Place, Resolved, Use, resolve};
 use super::cut::nearest;
 use super::graph::Model;
 use super::tensor::{is_float, type_name};
@@ -111,24 +111,25 @@ impl Model {
         let uses = Use::all(self);
         let wanted: HashSet<String> = uses.iter().flat_map(|at| at.wanted(self)).collect();
         let names = Names::new(weights, &wanted).map_err(|reason| refuse(vec![reason]))?;
-        let mut places = resolve(self, &uses, &names, options.batch_norm_eps)
+        let mut resolved = resolve(self, &uses, &names, options.batch_norm_eps)
             .map_err(|reason| refuse(vec![reason, RE_EXPORT.to_owned()]))?;
-        for (at, place) in uses.iter().zip(&mut places) {
+        for (at, place) in uses.iter().zip(&mut resolved.places) {
             if options.keep.iter().any(|pattern| pattern.matches(at.operand)) {
                 *place = Place::Nothing;
             }
         }
         let mut judged = Judged::default();
-        for (at, place) in uses.iter().zip(&mut places) {
+        for (at, place) in uses.iter().zip(&mut resolved.places) {
             judged.judge(self, at, place, needed[at.node_idx], &names, options.keep);
         }
+        resolved.biases.retain(|bias| judged.judge_bias(bias, &names));
         judged.unexpected(self, &uses, &needed, &names);
         let faults = judged.faults(&names);
         if !faults.is_empty() {
             return Err(refuse(faults));
         }
-        let model = write::write(self, &uses, &places, &names)?;
-        Ok((model, judged.report(&names, &places)))
+        let model = write::write(self, &uses, &resolved, &names)?;
+        Ok((model, judged.report(&names, &resolved)))
     }
 }
 
@@ -167,10 +168,11 @@ impl Judged {
             Place::FoldedKernel(norm) | Place::FoldedBias(norm) => norm.parts(names),
             Place::Nothing => Vec::new(),
         };
+        let dtype = at.initializer.dtype;
         let fault = match &*place {
             Place::Mismatch(name) => Some(mismatch(name, at, names)),
             Place::Nothing => None,
-            _ => parts.iter().find_map(|name| self.check_type(name, at, names)),
+            _ => parts.iter().find_map(|name| self.check_type(name, dtype, names)),
         };
         if let Some(fault) = fault {
             *place = Place::Nothing;
@@ -207,18 +209,41 @@ impl Judged {
                 &mut self.lost,
                 format!("`{}` {:?} of {}", at.operand, at.initializer.shape, node.title()),
             );
-        } else {
+        } else if at.initializer.numel() > 1 {
             push_new(&mut self.kept, at.operand.to_owned());
         }
     }
 
+    /// Books a bias that the graph lacks; false for one that is in the graph elsewhere, or cannot be put in.
+    fn judge_bias(&mut self, bias: &AddedBias, names: &Names<'_>) -> bool {
+        let parts = match &bias.place {
+            Place::Same(name) if self.consumed.contains(name) => return false,
+            Place::Same(name) => vec![name.clone()],
+            Place::FoldedBias(norm) => norm.parts(names),
+            _ => return false,
+        };
+        if parts
+            .iter()
+            .any(|name| self.check_type(name, bias.dtype, names).is_some())
+        {
+            return false;
+        }
+        for name in parts {
+            if self.seen.insert(name.clone()) {
+                self.placed.push(name.clone());
+            }
+            self.consumed.insert(name);
+        }
+        true
+    }
+
     /// Why a tensor's numbers cannot become the initialiser's.
-    fn check_type(&mut self, name: &str, at: &Use<'_>, names: &Names<'_>) -> Option<String> {
+    fn check_type(&mut self, name: &str, dtype: i64, names: &Names<'_>) -> Option<String> {
         let Some(tensor) = names.tensor(name) else {
             return Some(format!("{name} is no plain array in the checkpoint"));
         };
-        let (from, to) = (tensor.dtype().as_str(), type_name(at.initializer.dtype));
-        let is_float_too = tensor.dtype().is_float() && is_float(at.initializer.dtype);
+        let (from, to) = (tensor.dtype().as_str(), type_name(dtype));
+        let is_float_too = tensor.dtype().is_float() && is_float(dtype);
         if from != to && !(is_float_too && pth::DType::from_name(to).is_some()) {
             return Some(format!(
                 "type mismatch for {name}: {from} in the checkpoint, {to} in the graph"
@@ -307,7 +332,8 @@ impl Judged {
         faults
     }
 
-    fn report(self, names: &Names<'_>, places: &[Place]) -> WeightsReport {
+    fn report(self, names: &Names<'_>, resolved: &Resolved) -> WeightsReport {
+        let places = &resolved.places;
         let in_checkpoint = |name: String| match names.get(&name) {
             Some(given) => given.name.to_owned(),
             None => name,
@@ -357,14 +383,6 @@ fn mismatch(name: &str, at: &Use<'_>, names: &Names<'_>) -> String {
         ),
         None => format!("{name} is no plain array in the checkpoint"),
     }
-}
-
-/// Whether it is a name of a state dict, and not one that an exporter made up.
-fn is_a_name(name: &str) -> bool {
-    let is_word =
-        |part: &str| !part.is_empty() && part.chars().all(|c| c.is_alphanumeric() || c == '_' || c == '-');
-    // `conv1.weight_bias` is what folding a batch normalisation adds.
-    name.contains('.') && !name.ends_with(".weight_bias") && name.split('.').all(is_word)
 }
 
 fn quoted(names: &[String]) -> String {

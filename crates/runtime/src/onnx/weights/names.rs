@@ -120,6 +120,14 @@ pub(super) fn child(module: &str, leaf: &str) -> String {
     }
 }
 
+/// Whether it is a name of a state dict, and not one that an exporter made up.
+pub(super) fn is_a_name(name: &str) -> bool {
+    let is_word =
+        |part: &str| !part.is_empty() && part.chars().all(|c| c.is_alphanumeric() || c == '_' || c == '-');
+    // `conv1.weight_bias` is what folding a batch normalisation adds.
+    name.contains('.') && !name.ends_with(".weight_bias") && name.split('.').all(is_word)
+}
+
 fn find_prefix(weights: &LazyStateDict, wanted: &HashSet<String>) -> Result<Prefix, String> {
     let given: HashSet<&str> = weights.names().collect();
     let n_exact = given.iter().filter(|name| wanted.contains(**name)).count();

@@ -9,7 +9,7 @@ use std::collections::{HashMap, HashSet};
 
 use super::fold::{self, BatchNorm};
 use super::module_path::module_paths;
-use super::names::{Names, child, parent};
+use super::names::{Names, child, is_a_name, parent};
 use crate::onnx::graph::Model;
 use crate::onnx::node::Node;
 use crate::onnx::tensor::Initializer;
@@ -147,7 +147,25 @@ pub(super) fn aliases(model: &Model) -> HashMap<&str, &str> {
     aliases
 }
 
-/// Where each use gets its values from, in the order of `uses`.
+/// Where the values of a graph come from.
+pub(super) struct Resolved {
+    /// In the order of the uses.
+    pub(super) places: Vec<Place>,
+    /// Biases that were left out of the graph because they were zero.
+    pub(super) biases: Vec<AddedBias>,
+}
+
+/// A third input for a node that has two.
+#[derive(Debug, Clone)]
+pub(super) struct AddedBias {
+    pub(super) node_idx: usize,
+    pub(super) place: Place,
+    /// `TensorProto.DataType`.
+    pub(super) dtype: i64,
+    pub(super) n_channels: usize,
+}
+
+/// Finds where each use gets its values from.
 ///
 /// # Errors
 /// A batch normalisation that was folded, and that cannot be told.
@@ -156,13 +174,52 @@ pub(super) fn resolve(
     uses: &[Use<'_>],
     names: &Names<'_>,
     default_eps: f64,
-) -> Result<Vec<Place>, String> {
+) -> Result<Resolved, String> {
     let mut places: Vec<Place> = uses.iter().map(|at| resolve_one(model, at, names)).collect();
     let folded = fold::find(model, uses, &places, names, default_eps)?;
-    for (use_idx, place) in folded {
+    for (use_idx, place) in folded.places {
         places[use_idx] = place;
     }
-    Ok(places)
+    // A kernel that lost its name and was not folded was changed in a way that nothing here knows.
+    for (at, place) in uses.iter().zip(&mut places) {
+        let is_kernel = matches!(
+            model.nodes[at.node_idx].op_type.as_str(),
+            "Conv" | "ConvTranspose"
+        ) && at.input_idx == Some(1);
+        let is_named = names.get(at.operand).is_some() || is_a_name(at.operand);
+        if is_kernel && !is_named && matches!(place, Place::Same(_)) {
+            *place = Place::Nothing;
+        }
+    }
+    let added = |node_idx: usize, kernel_idx: usize, place: Place, n_channels: usize| AddedBias {
+        node_idx,
+        place,
+        dtype: uses[kernel_idx].initializer.dtype,
+        n_channels,
+    };
+    let mut biases: Vec<AddedBias> = Vec::new();
+    for (node_idx, kernel_idx, place) in folded.added {
+        let n_channels = uses[kernel_idx].initializer.shape.first().copied().unwrap_or(0);
+        biases.push(added(node_idx, kernel_idx, place, n_channels));
+    }
+    for (kernel_idx, at) in uses.iter().enumerate() {
+        let node = &model.nodes[at.node_idx];
+        let is_layer = node.domain.is_empty() && matches!(node.op_type.as_str(), "Conv" | "Gemm");
+        let (2, Some(1), true, Place::Same(weight)) =
+            (node.inputs.len(), at.input_idx, is_layer, &places[kernel_idx])
+        else {
+            continue;
+        };
+        let bias = child(parent(weight), "bias");
+        let n_channels = names.shape(weight).and_then(|shape| shape.first().copied());
+        if let (Some(&[n]), Some(n_channels), true) =
+            (names.shape(&bias), n_channels, weight.ends_with("weight"))
+            && n == n_channels
+        {
+            biases.push(added(at.node_idx, kernel_idx, Place::Same(bias), n));
+        }
+    }
+    Ok(Resolved { places, biases })
 }
 
 fn resolve_one(model: &Model, at: &Use<'_>, names: &Names<'_>) -> Place {
@@ -172,7 +229,7 @@ fn resolve_one(model: &Model, at: &Use<'_>, names: &Names<'_>) -> Place {
     let by_module = at.leaf(node).and_then(|leaf| {
         at.modules.iter().map(|module| child(module, leaf)).find(|name| {
             let given = names.shape(name);
-            given.is_some_and(|given| fits(node, at, given) != Fit::No)
+            given.is_some_and(|given| fits(model, at, given) != Fit::No)
         })
     });
     match (by_name, by_module) {
@@ -184,12 +241,12 @@ fn resolve_one(model: &Model, at: &Use<'_>, names: &Names<'_>) -> Place {
         },
         (None, Some(name)) => {
             let given = names.shape(&name).unwrap_or_default();
-            match fits(node, at, given) {
+            match fits(model, at, given) {
                 Fit::Transposed => Place::Transposed(name),
                 _ => Place::Same(name),
             }
         }
-        (None, None) => by_shape(node, at, names).map_or(Place::Nothing, Place::Transposed),
+        (None, None) => by_shape(model, at, names).map_or(Place::Nothing, Place::Transposed),
     }
 }
 
@@ -201,7 +258,8 @@ enum Fit {
 }
 
 /// How a checkpoint's tensor of that shape would go into an operand that has lost its name.
-fn fits(node: &Node, at: &Use<'_>, given: &[usize]) -> Fit {
+fn fits(model: &Model, at: &Use<'_>, given: &[usize]) -> Fit {
+    let node = &model.nodes[at.node_idx];
     let shape = at.initializer.shape.as_slice();
     match (node.op_type.as_str(), given) {
         // `x @ weight.T` with the transpose done at export; a `Linear` never multiplies by its weight as it is stored.
@@ -209,6 +267,13 @@ fn fits(node: &Node, at: &Use<'_>, given: &[usize]) -> Fit {
             Fit::Transposed
         }
         ("MatMul", _) => Fit::No,
+        ("Gemm", &[rows, columns]) if at.input_idx == Some(1) && model.integer(node, "transB") != Some(1) => {
+            if shape == [columns, rows] {
+                Fit::Transposed
+            } else {
+                Fit::No
+            }
+        }
         // Per channel, with axes of one element around.
         ("Mul" | "Add", _) => {
             let squeezed = |shape: &[usize]| {
@@ -231,15 +296,15 @@ fn fits(node: &Node, at: &Use<'_>, given: &[usize]) -> Fit {
 }
 
 /// The one matrix of the node's module that, transposed, has the operand's shape: `in_proj_weight`.
-fn by_shape(node: &Node, at: &Use<'_>, names: &Names<'_>) -> Option<String> {
-    if node.op_type != "MatMul" || at.input_idx != Some(1) {
+fn by_shape(model: &Model, at: &Use<'_>, names: &Names<'_>) -> Option<String> {
+    if model.nodes[at.node_idx].op_type != "MatMul" || at.input_idx != Some(1) {
         return None;
     }
     for module in &at.modules {
         let mut found = names.in_module(module).filter(|name| {
             names
                 .shape(name)
-                .is_some_and(|given| fits(node, at, given) == Fit::Transposed)
+                .is_some_and(|given| fits(model, at, given) == Fit::Transposed)
         });
         if let (Some(name), None) = (found.next(), found.next()) {
             return Some(name.to_owned());

@@ -7,8 +7,8 @@ use rayon::prelude::*;
 use surgery::LazyTensor;
 
 use super::by_operand;
-use super::names::Names;
-use super::resolve::{Place, Use, aliases};
+use super::names::{Names, child};
+use super::resolve::{AddedBias, Place, Resolved, Use, aliases};
 use crate::error::Error;
 use crate::onnx::external::{External, raw_tensor};
 use crate::onnx::graph::{MAX_PROTOBUF_BYTES, Model};
@@ -31,34 +31,45 @@ struct Edits<'m> {
 enum Content<'m> {
     Of(usize),
     Old(&'m Initializer),
+    /// One of the biases that the graph lacks.
+    Bias(usize),
 }
 
 /// The graph with the values that `places` tells for `uses`.
 pub(super) fn write(
     model: &Model,
     uses: &[Use<'_>],
-    places: &[Place],
+    resolved: &Resolved,
     names: &Names<'_>,
 ) -> Result<Model, Error> {
-    let edits = plan(model, uses, places)?;
+    let Resolved { places, biases } = resolved;
+    let edits = plan(model, uses, places, biases)?;
     let mut wanted: Vec<usize> = edits.replaced.values().copied().collect();
     wanted.extend(edits.added.iter().filter_map(|(_, content)| match content {
         Content::Of(use_idx) => Some(*use_idx),
-        Content::Old(_) => None,
+        Content::Old(_) | Content::Bias(_) => None,
     }));
     let values: HashMap<usize, Vec<u8>> = wanted
         .into_par_iter()
         .map(|use_idx| {
-            Ok((
-                use_idx,
-                value(uses[use_idx].initializer, &places[use_idx], names)?,
-            ))
+            let like = uses[use_idx].initializer;
+            let value = value(like.dtype, like.numel(), &places[use_idx], names)?;
+            Ok((use_idx, value))
         })
         .collect::<Result<_, surgery::Error>>()?;
-    assemble(model, uses, &edits, values)
+    let biases: Vec<Vec<u8>> = biases
+        .iter()
+        .map(|bias| value(bias.dtype, bias.n_channels, &bias.place, names))
+        .collect::<Result<_, surgery::Error>>()?;
+    assemble(model, uses, resolved, &edits, values, &biases)
 }
 
-fn plan<'m>(model: &'m Model, uses: &[Use<'m>], places: &[Place]) -> Result<Edits<'m>, Error> {
+fn plan<'m>(
+    model: &'m Model,
+    uses: &[Use<'m>],
+    places: &[Place],
+    biases: &[AddedBias],
+) -> Result<Edits<'m>, Error> {
     let aliases = aliases(model);
     let makers = model.producers();
     let mut edits = Edits::default();
@@ -82,6 +93,16 @@ fn plan<'m>(model: &'m Model, uses: &[Use<'m>], places: &[Place]) -> Result<Edit
         } else {
             take_apart(model, uses, places, group, &mut taken, &mut edits)?;
         }
+    }
+    for (bias_idx, bias) in biases.iter().enumerate() {
+        let wanted = match &bias.place {
+            Place::FoldedBias(norm) => child(&norm.conv, "weight_bias"),
+            Place::Same(name) => name.clone(),
+            _ => continue,
+        };
+        let name = free(&wanted, &mut taken);
+        edits.added.push((name.clone(), Content::Bias(bias_idx)));
+        edits.renamed.entry(bias.node_idx).or_default().push((2, name));
     }
     // What passes changed values on and has no new ones itself keeps the old. Nodes are in order, so that a chain is
     // followed.
@@ -135,12 +156,7 @@ fn take_apart<'m>(
         let name = match made.iter().find(|(other, _)| *other == place) {
             Some((_, name)) => name.clone(),
             None => {
-                let mut name = wanted.clone();
-                let mut n = 0;
-                while !taken.insert(name.clone()) {
-                    n += 1;
-                    name = format!("{wanted}_{n}");
-                }
+                let name = free(wanted, taken);
                 edits.added.push((name.clone(), Content::Of(use_idx)));
                 made.push((place, name.clone()));
                 name
@@ -155,9 +171,20 @@ fn take_apart<'m>(
     Ok(())
 }
 
-/// The elements that go into `initializer`, in its type.
-fn value(initializer: &Initializer, place: &Place, names: &Names<'_>) -> Result<Vec<u8>, surgery::Error> {
-    let dtype = DType::from_name(type_name(initializer.dtype)).expect("types were compared");
+/// `wanted`, or a name near it where that is taken; taken from now on.
+fn free(wanted: &str, taken: &mut HashSet<String>) -> String {
+    let mut name = wanted.to_owned();
+    let mut n = 0;
+    while !taken.insert(name.clone()) {
+        n += 1;
+        name = format!("{wanted}_{n}");
+    }
+    name
+}
+
+/// The elements that go into an initialiser, in its type.
+fn value(dtype: i64, numel: usize, place: &Place, names: &Names<'_>) -> Result<Vec<u8>, surgery::Error> {
+    let dtype = DType::from_name(type_name(dtype)).expect("types were compared");
     let given = |name: &str| names.tensor(name).expect("it was found there").cast(dtype);
     let rounded = |values: Vec<f64>| {
         let bytes = values.iter().flat_map(|value| value.to_le_bytes()).collect();
@@ -173,7 +200,7 @@ fn value(initializer: &Initializer, place: &Place, names: &Names<'_>) -> Result<
             Ok(transposed(&tensor.to_bytes()?, columns, dtype.size()))
         }
         Place::FoldedKernel(norm) => rounded(norm.kernel(names)?),
-        Place::FoldedBias(norm) => rounded(norm.bias(names, initializer.numel())?),
+        Place::FoldedBias(norm) => rounded(norm.bias(names, numel)?),
         Place::Mismatch(_) | Place::Nothing => unreachable!("these have no values"),
     }
 }
@@ -200,8 +227,10 @@ fn transposed(bytes: &[u8], columns: usize, size: usize) -> Vec<u8> {
 fn assemble(
     model: &Model,
     uses: &[Use<'_>],
+    resolved: &Resolved,
     edits: &Edits<'_>,
     mut values: HashMap<usize, Vec<u8>>,
+    biases: &[Vec<u8>],
 ) -> Result<Model, Error> {
     let mut graph = Vec::with_capacity(model.bytes.len());
     let mut external: Vec<External> = Vec::new();
@@ -242,11 +271,18 @@ fn assemble(
         }
     }
     for (name, content) in &edits.added {
-        let (like, value) = match content {
-            Content::Of(use_idx) => (uses[*use_idx].initializer, values[use_idx].as_slice().into()),
-            Content::Old(initializer) => (*initializer, model.elements(initializer)),
+        let tensor = match content {
+            Content::Of(use_idx) => {
+                let like = uses[*use_idx].initializer;
+                raw_tensor(name, like.dtype, &like.shape, &values[use_idx])
+            }
+            Content::Old(like) => raw_tensor(name, like.dtype, &like.shape, &model.elements(like)),
+            Content::Bias(bias_idx) => {
+                let like = &resolved.biases[*bias_idx];
+                raw_tensor(name, like.dtype, &[like.n_channels], &biases[*bias_idx])
+            }
         };
-        wire::put_bytes(&mut graph, 5, &raw_tensor(name, like.dtype, &like.shape, &value));
+        wire::put_bytes(&mut graph, 5, &tensor);
     }
     if graph.len() as u64 + 4096 > MAX_PROTOBUF_BYTES {
         return Err(Error::Weights {
@@ -274,7 +310,7 @@ fn assemble(
     Ok(made)
 }
 
-/// A node's message with other names for some of its inputs.
+/// A node's message with other names for some of its inputs, or one more.
 fn with_inputs(model: &Model, node_idx: usize, renamed: &[(usize, String)]) -> Vec<u8> {
     let mut message = Vec::new();
     let mut input_idx = 0;
@@ -288,6 +324,10 @@ fn with_inputs(model: &Model, node_idx: usize, renamed: &[(usize, String)]) -> V
             }
         }
         message.extend_from_slice(&model.bytes[field.span]);
+    }
+    // Inputs are in order among themselves, wherever they stand in the message.
+    for (_, name) in renamed.iter().filter(|(idx, _)| *idx >= input_idx) {
+        wire::put_bytes(&mut message, 1, name.as_bytes());
     }
     message
 }
