@@ -36,6 +36,8 @@ import reference
 
 warnings.filterwarnings("ignore")
 TOLERANCE = 1e-5
+# The fused attention of inference has no ONNX operator.
+torch.backends.mha.set_fastpath_enabled(False)
 
 
 class Attention(nn.Module):

@@ -109,7 +109,9 @@ impl TextEncoder {
             .ok()
             .and_then(|folder| folder.parent().map(Path::to_owned));
         match above {
-            Some(above) if !folder.join("tokenizer.json").exists() && above.join("tokenizer.json").exists() => {
+            Some(above)
+                if !folder.join("tokenizer.json").exists() && above.join("tokenizer.json").exists() =>
+            {
                 TextEncoder::new(&above, options)
             }
             _ => TextEncoder::new(folder, options),
@@ -201,7 +203,13 @@ impl TextEncoder {
             }
             [n, l, dim] if (n, l) == (n_texts, len) && dim > 0 && values.len() == n * l * dim => {
                 for (text, &(n_tokens, from)) in values.chunks_exact(l * dim).zip(&batch.spans) {
-                    pool_text(self.recipe.pooling(), &text[..n_tokens * dim], dim, from, &mut rows);
+                    pool_text(
+                        self.recipe.pooling(),
+                        &text[..n_tokens * dim],
+                        dim,
+                        from,
+                        &mut rows,
+                    );
                 }
                 self.recipe.pooling().len() * dim
             }
@@ -226,7 +234,12 @@ fn tokenizer_path(given: &Path) -> Result<PathBuf, Error> {
     if path.is_file() {
         return Ok(path);
     }
-    let slow = ["vocab.txt", "spiece.model", "sentencepiece.bpe.model", "vocab.json"];
+    let slow = [
+        "vocab.txt",
+        "spiece.model",
+        "sentencepiece.bpe.model",
+        "vocab.json",
+    ];
     let reason = match slow.iter().find(|name| given.join(name).is_file()) {
         Some(name) => format!("there is a `{name}` in it and no `tokenizer.json`, which alone is read"),
         None => "there is no `tokenizer.json` in it".to_owned(),
@@ -281,7 +294,11 @@ fn pad_id(content: &Value, config: &FolderConfig, tokenizer: &Tokenizer) -> u32 
         .and_then(|token| tokenizer.token_to_id(token))
         .or_else(in_tokenizer)
         .or(config.pad_id)
-        .or_else(|| ["[PAD]", "<pad>"].iter().find_map(|token| tokenizer.token_to_id(token)))
+        .or_else(|| {
+            ["[PAD]", "<pad>"]
+                .iter()
+                .find_map(|token| tokenizer.token_to_id(token))
+        })
         .unwrap_or(0)
 }
 

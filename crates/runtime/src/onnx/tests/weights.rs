@@ -378,6 +378,22 @@ fn a_kernel_that_kept_its_name_is_folded_where_the_normalisation_is_gone() {
     assert_eq!(values(&model, "conv1.weight"), kernel);
     assert_eq!(values(&model, "conv1.weight_bias"), bias);
     assert!(report.folded[0].is_eps_known);
+    // A convolution that has a bias of its own keeps that name too.
+    let named = ["x", "conv1.weight", "conv1.bias"];
+    let conv = with_scopes(node("Conv", "node_Conv_1", "", &named, &["y"]), scopes, call);
+    let mut with_bias = with_norm("conv1", "bn1");
+    with_bias.insert("conv1.bias", LazyEntry::unmarked(tensor(&[2], &[1.0, 1.0])));
+    let (model, _) = put(&convolution("conv1.weight", Some("conv1.bias"), conv), &with_bias);
+    assert_eq!(values(&model, "conv1.weight"), kernel);
+    let scale = GAMMA
+        .iter()
+        .zip(&VAR)
+        .map(|(gamma, var)| f64::from(*gamma) / (f64::from(*var) + 0.001).sqrt());
+    let shifted: Vec<f32> = scale
+        .enumerate()
+        .map(|(channel, scale)| ((1.0 - f64::from(MEAN[channel])) * scale + f64::from(BETA[channel])) as f32)
+        .collect();
+    assert_eq!(values(&model, "conv1.bias"), shifted);
     // A bias of zeros was left out of the graph, and is put into it.
     let conv = with_scopes(
         node("Conv", "node_Conv_1", "", &inputs[..2], &["y"]),

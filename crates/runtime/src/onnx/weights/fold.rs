@@ -47,10 +47,7 @@ pub(super) fn find(
     let mut found = Folded::default();
     let mut untold: Vec<(Convolution<'_>, String)> = Vec::new();
     for conv in convolutions(model, uses) {
-        // A bias that the checkpoint has by name was not made up by folding.
-        let bias = conv.bias_idx.map(|bias_idx| uses[bias_idx].operand);
-        let is_named = bias.is_some_and(|bias| names.get(bias).is_some());
-        let Some(module) = module_of(&conv, places, names).filter(|_| !is_named) else {
+        let Some(module) = module_of(&conv, places, names) else {
             continue;
         };
         let n_channels = conv.kernel.shape.first().copied().unwrap_or(0);
@@ -64,8 +61,13 @@ pub(super) fn find(
                 taken.insert(norm.clone());
                 put(&mut found, &conv, module, norm.clone(), eps, default_eps);
             }
-            None if bias.is_some() => untold.push((conv, module)),
-            None => {}
+            None => {
+                // A bias that the checkpoint has by name was not made up by folding.
+                let bias = conv.bias_idx.map(|bias_idx| uses[bias_idx].operand);
+                if bias.is_some_and(|bias| names.get(bias).is_none()) {
+                    untold.push((conv, module));
+                }
+            }
         }
     }
     let norms = partners(&untold, &taken, names)?;
