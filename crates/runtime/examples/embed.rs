@@ -38,7 +38,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             encoder.pool(&outputs[0].shape, &outputs[0].values, &batch)
         })?;
         let all = pooled.map_err(Error::Usage)?;
-        for (&idx, row) in batch.keys.iter().zip(all.chunks_exact(all.len() / batch.keys.len())) {
+        for (&idx, row) in batch
+            .keys
+            .iter()
+            .zip(all.chunks_exact(all.len() / batch.keys.len()))
+        {
             rows[idx] = Some(row.to_vec());
         }
         Ok(())

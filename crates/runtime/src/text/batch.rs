@@ -84,7 +84,8 @@ impl<K> Buckets<K> {
     fn padded(&self, n_tokens: usize) -> usize {
         let len = n_tokens.max(1).next_multiple_of(self.step);
         // The longest may be no multiple, and positions behind it may not exist in the model.
-        self.fixed_len.unwrap_or_else(|| len.min(self.max_len.max(n_tokens)))
+        self.fixed_len
+            .unwrap_or_else(|| len.min(self.max_len.max(n_tokens)))
     }
 
     /// How many texts of a length make a batch.
@@ -130,7 +131,9 @@ impl<K> Buckets<K> {
             ids: vec![i64::from(self.pad_id); numel],
             mask: vec![0; numel],
             type_ids: vec![0; numel],
-            positions: (0..n_texts).flat_map(|_| (0..len).map(|position| position as i64)).collect(),
+            positions: (0..n_texts)
+                .flat_map(|_| (0..len).map(|position| position as i64))
+                .collect(),
             spans: Vec::with_capacity(texts.len()),
         };
         for (row, (key, tokens)) in texts.into_iter().enumerate() {

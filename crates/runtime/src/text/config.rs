@@ -34,7 +34,10 @@ pub(super) fn read(path: &Path) -> Result<Vec<u8>, Error> {
     let file = fs::File::open(path).map_err(FileError::at("read", path))?;
     let n_bytes = file.metadata().map_err(FileError::at("read", path))?.len();
     if n_bytes > MAX_BYTES {
-        return Err(bad(path, format!("it has {n_bytes} bytes, which is more than any of its kind")));
+        return Err(bad(
+            path,
+            format!("it has {n_bytes} bytes, which is more than any of its kind"),
+        ));
     }
     fs::read(path).map_err(|error| FileError::at("read", path)(error).into())
 }
@@ -94,9 +97,12 @@ impl FolderConfig {
         if let Some((path, value)) = json(folder.join("config_sentence_transformers.json"))?
             && let Some(name) = value["default_prompt_name"].as_str()
         {
-            let prompt = value["prompts"][name]
-                .as_str()
-                .ok_or_else(|| bad(&path, format!("it has no prompt `{name}`, which it says is the default")))?;
+            let prompt = value["prompts"][name].as_str().ok_or_else(|| {
+                bad(
+                    &path,
+                    format!("it has no prompt `{name}`, which it says is the default"),
+                )
+            })?;
             config.prompt = Some(prompt.to_owned());
         }
         Ok(config)
@@ -136,7 +142,11 @@ impl FolderConfig {
         let mut limits = Vec::new();
         if let Some((_, value)) = json(folder.join("tokenizer_config.json"))? {
             // "No limit" is written as 10^30.
-            limits.extend(value["model_max_length"].as_u64().and_then(|n| usize::try_from(n).ok()));
+            limits.extend(
+                value["model_max_length"]
+                    .as_u64()
+                    .and_then(|n| usize::try_from(n).ok()),
+            );
             self.truncate_left = value["truncation_side"] == "left";
             self.pad_token = token_text(&value["pad_token"]);
         }
@@ -146,17 +156,28 @@ impl FolderConfig {
         if let Some((_, value)) = json(folder.join("config.json"))? {
             let positions = value["max_position_embeddings"].as_u64();
             limits.extend(positions.and_then(|n| usize::try_from(n).ok()));
-            self.pad_id = value["pad_token_id"].as_u64().and_then(|id| u32::try_from(id).ok());
+            self.pad_id = value["pad_token_id"]
+                .as_u64()
+                .and_then(|id| u32::try_from(id).ok());
         }
         self.max_length = limits.into_iter().min();
-        for kind in ["bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet"] {
+        for kind in [
+            "bert",
+            "roberta",
+            "distilbert",
+            "camembert",
+            "albert",
+            "xlm-roberta",
+            "xlnet",
+        ] {
             if let Some((path, value)) = json(folder.join(format!("sentence_{kind}_config.json")))? {
                 match &value["max_seq_length"] {
                     Value::Null => {}
                     length => {
                         let length = length.as_u64().and_then(|n| usize::try_from(n).ok());
-                        self.max_length =
-                            Some(length.ok_or_else(|| bad(&path, "its `max_seq_length` is no whole number"))?);
+                        self.max_length = Some(
+                            length.ok_or_else(|| bad(&path, "its `max_seq_length` is no whole number"))?,
+                        );
                     }
                 }
                 self.lowercase = value["do_lower_case"] == Value::Bool(true);
@@ -169,17 +190,26 @@ impl FolderConfig {
 
 /// A token as the files spell it: a string, or an object with its `content`.
 fn token_text(value: &Value) -> Option<String> {
-    value.as_str().or_else(|| value["content"].as_str()).map(str::to_owned)
+    value
+        .as_str()
+        .or_else(|| value["content"].as_str())
+        .map(str::to_owned)
 }
 
 /// A folder's name in `modules.json` leads to no other place than below the model.
 fn inside<'n>(modules: &Path, name: &'n str) -> Result<&'n str, Error> {
-    let plain = Path::new(name)
-        .components()
-        .all(|part| matches!(part, std::path::Component::Normal(_) | std::path::Component::CurDir));
+    let plain = Path::new(name).components().all(|part| {
+        matches!(
+            part,
+            std::path::Component::Normal(_) | std::path::Component::CurDir
+        )
+    });
     if plain {
         Ok(name)
     } else {
-        Err(bad(modules, format!("its path `{name}` leads out of the model's folder")))
+        Err(bad(
+            modules,
+            format!("its path `{name}` leads out of the model's folder"),
+        ))
     }
 }

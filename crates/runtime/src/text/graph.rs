@@ -65,7 +65,9 @@ impl TextGraph {
             graph.roles.push(role);
         }
         if !graph.roles.contains(&Role::Ids) {
-            return Err(misfit("it takes no `input_ids`, so that it is no text encoder".to_owned()));
+            return Err(misfit(
+                "it takes no `input_ids`, so that it is no text encoder".to_owned(),
+            ));
         }
         if graph.fixed_len.is_some() && !graph.has_mask() {
             return Err(misfit(

@@ -168,7 +168,11 @@ mod tests {
                 [8.0 / root(2.0), 8.5 / root(2.0)],
             ),
             // (1*1 + 2*2 + 3*6) / 6, and (2*2 + 3*6) / 5 with the positions as they were.
-            (Pooling::WeightedMean, [23.0 / 6.0, 13.5 / 6.0], [22.0 / 5.0, 17.5 / 5.0]),
+            (
+                Pooling::WeightedMean,
+                [23.0 / 6.0, 13.5 / 6.0],
+                [22.0 / 5.0, 17.5 / 5.0],
+            ),
             (Pooling::LastToken, [6.0, 0.5], [6.0, 0.5]),
         ] {
             for (from, expected) in [(0, all), (1, behind_the_first)] {

@@ -63,7 +63,11 @@ impl TextRecipe {
         TextRecipe {
             tokenizer,
             lowercase: config.lowercase,
-            prompt: options.prompt.clone().or_else(|| config.prompt.clone()).unwrap_or_default(),
+            prompt: options
+                .prompt
+                .clone()
+                .or_else(|| config.prompt.clone())
+                .unwrap_or_default(),
             max_length,
             truncate_left: config.truncate_left,
             length_step: LEN_STEP,

@@ -75,8 +75,9 @@ impl TextEncoder {
         let bytes = read(&path)?;
         let mut content: Value =
             serde_json::from_slice(&bytes).map_err(|error| bad(&path, format!("it is not JSON: {error}")))?;
-        let mut tokenizer = Tokenizer::from_bytes(&bytes)
-            .map_err(|error| bad(&path, format!("it is no tokenizer that is known here: {error}")))?;
+        let unknown = |error: String| bad(&path, format!("it is no tokenizer that is known here: {error}"));
+        check_template(&content["post_processor"]).map_err(unknown)?;
+        let mut tokenizer = guarded(|| Tokenizer::from_bytes(&bytes)).map_err(unknown)?;
         let in_tokenizer = content["truncation"]["max_length"]
             .as_u64()
             .and_then(|n| usize::try_from(n).ok());
@@ -109,7 +110,9 @@ impl TextEncoder {
             .ok()
             .and_then(|folder| folder.parent().map(Path::to_owned));
         match above {
-            Some(above) if !folder.join("tokenizer.json").exists() && above.join("tokenizer.json").exists() => {
+            Some(above)
+                if !folder.join("tokenizer.json").exists() && above.join("tokenizer.json").exists() =>
+            {
                 TextEncoder::new(&above, options)
             }
             _ => TextEncoder::new(folder, options),
@@ -158,9 +161,7 @@ impl TextEncoder {
     }
 
     fn tokens(&self, text: &str) -> Result<TokenIds, String> {
-        let encoding = self
-            .tokenizer
-            .encode_fast(text, true)
+        let encoding = guarded(|| self.tokenizer.encode_fast(text, true))
             .map_err(|error| format!("the tokenizer fails on the text: {error}"))?;
         if encoding.get_ids().is_empty() {
             return Err("the text has no token that the model knows".to_owned());
@@ -201,7 +202,13 @@ impl TextEncoder {
             }
             [n, l, dim] if (n, l) == (n_texts, len) && dim > 0 && values.len() == n * l * dim => {
                 for (text, &(n_tokens, from)) in values.chunks_exact(l * dim).zip(&batch.spans) {
-                    pool_text(self.recipe.pooling(), &text[..n_tokens * dim], dim, from, &mut rows);
+                    pool_text(
+                        self.recipe.pooling(),
+                        &text[..n_tokens * dim],
+                        dim,
+                        from,
+                        &mut rows,
+                    );
                 }
                 self.recipe.pooling().len() * dim
             }
@@ -218,6 +225,36 @@ impl TextEncoder {
     }
 }
 
+/// Does what the `tokenizers` crate may panic in, since it takes much of a file at its word.
+fn guarded<T>(work: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, String> {
+    // What is borrowed is only read, or thrown away after a panic.
+    match std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)) {
+        Ok(result) => result.map_err(|error| error.to_string()),
+        Err(_) => Err("its parts do not fit together".to_owned()),
+    }
+}
+
+/// A template's special tokens are defined: the crate takes that for granted, and files made by hand forget it.
+fn check_template(processor: &Value) -> Result<(), String> {
+    if let Some(processors) = processor["processors"].as_array() {
+        return processors.iter().try_for_each(check_template);
+    }
+    if processor["type"] != "TemplateProcessing" {
+        return Ok(());
+    }
+    let pieces = ["single", "pair"]
+        .iter()
+        .flat_map(|kind| processor[kind].as_array());
+    for piece in pieces.flatten() {
+        if let Some(token) = piece["SpecialToken"]["id"].as_str()
+            && processor["special_tokens"].get(token).is_none()
+        {
+            return Err(format!("its template uses `{token}`, which it does not define"));
+        }
+    }
+    Ok(())
+}
+
 fn tokenizer_path(given: &Path) -> Result<PathBuf, Error> {
     if !given.is_dir() {
         return Ok(given.to_owned());
@@ -226,7 +263,12 @@ fn tokenizer_path(given: &Path) -> Result<PathBuf, Error> {
     if path.is_file() {
         return Ok(path);
     }
-    let slow = ["vocab.txt", "spiece.model", "sentencepiece.bpe.model", "vocab.json"];
+    let slow = [
+        "vocab.txt",
+        "spiece.model",
+        "sentencepiece.bpe.model",
+        "vocab.json",
+    ];
     let reason = match slow.iter().find(|name| given.join(name).is_file()) {
         Some(name) => format!("there is a `{name}` in it and no `tokenizer.json`, which alone is read"),
         None => "there is no `tokenizer.json` in it".to_owned(),
@@ -281,7 +323,11 @@ fn pad_id(content: &Value, config: &FolderConfig, tokenizer: &Tokenizer) -> u32 
         .and_then(|token| tokenizer.token_to_id(token))
         .or_else(in_tokenizer)
         .or(config.pad_id)
-        .or_else(|| ["[PAD]", "<pad>"].iter().find_map(|token| tokenizer.token_to_id(token)))
+        .or_else(|| {
+            ["[PAD]", "<pad>"]
+                .iter()
+                .find_map(|token| tokenizer.token_to_id(token))
+        })
         .unwrap_or(0)
 }
 
