@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import struct
+import zlib
 from collections.abc import Iterator
 
 import numpy as np
@@ -132,6 +133,10 @@ def pngs() -> Iterator[tuple[str, bytes]]:
         yield f"png-rgb-trns-{name}.png", pillow_png(rgb, transparency=rgb.getpixel((0, 0)))
         yield f"png-l-trns-{name}.png", pillow_png(rgb.convert("L"), transparency=7)
         yield f"png-1-{name}.png", pillow_png(rgb.convert("1"))
+    indices = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    header = png.chunk(b"IHDR", struct.pack(">IIBBBBB", 16, 16, 8, 3, 0, 0, 0)) + png.chunk(b"PLTE", bytes(range(40, 49)))
+    rows = zlib.compress(b"".join(b"\0" + row.tobytes() for row in indices))
+    yield "png-beyond-palette.png", b"\x89PNG\r\n\x1a\n" + header + png.chunk(b"IDAT", rows) + png.chunk(b"IEND", b"")
     frames = [photograph("china", (80, 60)), photograph("flower", (80, 60))]
     out = io.BytesIO()
     frames[0].save(out, "PNG", save_all=True, append_images=frames[1:])
@@ -315,6 +320,7 @@ def gifs() -> Iterator[tuple[str, bytes]]:
     whole = gif(coloured)
     for share in (0.3, 0.97):
         yield f"gif-cut{share}.gif", whole[: int(len(whole) * share)]
+    yield "gif-beyond-palette.gif", wide_gif(np.arange(256, dtype=np.uint8).reshape(16, 16), bytes([9, 8, 7, 1, 2, 3]))
     # By hand: a canvas that the frame does not fill, palettes of every kind.
     small = np.arange(48, dtype=np.uint8).reshape(6, 8) % 4
     colours = bytes([255, 0, 0, 0, 255, 0, 0, 0, 255, 9, 8, 7])
@@ -345,6 +351,20 @@ def raw_gif(canvas: tuple[int, int], place: tuple[int, int], indices: np.ndarray
     bits = sum(code << (3 * position) for position, code in enumerate(codes))
     data = bits.to_bytes(-(-3 * len(codes) // 8), "little")
     return out + b"\x02" + bytes([len(data)]) + data + b"\0;"
+
+
+def wide_gif(indices: np.ndarray, palette: bytes) -> bytes:
+    """A GIF of 8-bit indices and a shorter palette."""
+    codes = []
+    for position, index in enumerate(indices.flatten()):
+        if position % 100 == 0:
+            codes.append(256)
+        codes.append(int(index))
+    bits = sum(code << (9 * position) for position, code in enumerate(codes + [257]))
+    data = bits.to_bytes(-(-9 * (len(codes) + 1) // 8), "little")
+    blocks = b"".join(bytes([len(data[start : start + 255])]) + data[start : start + 255] for start in range(0, len(data), 255))
+    height, width = indices.shape
+    return b"GIF89a" + struct.pack("<HHBBB", width, height, 0x80, 0, 0) + palette + b"," + struct.pack("<HHHHB", 0, 0, width, height, 0) + b"\x08" + blocks + b"\0;"
 
 
 def pnms() -> Iterator[tuple[str, bytes]]:

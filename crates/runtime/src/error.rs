@@ -36,11 +36,13 @@ pub enum Error {
         /// The crop: its side, or height x width.
         crop: String,
     },
-    /// One folder of classes, and nothing said about validation.
-    #[error("`{}`: there is no `train` folder in it; for one folder of classes say which share is for validation", path.display())]
+    /// Nothing said about which samples are for validation.
+    #[error("`{}`: {reason}", path.display())]
     NoSplit {
-        /// The folder.
+        /// The source.
         path: PathBuf,
+        /// What it lacks.
+        reason: &'static str,
     },
     /// A run folder that holds the results of other settings.
     #[error("`{}` already holds {what}", path.display())]
@@ -98,6 +100,14 @@ pub enum Error {
         location: String,
         /// What is wrong with it.
         reason: String,
+    },
+    /// A checkpoint that does not fit a graph.
+    #[error("Error(s) in loading state_dict for `{}`:\n\t{}", path.display(), faults.join("\n\t"))]
+    Weights {
+        /// The model.
+        path: PathBuf,
+        /// Each thing that does not fit.
+        faults: Vec<String>,
     },
     /// A sound model that cannot serve as a backbone.
     #[error("`{}` cannot serve as a backbone: {reason}", path.display())]

@@ -12,7 +12,7 @@ use crate::features::{Pipeline, Spent, check_input, prepare, sessions_for};
 use crate::head::LinearHead;
 use crate::image::Preprocess;
 use crate::monitor::{Monitor, Stage};
-use crate::onnx::Model;
+use crate::onnx::{Model, Reduction};
 
 const CLASSES: &str = "graftwork.classes";
 const PREPROCESS: &str = "graftwork.preprocess";
@@ -24,6 +24,7 @@ const PREPROCESS: &str = "graftwork.preprocess";
 pub fn assemble(
     backbone: &Model,
     boundary: &str,
+    reduction: Reduction,
     head: &LinearHead,
     preprocess: &Preprocess,
 ) -> Result<Model, Error> {
@@ -31,6 +32,7 @@ pub fn assemble(
     let preprocess = serde_json::to_string(preprocess).expect("plain data is JSON");
     backbone.splice(
         boundary,
+        reduction,
         head.weights(),
         &[(CLASSES, classes), (PREPROCESS, preprocess)],
     )

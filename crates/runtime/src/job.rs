@@ -9,15 +9,17 @@ use pth::{AtomicFile, Existing, FileError};
 use serde::Serialize;
 
 use crate::data::{Columns, DataOptions, Dataset, LeftOut, Split, SplitRule};
-use crate::engine::{Device, Engine};
+use crate::engine::{Device, Engine, Input, SessionOptions};
 use crate::error::Error;
 use crate::export::{Classifier, Expected, Verified, assemble, verify};
-use crate::features::{ExtractConfig, Extraction, FeatureType, Labelled, Pool, Recipe, Tap, Views, extract};
+use crate::features::{
+    ExtractConfig, Extraction, FeatureType, Labelled, Pool, Recipe, Tap, Views, check_input, extract,
+};
 use crate::head::LinearHead;
 use crate::image::Preprocess;
 use crate::metrics::Metrics;
 use crate::monitor::{Monitor, Stage};
-use crate::onnx::Model;
+use crate::onnx::{Model, Reduction};
 use crate::report;
 use crate::solve::{Fitted, Selection, SolverOptions, fit as solve, select_c};
 
@@ -297,7 +299,8 @@ pub fn fit(config: &FitConfig, monitor: Monitor<'_>) -> Result<FitReport, Error>
         )
     })?;
 
-    let exported = assemble(model, &boundary, &trained.head, &config.preprocess)?;
+    let reduction = reduction_of(config, &boundary, &engine)?;
+    let exported = assemble(model, &boundary, reduction, &trained.head, &config.preprocess)?;
     let classifier = Classifier::new(exported.clone(), engine.clone(), config.device, config.threads)?;
     let val_samples = (0..data.len()).filter(|&sample| data.split(sample) == Split::Val);
     let val_samples = val_samples.filter(|&sample| data.label(sample).is_some());
@@ -310,6 +313,7 @@ pub fn fit(config: &FitConfig, monitor: Monitor<'_>) -> Result<FitReport, Error>
     let metrics = metrics_of(&extraction, &trained, &verified, &engine);
     folder.write(
         &trained.head,
+        Some(&exported),
         &[
             ("config.toml", settings.into_bytes()),
             (
@@ -317,7 +321,6 @@ pub fn fit(config: &FitConfig, monitor: Monitor<'_>) -> Result<FitReport, Error>
                 report::html(&config.data, &metrics, &trained, &val_rows).into_bytes(),
             ),
             ("ledger.jsonl", ledger.into_bytes()),
-            ("model.onnx", exported.bytes().to_vec()),
             ("metrics.json", pretty(&metrics)),
         ],
     )?;
@@ -383,6 +386,7 @@ pub fn train_to_folder(
     add_solver(&mut metrics, &trained);
     folder.write(
         &trained.head,
+        None,
         &[
             ("config.toml", settings.into_bytes()),
             ("metrics.json", pretty(&metrics)),
@@ -432,6 +436,32 @@ fn pretty(value: &impl Serialize) -> Vec<u8> {
     let mut bytes = serde_json::to_vec_pretty(value).expect("plain data is JSON");
     bytes.push(b'\n');
     bytes
+}
+
+/// How the exported graph pools. Which axes are positions shows only when the network runs: once, on black pixels.
+fn reduction_of(config: &FitConfig, boundary: &str, engine: &Engine) -> Result<Reduction, Error> {
+    match config.pool {
+        Pool::None => return Ok(Reduction::None),
+        Pool::Cls => return Ok(Reduction::FirstToken),
+        Pool::Avg => {}
+    }
+    let cut = config.model.cut(&[boundary])?;
+    let batch_size = check_input(&cut, &config.preprocess, 1)?;
+    let [channels, height, width] = config.preprocess.shape();
+    let options = SessionOptions {
+        intra_threads: config.threads,
+        device: config.device,
+    };
+    let input = Input::F32 {
+        shape: &[batch_size, channels, height, width],
+        values: &vec![0.0; batch_size * config.preprocess.numel()],
+    };
+    let outputs = engine.session(&cut, options)?.run(&[input])?;
+    Ok(match outputs[0].shape.len() {
+        3 => Reduction::MeanOfTokens,
+        4 => Reduction::MeanOfPositions,
+        _ => Reduction::None,
+    })
 }
 
 /// At most [`MAX_VERIFIED`] of the validation samples, evenly spread, with what the trainer says of them.
@@ -539,7 +569,12 @@ impl RunFolder {
 
     /// Finishes all files in a folder beside them first, then gives them their names. A folder that is replaced loses the
     /// results that the new run does not have, and is without its `config.toml` until it is complete.
-    fn write(&self, head: &LinearHead, files: &[(&str, Vec<u8>)]) -> Result<(), Error> {
+    fn write(
+        &self,
+        head: &LinearHead,
+        model: Option<&Model>,
+        files: &[(&str, Vec<u8>)],
+    ) -> Result<(), Error> {
         let name = format!(".graftwork-{}.tmp", std::process::id());
         // In the folder itself where there is one: it may be a mount, into which no rename leads.
         let staging = if self.path.is_dir() {
@@ -550,7 +585,7 @@ impl RunFolder {
             fs::create_dir_all(parent).map_err(FileError::at("create", parent))?;
             parent.join(name)
         };
-        let result = self.stage_and_move(&staging, head, files);
+        let result = self.stage_and_move(&staging, head, model, files);
         let _ = fs::remove_dir_all(&staging);
         result
     }
@@ -559,20 +594,26 @@ impl RunFolder {
         &self,
         staging: &Path,
         head: &LinearHead,
+        model: Option<&Model>,
         files: &[(&str, Vec<u8>)],
     ) -> Result<(), Error> {
+        const MODEL: &str = "model.onnx";
         const HEAD: &str = "head.safetensors";
         const CONFIG: &str = "config.toml";
-        const RESULTS: [&str; 6] = [
+        const RESULTS: [&str; 7] = [
             CONFIG,
             HEAD,
             "ledger.jsonl",
             "metrics.json",
-            "model.onnx",
+            MODEL,
+            "model.onnx.data",
             "report.html",
         ];
         fs::create_dir_all(staging).map_err(FileError::at("create", &self.path))?;
         head.save(&staging.join(HEAD))?;
+        if let Some(model) = model {
+            model.save(&staging.join(MODEL), Existing::Replace)?;
+        }
         for (name, bytes) in files {
             let path = self.path.join(name);
             // Errors speak of the file that was wanted, not of the staging one.

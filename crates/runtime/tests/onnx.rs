@@ -6,7 +6,7 @@
 
 use std::path::{Path, PathBuf};
 
-use runtime::onnx::{HeadWeights, Model};
+use runtime::onnx::{HeadWeights, Model, Reduction};
 
 fn bytes() -> Vec<u8> {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/digits/backbone.onnx");
@@ -59,14 +59,24 @@ fn the_digest_sees_the_prefix_and_nothing_else() {
     );
     let (weight, bias) = ([0.5; 128], [0.0; 2]);
     let spliced = model
-        .splice(BOUNDARY, head(&weight, &bias), &[("key", "value".to_owned())])
+        .splice(
+            BOUNDARY,
+            Reduction::None,
+            head(&weight, &bias),
+            &[("key", "value".to_owned())],
+        )
         .unwrap();
     assert_eq!(spliced.prefix_digest(BOUNDARY).unwrap(), digest, "another head");
     assert_eq!(spliced.metadata("key").as_deref(), Some("value"));
     assert_eq!(spliced.outputs(), ["logits"]);
     // Spliced again, the first head is gone and the metadata replaced.
     let again = spliced
-        .splice(BOUNDARY, head(&weight, &bias), &[("key", "other".to_owned())])
+        .splice(
+            BOUNDARY,
+            Reduction::None,
+            head(&weight, &bias),
+            &[("key", "other".to_owned())],
+        )
         .unwrap();
     assert_eq!(again.metadata("key").as_deref(), Some("other"));
     assert_eq!(again.bytes().len(), spliced.bytes().len());
@@ -99,7 +109,7 @@ fn hostile_bytes_are_refused_or_read_and_never_panic() {
         for boundary in [model.default_boundary().unwrap_or_default(), BOUNDARY.to_owned()] {
             let _ = model.prefix_digest(&boundary);
             let _ = model.cut(&[boundary.as_str()]);
-            let _ = model.splice(&boundary, head(&[0.0; 128], &[0.0; 2]), &[]);
+            let _ = model.splice(&boundary, Reduction::None, head(&[0.0; 128], &[0.0; 2]), &[]);
         }
     };
     for n in (0..good.len()).step_by(997) {

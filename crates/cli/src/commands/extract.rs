@@ -42,10 +42,9 @@ impl RecipeArgs {
     pub(crate) fn checked(&self) -> anyhow::Result<Checked> {
         let recipe = Recipe::Picture(self.preprocess.checked()?);
         let views = self.views.checked()?;
-        let model = self.backbone.open()?;
+        let (model, cuts) = self.backbone.open()?;
         let pool = self.keep.pool();
-        let taps = self.backbone.cuts(&model)?.into_iter();
-        let taps = taps.map(|boundary| Tap { boundary, pool }).collect();
+        let taps = cuts.into_iter().map(|boundary| Tap { boundary, pool }).collect();
         Ok(Checked {
             model,
             taps,

@@ -12,6 +12,7 @@ use super::left_out::LeftOuts;
 use super::listing::{Listing, Names};
 use super::options::{DataOptions, Unlabelled};
 use super::split::{Split, SplitRule, held_out};
+use super::walk::{UNLISTED, walk};
 use super::{Backing, Parts, bad};
 use crate::error::Error;
 
@@ -19,8 +20,6 @@ use crate::error::Error;
 const ENDINGS: [&str; 9] = ["jpg", "jpeg", "png", "ppm", "bmp", "pgm", "tif", "tiff", "webp"];
 /// Names of the folder that validation pictures lie in; the first that is there is taken.
 const VAL_NAMES: [&str; 4] = ["val", "valid", "validation", "test"];
-/// A symbolic link to a folder above would lead round for ever.
-const MAX_DEPTH: usize = 64;
 
 /// Lists `root/train/<class>/*` and `root/val/<class>/*`, or splits `root/<class>/*` by the rule.
 pub(super) fn open(root: &Path, options: &DataOptions) -> Result<Parts, Error> {
@@ -46,6 +45,7 @@ pub(super) fn open(root: &Path, options: &DataOptions) -> Result<Parts, Error> {
         (false, SplitRule::Folders) => {
             return Err(Error::NoSplit {
                 path: root.to_owned(),
+                reason: "there is no `train` folder in it; for one folder of classes say which share is for validation",
             });
         }
         (false, SplitRule::Fraction { fraction, seed }) => listed.add_fraction(fraction, seed)?,
@@ -117,6 +117,7 @@ impl Listed {
                 listing: Listing::default(),
                 backing: Backing::Files(root.to_owned()),
                 left_out: LeftOuts::default(),
+                set_aside: Vec::new(),
             },
         }
     }
@@ -170,7 +171,7 @@ impl Listed {
             walk(
                 &self.root,
                 &below("", class),
-                0,
+                &is_picture,
                 &mut names,
                 &mut self.parts.left_out,
             )?;
@@ -217,7 +218,7 @@ impl Listed {
             listing, left_out, ..
         } = &mut self.parts;
         let before = listing.names.len();
-        walk(&self.root, prefix, 0, &mut listing.names, left_out)?;
+        walk(&self.root, prefix, &is_picture, &mut listing.names, left_out)?;
         for _ in before..listing.names.len() {
             listing.push_rest(label, split);
         }
@@ -238,8 +239,11 @@ impl Listed {
     }
 }
 
-/// What files and folders that cannot be listed are called when they are only counted.
-const UNLISTED: &str = "files or folders that cannot be listed";
+/// Whether a file of this name is a picture by its ending.
+pub(super) fn is_picture(name: &str) -> bool {
+    let ending = Path::new(name).extension();
+    ending.is_some_and(|ending| ENDINGS.iter().any(|known| ending.eq_ignore_ascii_case(known)))
+}
 
 fn below(folder: &str, class: &str) -> String {
     match folder {
@@ -270,7 +274,7 @@ fn classes_in(folder: &Path, left_out: &mut LeftOuts) -> Result<Vec<String>, Err
         return Ok(classes);
     }
     let mut names = Names::default();
-    walk(folder, "", 0, &mut names, left_out)?;
+    walk(folder, "", &is_picture, &mut names, left_out)?;
     Err(bad(
         folder,
         match names.len() {
@@ -300,93 +304,6 @@ fn class_names(folder: &Path, left_out: &mut LeftOuts) -> Result<Vec<String>, Er
     Ok(classes)
 }
 
-/// Adds pictures at and below `prefix` (a folder below `root` with a slash at its end, or nothing), by ending, in the order
-/// of their paths' parts; hidden files are passed over, and what cannot be listed is left out by name.
-///
-/// # Errors
-/// Folders nested too deep, which links that lead back up do.
-fn walk(
-    root: &Path,
-    prefix: &str,
-    depth: usize,
-    names: &mut Names,
-    left_out: &mut LeftOuts,
-) -> Result<(), Error> {
-    let folder = root.join(prefix);
-    if depth > MAX_DEPTH {
-        return Err(bad(
-            &folder,
-            "folders are nested over 64 deep; is there a link that leads back up?",
-        ));
-    }
-    let mut entries = Vec::new();
-    let listed = fs::read_dir(&folder).and_then(|listed| {
-        for entry in listed {
-            let entry = entry?;
-            entries.push((entry.file_name(), entry.file_type()?));
-        }
-        Ok(())
-    });
-    if let Err(error) = listed {
-        // A folder that could be read in part would be listed differently every time.
-        let name = if prefix.is_empty() {
-            "."
-        } else {
-            prefix.trim_end_matches('/')
-        };
-        left_out.push(UNLISTED, name, format!("the folder cannot be read: {error}"));
-        return Ok(());
-    }
-    entries.sort_by(|a, b| a.0.cmp(&b.0));
-    let mut here = None;
-    for (name, kind) in entries {
-        let lossy = name.to_string_lossy();
-        if lossy.starts_with('.') {
-            continue;
-        }
-        let is_picture = Path::new(&name)
-            .extension()
-            .is_some_and(|ending| ENDINGS.contains(&ending.to_string_lossy().to_lowercase().as_str()));
-        // What is not a picture by its name is followed only to see whether it is a folder.
-        let (is_folder, is_file) = if kind.is_symlink() {
-            match fs::metadata(folder.join(&name)) {
-                Ok(metadata) => (metadata.is_dir(), metadata.is_file()),
-                Err(error) if is_picture => {
-                    left_out.push(
-                        UNLISTED,
-                        format!("{prefix}{lossy}"),
-                        format!("it cannot be read: {error}"),
-                    );
-                    continue;
-                }
-                Err(_) => continue,
-            }
-        } else {
-            (kind.is_dir(), kind.is_file())
-        };
-        match (is_folder, name.to_str()) {
-            (true, Some(name)) => walk(root, &format!("{prefix}{name}/"), depth + 1, names, left_out)?,
-            (true, None) => left_out.push(
-                UNLISTED,
-                format!("{prefix}{lossy}"),
-                "the folder's name is not UTF-8",
-            ),
-            (false, _) if !is_picture => {}
-            (false, None) => {
-                left_out.push(UNLISTED, format!("{prefix}{lossy}"), "the file name is not UTF-8")
-            }
-            (false, Some(_)) if !is_file => {
-                left_out.push(UNLISTED, format!("{prefix}{lossy}"), "it is not a regular file");
-            }
-            (false, Some(name)) => {
-                let folder = *here.get_or_insert_with(|| names.folder(prefix));
-                names.push(folder, name);
-            }
-        }
-    }
-    Ok(())
-}
-
 /// Pictures in a folder and the folders below it, by ending, in order of paths; hidden files are left out.
 ///
 /// # Errors
@@ -394,7 +311,7 @@ fn walk(
 pub fn list_pictures(folder: &Path) -> Result<Vec<PathBuf>, Error> {
     fs::read_dir(folder).map_err(FileError::at("read", folder))?;
     let mut names = Names::default();
-    walk(folder, "", 0, &mut names, &mut LeftOuts::default())?;
+    walk(folder, "", &is_picture, &mut names, &mut LeftOuts::default())?;
     let path = |idx| {
         let (prefix, name) = names.parts(idx);
         folder.join(prefix).join(name)

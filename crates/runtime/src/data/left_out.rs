@@ -18,6 +18,8 @@ pub(super) struct LeftOuts {
     named: Vec<LeftOut>,
     /// Beyond those that are named: per kind, how many.
     counted: Vec<(&'static str, usize)>,
+    /// Beyond the first of those that share a name.
+    n_unnamed: usize,
 }
 
 /// That many are named.
@@ -39,6 +41,29 @@ impl LeftOuts {
         }
     }
 
+    /// Leaves out `n` at once under one name.
+    pub(super) fn push_many(
+        &mut self,
+        kind: &'static str,
+        name: impl Into<String>,
+        reason: impl Into<String>,
+        n: usize,
+    ) {
+        self.push(kind, name, reason);
+        self.n_unnamed += n.saturating_sub(1);
+    }
+
+    /// Takes over what another has.
+    pub(super) fn append(&mut self, other: LeftOuts) {
+        for left_out in other.named {
+            self.push("files or folders", left_out.name, left_out.reason);
+        }
+        for (kind, n) in other.counted {
+            self.counted.push((kind, n));
+        }
+        self.n_unnamed += other.n_unnamed;
+    }
+
     /// The first.
     pub(super) fn first(&self) -> Option<&LeftOut> {
         self.named.first()
@@ -46,7 +71,7 @@ impl LeftOuts {
 
     /// All of them, each named or within a count.
     pub(super) fn len(&self) -> usize {
-        self.named.len() + self.counted.iter().map(|(_, n)| n).sum::<usize>()
+        self.named.len() + self.n_unnamed + self.counted.iter().map(|(_, n)| n).sum::<usize>()
     }
 
     /// Those that are named, then one entry per kind that says how many more there are of `source`.

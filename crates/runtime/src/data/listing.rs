@@ -52,6 +52,27 @@ impl Names {
         self.folders[idx]
     }
 
+    /// Keeps those that `keep` says, in place.
+    pub(super) fn retain(&mut self, keep: impl Fn(usize) -> bool) {
+        let mut text = std::mem::take(&mut self.text).into_bytes();
+        let (mut start, mut written, mut n_kept) = (0, 0, 0);
+        for idx in 0..self.ends.len() {
+            let end = self.ends[idx] as usize;
+            if keep(idx) {
+                text.copy_within(start..end, written);
+                written += end - start;
+                self.ends[n_kept] = written as u64;
+                self.folders[n_kept] = self.folders[idx];
+                n_kept += 1;
+            }
+            start = end;
+        }
+        text.truncate(written);
+        self.text = String::from_utf8(text).expect("whole names were moved");
+        self.ends.truncate(n_kept);
+        self.folders.truncate(n_kept);
+    }
+
     fn shrink(&mut self) {
         self.text.shrink_to_fit();
         self.ends.shrink_to_fit();
@@ -69,6 +90,18 @@ pub(super) struct Folders {
 impl Folders {
     /// Beyond this many, names are no longer shared: a folder per sample must not cost more than its name.
     const MAX_KNOWN: usize = 1 << 16;
+
+    /// The folder of this prefix.
+    pub(super) fn folder(&mut self, names: &mut Names, prefix: &str) -> u32 {
+        match self.known.get(prefix) {
+            Some(&folder) => folder,
+            None => {
+                let folder = names.folder(prefix);
+                self.known.insert(prefix.into(), folder);
+                folder
+            }
+        }
+    }
 
     /// Adds a name, its folder split off at the last slash.
     pub(super) fn push(&mut self, names: &mut Names, name: &str) {
@@ -92,14 +125,7 @@ impl Folders {
     }
 
     fn push_whole(&mut self, names: &mut Names, name: &str) {
-        let folder = match self.known.get("") {
-            Some(&folder) => folder,
-            None => {
-                let folder = names.folder("");
-                self.known.insert("".into(), folder);
-                folder
-            }
-        };
+        let folder = self.folder(names, "");
         names.push(folder, name);
     }
 }
@@ -164,6 +190,14 @@ impl Listing {
         }
     }
 
+    /// Keeps those samples that `keep` says, in their order.
+    pub(super) fn retain(&mut self, keep: impl Fn(usize) -> bool) {
+        self.names.retain(&keep);
+        retain(&mut self.labels, &keep);
+        retain(&mut self.splits, &keep);
+        retain(&mut self.places, &keep);
+    }
+
     pub(super) fn place(&self, idx: usize) -> Option<Place> {
         self.places.get(idx).copied()
     }
@@ -175,6 +209,14 @@ impl Listing {
         self.splits.shrink_to_fit();
         self.places.shrink_to_fit();
     }
+}
+
+fn retain<T>(all: &mut Vec<T>, keep: impl Fn(usize) -> bool) {
+    let mut idx = 0;
+    all.retain(|_| {
+        idx += 1;
+        keep(idx - 1)
+    });
 }
 
 #[cfg(test)]
@@ -213,6 +255,20 @@ mod tests {
         let (prefix, name) = names.parts(last);
         assert_eq!(format!("{prefix}{name}"), format!("{last}/x"));
         assert!(names.prefixes.len() <= Folders::MAX_KNOWN + 1);
+    }
+
+    #[test]
+    fn some_are_kept_in_their_order() {
+        let (mut listing, mut folders) = (Listing::default(), Folders::default());
+        for (n, name) in ["a/one", "b/two", "a/three", "four"].into_iter().enumerate() {
+            folders.push(&mut listing.names, name);
+            listing.push_rest(Some(n as u32), Split::Train);
+        }
+        listing.retain(|idx| idx % 2 == 0);
+        assert_eq!((listing.len(), listing.names.len()), (2, 2));
+        assert_eq!(listing.names.parts(0), ("a/", "one"));
+        assert_eq!(listing.names.parts(1), ("a/", "three"));
+        assert_eq!(listing.label(1), Some(2));
     }
 
     #[test]

@@ -3,13 +3,26 @@
 //! [`Dataset::open`] lists a source; nothing of the samples is read by then. Each worker reads through a [`Reader`] of its
 //! own. Labels lie beside the features, never in their key.
 
+mod arrays;
+mod columns;
 mod content;
 mod folder;
+mod gather;
+mod keywords;
+mod labels;
 mod left_out;
 mod listing;
+mod metadata;
 mod options;
+mod parquet;
+pub(crate) mod positional;
 mod reader;
+mod shards;
+mod source;
 mod split;
+mod table;
+mod tar;
+mod walk;
 
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
@@ -19,11 +32,13 @@ pub use folder::list_pictures;
 pub use left_out::LeftOut;
 pub use options::{Columns, DataOptions, Unlabelled, Wanted};
 pub use reader::Reader;
+pub(crate) use split::Tag;
 pub use split::{Split, SplitRule};
 
 use crate::error::Error;
+use gather::Gathered;
 use left_out::LeftOuts;
-use listing::Listing;
+use listing::{Listing, Names};
 
 /// Samples that were listed, in an order that depends on their names alone.
 #[derive(Debug)]
@@ -34,6 +49,7 @@ pub struct Dataset {
     backing: Backing,
     left_out: Vec<LeftOut>,
     n_left_out: usize,
+    set_aside: Vec<(String, usize)>,
 }
 
 /// What holds the samples.
@@ -41,6 +57,16 @@ pub struct Dataset {
 enum Backing {
     /// Files below this folder, called by their paths.
     Files(PathBuf),
+    /// Files that a manifest names; their paths are their names where there are none.
+    Listed { root: PathBuf, paths: Option<Names> },
+    /// Texts in a manifest.
+    Texts(table::Texts),
+    /// Members of tars.
+    Tars(tar::Tars),
+    /// Cells of Parquet files.
+    Parquet(Box<parquet::Source>, Wanted),
+    /// Rows of arrays.
+    Pixels(arrays::Pixels),
 }
 
 /// What a kind of source makes of itself.
@@ -50,18 +76,50 @@ struct Parts {
     listing: Listing,
     backing: Backing,
     left_out: LeftOuts,
+    set_aside: Vec<(String, usize)>,
+}
+
+impl Parts {
+    fn new(gathered: Gathered, backing: Backing) -> Parts {
+        Parts {
+            classes: gathered.classes,
+            listing: gathered.listing,
+            backing,
+            left_out: gathered.left_out,
+            set_aside: gathered.set_aside,
+        }
+    }
+}
+
+/// What is asked of a source.
+#[derive(Debug, Clone, Copy)]
+struct Request<'r> {
+    options: &'r DataOptions,
+    /// The classes of a head that is to be judged.
+    judged: Option<&'r [String]>,
 }
 
 impl Dataset {
-    /// Lists a source: an image folder `D/train/<class>/*` and `D/val/<class>/*`, or `D/<class>/*` split by a rule.
+    /// Lists a source, told apart by what it is and by its ending:
+    ///
+    /// - an image folder: `D/train/<class>/*` and `D/val/<class>/*`, `D/<class>/*` split by a rule, or one with
+    ///   `metadata.csv`, `.jsonl` or `.parquet` as Hugging Face's `imagefolder` has it;
+    /// - a manifest: `.csv`, `.tsv`, `.jsonl`, or `.parquet` with a column of paths;
+    /// - WebDataset tars: one, a folder of them, a list `x-{000..012}.tar::y.tar`;
+    /// - Parquet files with pictures or texts in them, one or a folder;
+    /// - `.npy` and `.npz` arrays of pixels, or a folder of them;
+    /// - `.txt` with a text per line.
     ///
     /// # Errors
-    /// [`Error::Data`] where classes or samples are missing, [`Error::NoSplit`] where the split is not said and
-    /// [`Error::Usage`] where it is said twice.
+    /// [`Error::Data`] where classes or samples are missing or the source is damaged as a whole, [`Error::NoSplit`] where
+    /// the split is not said and [`Error::Usage`] where it is said twice.
     pub fn open(source: &Path, options: &DataOptions) -> Result<Dataset, Error> {
         options.split.check()?;
-        check_is_folder(source)?;
-        Ok(Dataset::of(source, folder::open(source, options)?))
+        let request = Request {
+            options,
+            judged: None,
+        };
+        Ok(Dataset::of(source, source::open(source, &request)?))
     }
 
     /// Lists a source to judge a trained head on: its validation samples where it has some for training, else all of it.
@@ -69,9 +127,11 @@ impl Dataset {
     /// # Errors
     /// [`Error::Data`] where classes or samples are missing or a class is not among `classes`.
     pub fn open_for_eval(source: &Path, options: &DataOptions, classes: &[String]) -> Result<Dataset, Error> {
-        let _ = options;
-        check_is_folder(source)?;
-        Ok(Dataset::of(source, folder::open_for_eval(source, classes)?))
+        let request = Request {
+            options,
+            judged: Some(classes),
+        };
+        Ok(Dataset::of(source, source::open(source, &request)?))
     }
 
     /// Pictures without labels: files, and all pictures in folders; called by the paths as they are given.
@@ -97,6 +157,7 @@ impl Dataset {
             backing: parts.backing,
             left_out,
             n_left_out,
+            set_aside: parts.set_aside,
         }
     }
 
@@ -147,6 +208,16 @@ impl Dataset {
         (0..self.len()).filter(|&idx| self.split(idx) == split).count()
     }
 
+    /// Whether the samples are texts rather than pictures.
+    pub fn is_text(&self) -> bool {
+        match &self.backing {
+            Backing::Texts(_) => true,
+            Backing::Tars(tars) => tars.is_text(),
+            Backing::Parquet(_, wanted) => *wanted == Wanted::Texts,
+            Backing::Files(_) | Backing::Listed { .. } | Backing::Pixels(_) => false,
+        }
+    }
+
     /// Reads samples; each worker has one of its own.
     pub fn reader(&self) -> Reader<'_> {
         Reader::new(self)
@@ -160,6 +231,12 @@ impl Dataset {
     /// How many could not be listed.
     pub fn n_left_out(&self) -> usize {
         self.n_left_out
+    }
+
+    /// Splits of the source that serve neither for training nor for validation, such as a test split beside a validation
+    /// split, and how many samples each has. An image folder's are not counted.
+    pub fn set_aside(&self) -> &[(String, usize)] {
+        &self.set_aside
     }
 
     /// A digest of the names in their order: the same for two processes that list the same samples, whatever their labels.
@@ -183,10 +260,11 @@ fn bad(path: &Path, reason: impl Into<String>) -> Error {
     }
 }
 
-fn check_is_folder(path: &Path) -> Result<(), Error> {
-    match path.is_dir() {
-        true => Ok(()),
-        false if path.exists() => Err(bad(path, "this is not a folder")),
-        false => Err(bad(path, "no such folder")),
-    }
+/// A file's own name.
+fn file_name(path: &Path) -> String {
+    let name = path.file_name().unwrap_or(path.as_os_str());
+    name.to_string_lossy().into_owned()
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,6 +1,6 @@
 //! Windows and OS/2 bitmaps, by the rules of Pillow's `BmpImagePlugin`.
 //!
-//! Alpha is dropped; a palette that is a ramp of greys is one; indices beyond the palette show Pillow's initial ramp.
+//! Alpha is dropped; a palette that is a ramp of greys makes the picture grey; indices beyond any other are black.
 
 use super::bytes::{slice, u8, u16_le, u32_le};
 use super::decode::{DecodeError, Pixels};
@@ -125,7 +125,7 @@ fn decode_indexed(bytes: &[u8], header: &Header, n_pixels: usize) -> Result<Pixe
         )));
     }
     let stored = bytes.get(at..).unwrap_or_default();
-    let mut palette: [[u8; 3]; 256] = std::array::from_fn(|value| [value as u8; 3]);
+    let mut palette = [[0; 3]; 256];
     let mut is_ramp = stored.len() >= n_colors * entry_bytes;
     for (idx, entry) in stored.chunks_exact(entry_bytes).take(n_colors).enumerate() {
         palette[idx] = [entry[2], entry[1], entry[0]];
@@ -138,8 +138,11 @@ fn decode_indexed(bytes: &[u8], header: &Header, n_pixels: usize) -> Result<Pixe
         (true, _) => 8,
         (false, _) => header.bits,
     };
-    if is_ramp && n_colors <= 2 {
-        palette[1] = [255; 3];
+    if is_ramp {
+        palette = std::array::from_fn(|value| [value as u8; 3]);
+        if n_colors <= 2 {
+            palette[1] = [255; 3];
+        }
     }
     let mut pixels = Pixels::new(header.width, header.height)?;
     if matches!(header.compression, Compression::Rle8 | Compression::Rle4) {

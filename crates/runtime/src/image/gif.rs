@@ -16,7 +16,7 @@ struct Header {
     frame_height: usize,
     interlaced: bool,
     background: u8,
-    palette: Box<[[u8; 3]; 256]>,
+    palette: Palette,
     /// Where the LZW data begins, with its byte of bits.
     data_at: usize,
 }
@@ -124,11 +124,12 @@ fn expand(bytes: &[u8], data_at: usize, mut take: impl FnMut(u8) -> bool) -> Res
             return Err(broken());
         }
         string.clear();
-        let mut link = code;
-        if code == next {
+        let mut link = if code == next {
             string.push(last_value);
-            link = last_code;
-        }
+            last_code
+        } else {
+            code
+        };
         while link >= clear {
             if string.len() >= TABLE || link >= TABLE {
                 return Err(broken());
@@ -220,16 +221,18 @@ impl Header {
     }
 }
 
-fn ramp() -> Box<[[u8; 3]; 256]> {
+type Palette = Box<[[u8; 3]; 256]>;
+
+/// What indices without a palette stand for.
+fn ramp() -> Palette {
     Box::new(std::array::from_fn(|value| [value as u8; 3]))
 }
 
-/// The palette, or none where it is the ramp of greys that indices stand for by themselves.
-fn colours(stored: &[u8]) -> Option<Box<[[u8; 3]; 256]>> {
-    let initial = ramp();
-    let mut palette = initial.clone();
+/// The palette, black beyond its end; or none where it is the ramp of greys that indices stand for by themselves.
+fn colours(stored: &[u8]) -> Option<Palette> {
+    let mut palette = Box::new([[0; 3]; 256]);
     for (entry, stored) in palette.iter_mut().zip(stored.chunks_exact(3)) {
         entry.copy_from_slice(stored);
     }
-    (palette != initial).then_some(palette)
+    (palette[..stored.len() / 3] != ramp()[..stored.len() / 3]).then_some(palette)
 }

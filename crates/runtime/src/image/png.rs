@@ -41,8 +41,8 @@ impl<'b> Reader<'b> {
             return Err(DecodeError::Truncated);
         }
         let reader = decoder.read_info().map_err(explain)?;
-        // Indices beyond the palette show Pillow's initial grey ramp.
-        let mut palette: Vec<[u8; 3]> = (0..=255).map(|value| [value; 3]).collect();
+        // Indices beyond the palette are black, as in Pillow since 12.
+        let mut palette = vec![[0; 3]; 256];
         if let Some(stored) = &reader.info().palette {
             for (entry, stored) in palette.iter_mut().zip(stored.chunks_exact(3)) {
                 entry.copy_from_slice(stored);

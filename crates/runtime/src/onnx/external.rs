@@ -170,10 +170,7 @@ impl Model {
 impl External {
     /// A `TensorProto` that holds the bytes.
     pub(super) fn raw_tensor(&self) -> Vec<u8> {
-        let mut tensor = head_of_tensor(&self.name, self.dtype, &self.shape);
-        tensor.reserve(self.bytes().len() + 16);
-        wire::put_bytes(&mut tensor, 9, self.bytes());
-        tensor
+        raw_tensor(&self.name, self.dtype, &self.shape, self.bytes())
     }
 
     /// A `TensorProto` that says where in `location` the bytes are.
@@ -198,6 +195,14 @@ impl External {
 /// Whether ONNX Runtime takes weights of this type from outside: whole bytes, and no floats of 8 bits.
 fn is_handed_over(dtype: i64) -> bool {
     matches!(dtype, 1..=7 | 9..=13 | 16)
+}
+
+/// A `TensorProto` that holds raw data.
+pub(super) fn raw_tensor(name: &str, dtype: i64, shape: &[usize], bytes: &[u8]) -> Vec<u8> {
+    let mut tensor = head_of_tensor(name, dtype, shape);
+    tensor.reserve(bytes.len() + 16);
+    wire::put_bytes(&mut tensor, 9, bytes);
+    tensor
 }
 
 fn head_of_tensor(name: &str, dtype: i64, shape: &[usize]) -> Vec<u8> {

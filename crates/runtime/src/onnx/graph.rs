@@ -280,6 +280,16 @@ impl Model {
             })
     }
 
+    /// An integer among a node's attributes.
+    pub(super) fn integer(&self, node: &Node, name: &str) -> Option<i64> {
+        let (_, span) = node.attributes.iter().find(|(found, _)| found == name)?;
+        let mut parts = wire::each(&self.bytes, span.clone()).flatten();
+        parts.find_map(|part| match part.value {
+            Value::Varint(value) if part.number == 3 => Some(value.cast_signed()),
+            _ => None,
+        })
+    }
+
     /// Index of the node that makes each tensor.
     pub(super) fn producers(&self) -> HashMap<&str, usize> {
         let mut producers = HashMap::new();

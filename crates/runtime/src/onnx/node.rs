@@ -23,11 +23,15 @@ pub(super) struct Node {
     pub(super) name: String,
     pub(super) op_type: String,
     pub(super) domain: String,
+    /// The message.
+    pub(super) span: Range<usize>,
     /// Tensor names; an empty string stands for an optional input that is left out.
     pub(super) inputs: Vec<String>,
     pub(super) outputs: Vec<String>,
     /// Name and span of each `AttributeProto`.
     pub(super) attributes: Vec<(String, Range<usize>)>,
+    /// Span of each entry of `metadata_props`.
+    pub(super) metadata: Vec<Range<usize>>,
     /// Tensors of this graph that subgraphs of the node (If, Loop, Scan) read by name.
     pub(super) captured: Vec<String>,
 }
@@ -51,7 +55,10 @@ pub(super) fn read_node(bytes: &[u8], span: Range<usize>) -> Result<Node, wire::
         outputs: Vec::new(),
         attributes: Vec::new(),
         captured: Vec::new(),
+        metadata: Vec::new(),
+        span: Range::default(),
     };
+    node.span = span.clone();
     for field in wire::each(bytes, span) {
         let field = field?;
         let Value::Bytes(span) = &field.value else {
@@ -74,6 +81,7 @@ pub(super) fn read_node(bytes: &[u8], span: Range<usize>) -> Result<Node, wire::
                 node.attributes.push((name, span.clone()));
             }
             7 => node.domain = text(bytes, span),
+            9 => node.metadata.push(span.clone()),
             _ => {}
         }
     }

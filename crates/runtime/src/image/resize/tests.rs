@@ -53,6 +53,14 @@ fn naive(source: &Pixels, width: usize, height: usize, filter: Interpolation) ->
         out
     };
     let mut data = source.data[..source.width * source.height * PIXEL].to_vec();
+    let (w, h) = (source.width as i64, source.height as i64);
+    if h > height as i64 && h - height as i64 > 2 * (w - width as i64) {
+        data = pass(&data, source.height, height, source.width, source.width, 1);
+        if width != source.width {
+            data = pass(&data, source.width, width, height, 1, source.width);
+        }
+        return data;
+    }
     if width != source.width {
         data = pass(&data, source.width, width, source.height, 1, source.width);
     }
@@ -106,6 +114,8 @@ fn windows_of_regions_equal_the_whole() {
         (33, 21, 33, 21),
         (300, 7, 11, 64),
         (7, 300, 64, 11),
+        (75, 100, 51, 51),
+        (200, 90, 190, 40),
     ];
     for (w, h, to_w, to_h) in sizes {
         let source = noise(w, h);

@@ -8,13 +8,13 @@ use crate::onnx::wire::{put_bytes, put_varint};
 
 /// A graph in the making.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Graph {
+pub(crate) struct Graph {
     fields: Vec<(u32, Vec<u8>)>,
     opsets: Vec<(&'static str, u64)>,
     functions: Vec<Vec<u8>>,
 }
 
-pub(super) fn graph() -> Graph {
+pub(crate) fn graph() -> Graph {
     Graph {
         opsets: vec![("", 17)],
         ..Graph::default()
@@ -22,37 +22,37 @@ pub(super) fn graph() -> Graph {
 }
 
 impl Graph {
-    pub(super) fn field(mut self, number: u32, message: Vec<u8>) -> Graph {
+    pub(crate) fn field(mut self, number: u32, message: Vec<u8>) -> Graph {
         self.fields.push((number, message));
         self
     }
 
-    pub(super) fn input(self, name: &str, elem_type: u64, shape: &[u64]) -> Graph {
+    pub(crate) fn input(self, name: &str, elem_type: u64, shape: &[u64]) -> Graph {
         self.field(11, value_info(name, elem_type, shape))
     }
 
-    pub(super) fn output(self, name: &str) -> Graph {
+    pub(crate) fn output(self, name: &str) -> Graph {
         self.field(12, value_info(name, 1, &[]))
     }
 
-    pub(super) fn node(self, op: &str, inputs: &[&str], outputs: &[&str]) -> Graph {
+    pub(crate) fn node(self, op: &str, inputs: &[&str], outputs: &[&str]) -> Graph {
         self.field(1, node(op, "", "", inputs, outputs))
     }
 
-    pub(super) fn named(self, op: &str, name: &str, inputs: &[&str], output: &str) -> Graph {
+    pub(crate) fn named(self, op: &str, name: &str, inputs: &[&str], output: &str) -> Graph {
         self.field(1, node(op, name, "", inputs, &[output]))
     }
 
-    pub(super) fn weight(self, name: &str, shape: &[u64], values: &[f32]) -> Graph {
+    pub(crate) fn weight(self, name: &str, shape: &[u64], values: &[f32]) -> Graph {
         self.field(5, weight(name, shape, values))
     }
 
-    pub(super) fn opsets(mut self, opsets: &[(&'static str, u64)]) -> Graph {
+    pub(crate) fn opsets(mut self, opsets: &[(&'static str, u64)]) -> Graph {
         self.opsets = opsets.to_vec();
         self
     }
 
-    pub(super) fn function(mut self, domain: &str, name: &str) -> Graph {
+    pub(crate) fn function(mut self, domain: &str, name: &str) -> Graph {
         let mut message = Vec::new();
         put_bytes(&mut message, 1, name.as_bytes());
         put_bytes(&mut message, 10, domain.as_bytes());
@@ -60,7 +60,7 @@ impl Graph {
         self
     }
 
-    pub(super) fn bytes(&self) -> Vec<u8> {
+    pub(crate) fn bytes(&self) -> Vec<u8> {
         let mut graph = Vec::new();
         for (number, message) in &self.fields {
             put_bytes(&mut graph, *number, message);
@@ -80,16 +80,16 @@ impl Graph {
         model
     }
 
-    pub(super) fn parse(&self) -> Result<Model, Error> {
+    pub(crate) fn parse(&self) -> Result<Model, Error> {
         Model::parse(Path::new("m.onnx"), self.bytes())
     }
 
-    pub(super) fn model(&self) -> Model {
+    pub(crate) fn model(&self) -> Model {
         self.parse().unwrap()
     }
 }
 
-pub(super) fn node(op: &str, name: &str, domain: &str, inputs: &[&str], outputs: &[&str]) -> Vec<u8> {
+pub(crate) fn node(op: &str, name: &str, domain: &str, inputs: &[&str], outputs: &[&str]) -> Vec<u8> {
     let mut message = Vec::new();
     for input in inputs {
         put_bytes(&mut message, 1, input.as_bytes());
@@ -106,7 +106,7 @@ pub(super) fn node(op: &str, name: &str, domain: &str, inputs: &[&str], outputs:
 }
 
 /// An entry of a node's `metadata_props`.
-pub(super) fn with_scopes(mut node: Vec<u8>, scopes: &str, fx_node: &str) -> Vec<u8> {
+pub(crate) fn with_scopes(mut node: Vec<u8>, scopes: &str, fx_node: &str) -> Vec<u8> {
     for (key, value) in [
         ("pkg.torch.onnx.name_scopes", scopes),
         ("pkg.torch.onnx.fx_node", fx_node),
@@ -119,7 +119,7 @@ pub(super) fn with_scopes(mut node: Vec<u8>, scopes: &str, fx_node: &str) -> Vec
     node
 }
 
-pub(super) fn value_info(name: &str, elem_type: u64, shape: &[u64]) -> Vec<u8> {
+pub(crate) fn value_info(name: &str, elem_type: u64, shape: &[u64]) -> Vec<u8> {
     let mut sizes = Vec::new();
     for &size in shape {
         let mut dim = Vec::new();
@@ -145,7 +145,7 @@ pub(super) fn value_info(name: &str, elem_type: u64, shape: &[u64]) -> Vec<u8> {
 }
 
 /// The beginning of a `TensorProto`: sizes, type, name.
-pub(super) fn tensor(name: &str, dtype: u64, shape: &[u64]) -> Vec<u8> {
+pub(crate) fn tensor(name: &str, dtype: u64, shape: &[u64]) -> Vec<u8> {
     let mut message = Vec::new();
     for &size in shape {
         put_varint(&mut message, 1, size);
@@ -155,18 +155,18 @@ pub(super) fn tensor(name: &str, dtype: u64, shape: &[u64]) -> Vec<u8> {
     message
 }
 
-pub(super) fn with(mut message: Vec<u8>, number: u32, bytes: &[u8]) -> Vec<u8> {
+pub(crate) fn with(mut message: Vec<u8>, number: u32, bytes: &[u8]) -> Vec<u8> {
     put_bytes(&mut message, number, bytes);
     message
 }
 
-pub(super) fn weight(name: &str, shape: &[u64], values: &[f32]) -> Vec<u8> {
+pub(crate) fn weight(name: &str, shape: &[u64], values: &[f32]) -> Vec<u8> {
     let raw: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
     with(tensor(name, 1, shape), 9, &raw)
 }
 
 /// A `TensorProto` whose elements lie in another file.
-pub(super) fn external(name: &str, shape: &[u64], entries: &[(&str, &str)]) -> Vec<u8> {
+pub(crate) fn external(name: &str, shape: &[u64], entries: &[(&str, &str)]) -> Vec<u8> {
     let mut message = tensor(name, 1, shape);
     for (key, value) in entries {
         let mut entry = Vec::new();

@@ -5,6 +5,7 @@
 
 mod bad;
 mod boundaries;
-mod build;
+pub(super) mod build;
 mod digests;
 mod external;
+mod weights;
