@@ -2,12 +2,13 @@
 
     python benches/pipeline.py --graftwork target/release/graftwork --backbone M.onnx --data FOLDER
     python benches/pipeline.py --graftwork target/release/graftwork --backbone M.onnx --photographs 600
+    python benches/pipeline.py --graftwork target/release/graftwork --backbone resnet50.onnx --torch resnet50 --photographs 200
 
 Prints a Markdown section; `--append` also adds it to benches/RESULTS.md. Packages: tools/requirements.txt.
 The peer gets the number of DataLoader workers that is best on a subset and is not charged for its imports; Graftwork is charged for its
 whole process, with a cold feature cache in a fresh folder. The pictures are read once beforehand, so both find them in the page cache.
-Ratios are of medians. The parts alone (Pillow on one thread; onnxruntime on ready tensors) say what the machine could do:
-their sum is preprocessing / cores + inference, per picture.
+Ratios are of medians. The parts alone (Pillow on one thread; onnxruntime on ready tensors, its best batch) say what the machine could do:
+their sum is preprocessing / cores + inference, per picture. `--torch` adds the network in PyTorch as a third side.
 Without `--graftwork` only the peer and the parts are measured.
 """
 
@@ -51,14 +52,18 @@ def main() -> int:
         load_before = os.getloadavg()[0]
         tried = try_workers(args, data)
         workers = max(tried, key=tried.get)
-        ours, theirs = [], []
+        torch_tried = try_workers(args, data, "--torch", args.torch) if args.torch else {}
+        torch_workers = max(torch_tried, key=torch_tried.get) if args.torch else 0
+        ours, theirs, torchs = [], [], []
         for repeat in range(args.repeats):
             if args.graftwork:
                 ours.append(graftwork(args, data, scratch / f"cache-{repeat}", n_distinct))
             theirs.append(peer(args, data, "--workers", workers))
+            if args.torch:
+                torchs.append(peer(args, data, "--torch", args.torch, "--workers", torch_workers))
             print(f"repeat {repeat + 1}/{args.repeats} done", file=sys.stderr)
         parts = peer(args, data, "--parts", "--limit", args.subset)
-    section = render(args, what, load_before, tried, workers, ours, theirs, parts)
+    section = render(args, what, load_before, (tried, workers, theirs), (torch_tried, torch_workers, torchs), ours, parts)
     print(section)
     if args.append:
         with RESULTS.open("a") as file:
@@ -77,6 +82,8 @@ def arguments():
     parser.add_argument("--subset", type=int, default=512, help="pictures for choosing workers and for the parts (default %(default)s)")
     parser.add_argument("--repeats", type=int, default=3, help="default %(default)s")
     parser.add_argument("--cut", help="boundary tensor")
+    parser.add_argument("--torch", help="also run torchvision's or timm's model of this name, which the ONNX file was exported from")
+    parser.add_argument("--dtype", default="float16", help="how features are stored (default %(default)s)")
     parser.add_argument("--append", action="store_true", help="add the result to benches/RESULTS.md, with the date")
     reference.add_preprocessing_arguments(parser)
     return parser.parse_args()
@@ -132,7 +139,7 @@ def peer(args, data: Path, *more) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def try_workers(args, data: Path) -> dict[int, float]:
+def try_workers(args, data: Path, *more) -> dict[int, float]:
     """Number of workers -> images per second on a subset: the best of interleaved rounds.
 
     One round would be unfair to the peer: the first run finds its libraries cold, and a busy moment of the machine picks the wrong number.
@@ -140,7 +147,7 @@ def try_workers(args, data: Path) -> dict[int, float]:
     best = dict.fromkeys(WORKERS, 0.0)
     for _ in range(WORKER_ROUNDS):
         for workers in WORKERS:
-            run = peer(args, data, "--workers", workers, "--limit", args.subset)
+            run = peer(args, data, "--workers", workers, "--limit", args.subset, *more)
             best[workers] = max(best[workers], run["n"] / run["wall_s"])
     return best
 
@@ -149,7 +156,7 @@ def graftwork(args, data: Path, cache: Path, n_distinct: int) -> dict:
     """One cold extraction: wall and CPU seconds of the whole process; fails unless every picture is in the cache."""
     cache.mkdir()
     command = [str(args.graftwork), "extract", "--backbone", str(args.backbone), "--data", str(data), "--cache", str(cache), "--json",
-               *preprocessing_flags(args)]
+               "--dtype", args.dtype, *preprocessing_flags(args)]
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     wall = time.perf_counter() - start
@@ -162,7 +169,8 @@ def graftwork(args, data: Path, cache: Path, n_distinct: int) -> dict:
         raise SystemExit(f"the cache holds {rows} rows for {n} pictures, {n_distinct} of them distinct")
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     shutil.rmtree(cache)
-    return {"n": n, "wall_s": wall, "cpu_s": cpu}
+    told = json.loads(done.stdout)["seconds"]
+    return {"n": n, "wall_s": wall, "cpu_s": cpu, "preparing_s": told["preparing"], "running_s": told["running"]}
 
 
 def cached_rows(block: Path) -> int:
@@ -181,7 +189,8 @@ def preprocessing_flags(args) -> list[str]:
     return flags
 
 
-def render(args, what, load_before, tried, workers, ours, theirs, parts) -> str:
+def render(args, what, load_before, onnx_side, torch_side, ours, parts) -> str:
+    (tried, workers, theirs), (torch_tried, torch_workers, torchs) = onnx_side, torch_side
     cores = len(os.sched_getaffinity(0))
     preprocess = parts["decode_s"] + parts["resize_s"]
     sum_rate = 1 / (preprocess / cores + parts["inference_s"])
@@ -192,9 +201,10 @@ def render(args, what, load_before, tried, workers, ours, theirs, parts) -> str:
         f"Machine: {cpu_model()}, {cores} cores, {platform.system()} {platform.release()}, load average before the run {load_before:.2f}.",
         f"Versions: {versions(args)}.",
         f"Command: `python {shlex.join(map(str, ['benches/pipeline.py', *sys.argv[1:]]))}`", "",
-        "| side | images/s | wall s | CPU s | CPU ms per image | images/s against Python |", "|---|---|---|---|---|---|",
+        "| side | images/s | wall s | CPU s | CPU ms per image | images/s against DataLoader + onnxruntime |", "|---|---|---|---|---|---|",
     ]
-    for name, runs in (("graftwork extract, whole process, cold cache", ours), (f"Python, DataLoader with {workers} workers, without imports", theirs)):
+    for name, runs in (("graftwork extract, whole process, cold cache", ours), (f"DataLoader with {workers} workers + onnxruntime, without imports", theirs),
+                       (f"DataLoader with {torch_workers} workers + PyTorch {args.torch}, without imports", torchs)):
         if runs:
             cpu = median(r["cpu_s"] for r in runs)
             rates = sorted(r["n"] / r["wall_s"] for r in runs)
@@ -204,10 +214,15 @@ def render(args, what, load_before, tried, workers, ours, theirs, parts) -> str:
     lines += ["",
               f"Parts per image: decode {1000 * parts['decode_s']:.2f} ms and resize + crop {1000 * parts['resize_s']:.2f} ms (Pillow, one thread), "
               f"normalise {1000 * parts['normalise_s']:.2f} ms (torchvision, one thread, not in the sum), "
-              f"inference {1000 * parts['inference_s']:.2f} ms (onnxruntime, ready tensors, batch 32, default threads); best of four rounds each.",
+              f"inference {1000 * parts['inference_s']:.2f} ms (onnxruntime, ready tensors, batch {parts['inference_batch']}, the best of 1, 8 and 32, default threads); best of four rounds each.",
               "DataLoader workers tried on a subset, the best of three: " + ", ".join(f"{w}: {r:.0f} images/s" for w, r in tried.items()) + "."]
+    if torch_tried:
+        lines.append("With PyTorch: " + ", ".join(f"{w}: {r:.0f} images/s" for w, r in torch_tried.items()) + ".")
     if ours:
-        lines.append(f"End to end against the parts added up: {rate(ours) / sum_rate:.2f}.")
+        preparing, running = (median(1000 * r[part] / r["n"] for r in ours) for part in ("preparing_s", "running_s"))
+        lines.append(f"Graftwork's own parts per image, summed over its threads while all ran: prepare {preparing:.2f} ms, network {running:.2f} ms.")
+        lines.append(f"End to end against the parts added up: {rate(ours) / sum_rate:.2f}." +
+                     (f" Against DataLoader + PyTorch: {rate(ours) / rate(torchs):.2f}." if torchs else ""))
     return "\n".join(lines)
 
 

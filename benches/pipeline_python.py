@@ -1,7 +1,7 @@
-"""The plain Python pipeline that `pipeline.py` measures against, in a process of its own.
+"""The plain Python pipelines that `pipeline.py` measures against, in a process of its own.
 
-torchvision ImageFolder + Resize/CenterCrop/ToTensor/Normalize + DataLoader + onnxruntime with its default threads, as anyone would write
-it first. Prints one line of JSON. The clock starts after the imports, so the peer is not charged for loading torch; it covers listing the
+torchvision ImageFolder + Resize/CenterCrop/ToTensor/Normalize + DataLoader, then onnxruntime with its default threads, or with `--torch` the
+network in PyTorch under `inference_mode`, its last layer replaced by `Identity`; as anyone would write it first. Prints one line of JSON. The clock starts after the imports, so the peer is not charged for loading torch; it covers listing the
 folder, making the session, starting the workers and every batch. `--parts` times the ingredients alone instead.
 """
 
@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
 import reference  # noqa: E402
 
 ROUNDS = 4
+BATCHES = (1, 8, 32)
 
 
 def main() -> int:
@@ -31,6 +32,7 @@ def main() -> int:
     parser.add_argument("--backbone", type=Path, required=True)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--cut")
+    parser.add_argument("--torch", help="run torchvision's or timm's model of this name instead of the ONNX file")
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--limit", type=int, help="only so many pictures, evenly spread")
@@ -43,17 +45,42 @@ def main() -> int:
 
 def pipeline(args) -> dict:
     wall, cpu = time.perf_counter(), cpu_seconds()
-    session = session_at_boundary(args)
+    if args.torch:
+        run = torch_model(args.torch)
+    else:
+        session = session_at_boundary(args)
+        run = lambda batch: reference.run_rows(session, batch.numpy())  # noqa: E731
     # More workers than cores is a choice that is tried on purpose.
     warnings.filterwarnings("ignore", message="This DataLoader will create")
     loader = DataLoader(pictures(args), batch_size=args.batch, num_workers=args.workers)
     n, checksum = 0, 0.0
     for batch, _labels in loader:
-        features = reference.run_rows(session, batch.numpy())
+        features = run(batch)
         n += len(features)
         checksum += float(features.sum(dtype=np.float64))
     # The workers have ended with the loader's iterator, so their time is among the children's.
     return {"n": n, "wall_s": time.perf_counter() - wall, "cpu_s": cpu_seconds() - cpu, "checksum": checksum}
+
+
+def torch_model(name: str):
+    """The network without its classifier, as a function of a batch. Its weights are fresh: they cost the same."""
+    import torch
+    import torchvision
+
+    if hasattr(torchvision.models, name):
+        model = getattr(torchvision.models, name)(weights=None)
+        model.fc = torch.nn.Identity()
+    else:
+        import timm
+
+        model = timm.create_model(name, pretrained=False, num_classes=0)
+    model.eval()
+
+    def run(batch):
+        with torch.inference_mode():
+            return model(batch).numpy()
+
+    return run
 
 
 def parts(args) -> dict:
@@ -69,14 +96,21 @@ def parts(args) -> dict:
     some = [geometry(picture) for picture in decoded[: args.batch]]
     ready = np.stack([values(picture).numpy() for picture in some])
     session = session_at_boundary(args)
-    n_batches = max(1, len(chosen) // len(ready))
+    inference = {batch: inference_seconds(session, ready[:batch], len(chosen)) for batch in BATCHES if batch <= len(ready)}
+    batch = min(inference, key=inference.get)
     return {
         "n": len(chosen),
         "decode_s": best_of_rounds(lambda: [reference.open_rgb(path) for path in chosen]) / len(chosen),
         "resize_s": best_of_rounds(lambda: [geometry(picture) for picture in decoded]) / len(chosen),
         "normalise_s": best_of_rounds(lambda: [values(picture) for picture in some]) / len(some),
-        "inference_s": best_of_rounds(lambda: [reference.run_rows(session, ready) for _ in range(n_batches)]) / (n_batches * len(ready)),
+        "inference_s": inference[batch],
+        "inference_batch": batch,
     }
+
+
+def inference_seconds(session, ready, n: int) -> float:
+    n_batches = max(1, n // len(ready))
+    return best_of_rounds(lambda: [reference.run_rows(session, ready) for _ in range(n_batches)]) / (n_batches * len(ready))
 
 
 def best_of_rounds(work) -> float:

@@ -22,8 +22,8 @@ fn main() {
     };
     let folder = args.first().expect("a folder of pictures");
     let preprocess = Preprocess {
-        resize: side(1, 256),
-        crop: side(2, 224),
+        resize: side(1, 256).into(),
+        crop: side(2, 224).into(),
         ..Preprocess::imagenet()
     };
     let pictures: Vec<Vec<u8>> = list_pictures(Path::new(folder))
@@ -41,7 +41,7 @@ fn main() {
                 break;
             };
             let decoded = Instant::now();
-            preprocess.apply(&pixels, black_box(&mut input));
+            preprocess.apply(&pixels, None, black_box(&mut input));
             best_decode = best_decode.min((decoded - start).as_secs_f64());
             best_transform = best_transform.min(decoded.elapsed().as_secs_f64());
         }

@@ -302,7 +302,12 @@ fn a_full_disk() {
             .iter()
             .map(|key| scratch.names(&format!("small/cache/{key}")))
             .collect::<Vec<_>>();
-        assert!(left.iter().flatten().all(|name| name == "key.json"), "{left:?}");
+        assert!(
+            left.iter()
+                .flatten()
+                .all(|name| ["key.json", "used"].contains(&name.as_str())),
+            "{left:?}"
+        );
         job("small/run", "cache").fails(75, "hint: make room");
         assert!(!scratch.path("small/run").exists());
         assert!(

@@ -7,6 +7,7 @@ use crate::usage::UsageError;
 
 /// Exit codes of the contract in DESIGN and README.
 pub(crate) mod code {
+    pub(crate) const NO: u8 = 1;
     pub(crate) const USAGE: u8 = 2;
     pub(crate) const BAD_INPUT: u8 = 3;
     pub(crate) const UNSAFE: u8 = 4;
@@ -139,8 +140,8 @@ fn judge_io(error: &io::Error) -> (u8, Option<String>) {
 
 fn judge_runtime(error: &runtime::Error) -> Option<(u8, Option<String>)> {
     use runtime::Error::{
-        Cancelled, CropMismatch, Exists, Install, Interrupted, NoSplit, OrtMissing, OrtUnusable,
-        UnknownTensor, Usage,
+        BadFile, CacheFull, Cancelled, CropMismatch, CudaMissing, Exists, HalfOverflow, Install, Interrupted,
+        JobDiffers, JobUnfinished, NoSplit, OrtMissing, OrtUnusable, UnknownTensor, Usage,
     };
     Some(match error {
         UnknownTensor { suggestions, .. } => {
@@ -157,6 +158,32 @@ fn judge_runtime(error: &runtime::Error) -> Option<(u8, Option<String>)> {
         ),
         NoSplit { .. } => (code::USAGE, Some("--val-fraction 0.2".to_owned())),
         Usage(_) => (code::USAGE, None),
+        BadFile { path, .. } if is_of_cache(path) => (
+            code::BAD_INPUT,
+            Some(
+                "graftwork cache verify --repair removes what is damaged; it is computed again then"
+                    .to_owned(),
+            ),
+        ),
+        HalfOverflow { .. } => (code::USAGE, Some("--dtype float32".to_owned())),
+        CacheFull { .. } => (
+            code::RUN_AGAIN,
+            Some("graftwork cache gc --max-size SIZE makes room; then run the same command again".to_owned()),
+        ),
+        JobDiffers { path, .. } => (
+            code::USAGE,
+            Some(format!(
+                "to begin it anew remove `{}`; features are kept",
+                path.display()
+            )),
+        ),
+        JobUnfinished { missing, .. } => (
+            code::NO,
+            Some(format!(
+                "missing are {}; run those again",
+                runtime::features::to_array_expression(missing)
+            )),
+        ),
         Exists { .. } => (
             code::USAGE,
             Some("-o another folder, or --force to replace it".to_owned()),
@@ -166,6 +193,7 @@ fn judge_runtime(error: &runtime::Error) -> Option<(u8, Option<String>)> {
             code::NO_RUNTIME,
             Some("graftwork doctor lists what there is".to_owned()),
         ),
+        CudaMissing { reason, .. } => (code::NO_RUNTIME, Some(cuda_hint(reason).to_owned())),
         Install(_) => (
             code::NO_RUNTIME,
             Some("python3 -m pip download onnxruntime shows what pip lacks".to_owned()),
@@ -176,4 +204,28 @@ fn judge_runtime(error: &runtime::Error) -> Option<(u8, Option<String>)> {
         ),
         _ => return None,
     })
+}
+
+fn cuda_hint(missing: &runtime::engine::CudaMissing) -> &'static str {
+    use runtime::engine::CudaMissing::{Driver, Index, Provider, ProviderFile, Start};
+    match missing {
+        Provider { .. } | ProviderFile { .. } => {
+            "python3 -m pip install onnxruntime-gpu, or --ort-lib PATH to a library with CUDA; without a GPU --device cpu"
+        }
+        Driver { .. } => "nvidia-smi shows whether the driver runs; without a GPU --device cpu",
+        Index { .. } => "nvidia-smi -L lists the GPUs, and CUDA_VISIBLE_DEVICES can hide some",
+        Start { .. } => {
+            "python3 -m pip install 'onnxruntime-gpu[cuda,cudnn]' brings NVIDIA's libraries beside it"
+        }
+        _ => "graftwork doctor lists what there is",
+    }
+}
+
+/// Whether a damaged file is one that the cache can do without.
+fn is_of_cache(path: &std::path::Path) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let ours = ["block-", "labels-", "done-"]
+        .iter()
+        .any(|start| name.starts_with(start));
+    ours || name == "key.json" || name == "job.json"
 }

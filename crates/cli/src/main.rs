@@ -28,6 +28,14 @@ enum Verb {
     Fit(commands::fit::FitArgs),
     /// Features of a folder into the cache
     Extract(commands::extract::ExtractArgs),
+    /// The tensors that a whole network goes through, at which it can be cut
+    Cuts(commands::cuts::CutsArgs),
+    /// The cache of features: what is in it, whether it is sound, what can go, why something was missed
+    Cache(commands::cache::CacheArgs),
+    /// How far a job in shards is
+    Status(commands::status::StatusArgs),
+    /// Puts the shards of a job together
+    Finalize(commands::status::FinalizeArgs),
     /// A head on cached features or on an array
     Train(commands::train::TrainArgs),
     /// How good a trained run is on labelled pictures or features
@@ -62,6 +70,10 @@ fn main() -> ExitCode {
     let result = match Verb::parse() {
         Verb::Fit(args) => commands::fit::run(&args),
         Verb::Extract(args) => commands::extract::run(&args),
+        Verb::Cuts(args) => commands::cuts::run(&args),
+        Verb::Cache(args) => commands::cache::run(&args),
+        Verb::Status(args) => commands::status::status(&args),
+        Verb::Finalize(args) => commands::status::finalize(&args),
         Verb::Train(args) => commands::train::run(&args),
         Verb::Eval(args) => commands::eval::run(&args),
         Verb::Predict(args) => commands::predict::run(&args),

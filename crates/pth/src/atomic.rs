@@ -1,11 +1,11 @@
 //! Replacing a file whole or not touching it: a temporary sibling, fsync, rename, fsync of the folder.
 //!
-//! A crash, a full disk or a kill at any point leaves the old file (or none) and at most a `.NAME.PID-N.tmp` sibling.
+//! A crash, a full disk or a kill at any point leaves the old file (or none) and at most a `.NAME.PID-RANDOM.tmp` sibling.
 
 use std::fs::{self, File, OpenOptions};
+use std::hash::{BuildHasher, RandomState};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 
 /// An operation of the file system that failed: what was attempted, on which path, and the cause as `source()`.
 #[derive(Debug, thiserror::Error)]
@@ -67,7 +67,6 @@ impl AtomicFile {
     /// # Errors
     /// The target exists and `existing` is [`Existing::Refuse`]; the folder is missing or not writable.
     pub fn create(target: &Path, existing: Existing) -> Result<AtomicFile, FileError> {
-        static COUNTER: AtomicU64 = AtomicU64::new(0);
         // A symbolic link is followed, so that the file behind it is replaced and not the link.
         let target = fs::canonicalize(target).unwrap_or_else(|_| target.to_owned());
         if existing == Existing::Refuse && target.exists() {
@@ -79,8 +78,9 @@ impl AtomicFile {
             .file_name()
             .map(|name| name.to_string_lossy().into_owned())
             .unwrap_or_default();
-        let n = COUNTER.fetch_add(1, Ordering::Relaxed);
-        let temp = target.with_file_name(format!(".{name}.{}-{n}.tmp", std::process::id()));
+        // A process number alone would meet the leftovers of a killed run: in a container it is the same every time.
+        let random = RandomState::new().hash_one(std::time::Instant::now());
+        let temp = target.with_file_name(format!(".{name}.{}-{random:016x}.tmp", std::process::id()));
         let file = OpenOptions::new()
             .write(true)
             .read(true)

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use pth::FileError;
 
+use crate::engine::{CudaMissing, Device};
+
 /// The errors of this crate.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -31,8 +33,8 @@ pub enum Error {
         height: String,
         /// Its width.
         width: String,
-        /// The side of the crop.
-        crop: usize,
+        /// The crop: its side, or height x width.
+        crop: String,
     },
     /// Nothing said about which samples are for validation.
     #[error("`{}`: {reason}", path.display())]
@@ -51,6 +53,33 @@ pub enum Error {
         what: String,
     },
 
+    /// A job in parts that was begun with something else.
+    #[error("the job `{}` is another: {reason}", path.display())]
+    JobDiffers {
+        /// The job's folder.
+        path: PathBuf,
+        /// In what it differs.
+        reason: String,
+    },
+    /// A job in parts of which some are not done.
+    #[error("{} of the job's {shards} shards are not done", missing.len())]
+    JobUnfinished {
+        /// The job's folder.
+        path: PathBuf,
+        /// Which are missing.
+        missing: Vec<usize>,
+        /// How many there are.
+        shards: usize,
+    },
+    /// A feature that float16 cannot hold.
+    #[error("`{boundary}` has the value {value}, which float16 cannot hold")]
+    HalfOverflow {
+        /// The tensor.
+        boundary: String,
+        /// The value.
+        value: f32,
+    },
+
     // The file must be another.
     /// Bytes that are no ONNX model.
     #[error("`{}` is not an ONNX model: {reason}", path.display())]
@@ -60,11 +89,25 @@ pub enum Error {
         /// Where and how that shows.
         reason: String,
     },
-    /// A model whose weights lie in files beside it.
-    #[error("`{}` keeps its weights in external files, which is not supported", path.display())]
+    /// Weights that should lie in a file beside the model.
+    #[error("`{}` keeps `{tensor}` in `{location}`, {reason}", path.display())]
     ExternalWeights {
-        /// The file.
+        /// The model.
         path: PathBuf,
+        /// The initialiser.
+        tensor: String,
+        /// The other file, as the model names it.
+        location: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A checkpoint that does not fit a graph.
+    #[error("Error(s) in loading state_dict for `{}`:\n\t{}", path.display(), faults.join("\n\t"))]
+    Weights {
+        /// The model.
+        path: PathBuf,
+        /// Each thing that does not fit.
+        faults: Vec<String>,
     },
     /// A sound model that cannot serve as a backbone.
     #[error("`{}` cannot serve as a backbone: {reason}", path.display())]
@@ -112,6 +155,14 @@ pub enum Error {
         /// Why not.
         reason: String,
     },
+    /// A GPU that was asked for and cannot be used; the processor does not step in for it.
+    #[error("{device} cannot be used: {reason}")]
+    CudaMissing {
+        /// What was asked for.
+        device: Device,
+        /// What is absent.
+        reason: CudaMissing,
+    },
     /// ONNX Runtime refused a model or failed while running it.
     #[error("ONNX Runtime could not {action} `{}`: {message}", path.display())]
     Ort {
@@ -121,6 +172,14 @@ pub enum Error {
         path: PathBuf,
         /// Its own words.
         message: String,
+    },
+    /// A cache that may not grow further.
+    #[error("the cache `{}` would grow beyond its limit of {limit} bytes; what is finished is kept", path.display())]
+    CacheFull {
+        /// The cache.
+        path: PathBuf,
+        /// The limit.
+        limit: u64,
     },
     /// `doctor --install` did not get the library.
     #[error("ONNX Runtime could not be installed: {0}")]

@@ -2,17 +2,17 @@
 //! proof that it says what the trainer says.
 
 use std::path::PathBuf;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use crate::data::Dataset;
-use crate::engine::{Engine, SessionOptions};
+use crate::engine::{Device, Engine, SessionOptions};
 use crate::error::Error;
-use crate::features::{check_input, pixels_of, sessions_for};
+use crate::features::{Pipeline, Spent, check_input, prepare, sessions_for};
 use crate::head::LinearHead;
 use crate::image::Preprocess;
 use crate::monitor::{Monitor, Stage};
-use crate::onnx::Model;
+use crate::onnx::{Model, Reduction};
 
 const CLASSES: &str = "graftwork.classes";
 const PREPROCESS: &str = "graftwork.preprocess";
@@ -24,6 +24,7 @@ const PREPROCESS: &str = "graftwork.preprocess";
 pub fn assemble(
     backbone: &Model,
     boundary: &str,
+    reduction: Reduction,
     head: &LinearHead,
     preprocess: &Preprocess,
 ) -> Result<Model, Error> {
@@ -31,6 +32,7 @@ pub fn assemble(
     let preprocess = serde_json::to_string(preprocess).expect("plain data is JSON");
     backbone.splice(
         boundary,
+        reduction,
         head.weights(),
         &[(CLASSES, classes), (PREPROCESS, preprocess)],
     )
@@ -45,6 +47,7 @@ pub struct Classifier {
     preprocess: Preprocess,
     batch_size: usize,
     threads: usize,
+    device: Device,
 }
 
 /// What the classifier says of one picture: its logits, or why it has none.
@@ -55,7 +58,7 @@ impl Classifier {
     ///
     /// # Errors
     /// [`Error::BadFile`] where it does not carry its classes and preprocessing; as [`Engine::open`].
-    pub fn new(model: Model, engine: Engine, threads: usize) -> Result<Classifier, Error> {
+    pub fn new(model: Model, engine: Engine, device: Device, threads: usize) -> Result<Classifier, Error> {
         let bad = |reason: String| Error::BadFile {
             path: model.path().to_owned(),
             reason,
@@ -82,6 +85,7 @@ impl Classifier {
             preprocess,
             batch_size,
             threads: threads.max(1),
+            device,
         })
     }
 
@@ -105,61 +109,62 @@ impl Classifier {
         pictures: &[usize],
         monitor: Monitor<'_>,
     ) -> Result<Vec<Answer>, Error> {
-        let numel = self.preprocess.numel();
-        let (n_sessions, intra_threads) = sessions_for(&self.model, self.threads);
+        let (n_sessions, intra_threads) = sessions_for(&self.model, self.device, self.threads);
+        let n_threads = self.threads.min(pictures.len().div_ceil(self.batch_size)).max(1);
+        let [channels, height, width] = self.preprocess.shape();
+        let pipeline = Pipeline {
+            engine: &self.engine,
+            model: &self.model,
+            options: SessionOptions {
+                intra_threads,
+                device: self.device,
+            },
+            n_sessions: n_sessions.min(n_threads),
+            n_threads,
+            shape: vec![self.batch_size, channels, height, width],
+        };
         let next = AtomicUsize::new(0);
         let done = AtomicUsize::new(0);
         let answers: Mutex<Vec<Option<Answer>>> = Mutex::new(vec![None; pictures.len()]);
-        let work = || -> Result<(), Error> {
-            let mut session = self
-                .engine
-                .session(&self.model, SessionOptions { intra_threads })?;
-            let mut pixels = vec![0.0; self.batch_size * numel];
-            let mut reader = data.reader();
-            loop {
-                let first = next.fetch_add(self.batch_size, Ordering::Relaxed);
-                if first >= pictures.len() || monitor.is_cancelled() {
-                    return Ok(());
+        let answer = |at: usize, answer: Answer| {
+            answers.lock().unwrap_or_else(PoisonError::into_inner)[at] = Some(answer);
+            let n_done = done.fetch_add(1, Ordering::Relaxed) + 1;
+            monitor.at(Stage::Verify, n_done, pictures.len());
+        };
+        pipeline.run(
+            &Spent::default(),
+            |filler| {
+                let mut reader = data.reader();
+                loop {
+                    let at = next.fetch_add(1, Ordering::Relaxed);
+                    if at >= pictures.len() || monitor.is_cancelled() {
+                        return Ok(());
+                    }
+                    let filled = filler.fill(at, |out| {
+                        prepare(&self.preprocess, &reader.read(pictures[at])?, None, out)
+                    })?;
+                    match filled {
+                        None => return Ok(()),
+                        Some(Ok(())) => {}
+                        Some(Err(reason)) => answer(at, Err(reason)),
+                    }
                 }
-                let batch = &pictures[first..(first + self.batch_size).min(pictures.len())];
-                pixels.fill(0.0);
-                let read: Vec<Result<(), String>> = batch
-                    .iter()
-                    .zip(pixels.chunks_exact_mut(numel))
-                    .map(|(&picture, out)| {
-                        let pixels = pixels_of(reader.read(picture)?)?;
-                        self.preprocess.apply(&pixels, out);
-                        Ok(())
-                    })
-                    .collect();
-                let crop = self.preprocess.crop;
-                let (logits, n_classes) = session.run([self.batch_size, 3, crop, crop], &pixels)?;
+            },
+            |tags, outputs| {
+                let n_classes = outputs[0].row_len();
                 if n_classes != self.classes.len() {
                     return Err(Error::BadFile {
                         path: self.model.path().to_owned(),
                         reason: format!("it gives {n_classes} logits for {} classes", self.classes.len()),
                     });
                 }
-                let mut answers = answers.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-                for (offset, (read, logits)) in
-                    read.into_iter().zip(logits.chunks_exact(n_classes)).enumerate()
-                {
-                    answers[first + offset] = Some(read.map(|()| logits.to_vec()));
+                for (&at, logits) in tags.iter().zip(outputs[0].values.chunks_exact(n_classes)) {
+                    answer(at, Ok(logits.to_vec()));
                 }
-                let n_done = done.fetch_add(batch.len(), Ordering::Relaxed) + batch.len();
-                monitor.at(Stage::Verify, n_done, pictures.len());
-            }
-        };
-        let n_workers = n_sessions.min(pictures.len().div_ceil(self.batch_size)).max(1);
-        std::thread::scope(|scope| {
-            let workers: Vec<_> = (0..n_workers).map(|_| scope.spawn(work)).collect();
-            workers
-                .into_iter()
-                .try_for_each(|worker| worker.join().expect("workers do not panic"))
-        })?;
-        let answers = answers
-            .into_inner()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+                Ok(())
+            },
+        )?;
+        let answers = answers.into_inner().unwrap_or_else(PoisonError::into_inner);
         let total = answers.len();
         answers
             .into_iter()
@@ -180,30 +185,44 @@ pub struct Verified {
     pub max_abs_logit_diff: f32,
 }
 
+/// What the trainer says of some samples.
+#[derive(Debug, Clone, Default)]
+pub struct Expected {
+    /// Their numbers in the data set.
+    pub samples: Vec<usize>,
+    /// `[N, C]`.
+    pub logits: Vec<f32>,
+    /// `[N, C]`: how far a logit may be off because its features were rounded when they were stored.
+    pub slack: Vec<f32>,
+}
+
 /// Runs pictures through the exported model and compares with what the head says of their cached features:
-/// every logit within a thousandth of one plus the picture's largest.
+/// every logit within a thousandth of one plus the picture's largest, and what storing the features may have cost.
 ///
 /// # Errors
 /// [`Error::ExportMismatch`] with the first picture on which they differ.
 pub fn verify(
     classifier: &Classifier,
     data: &Dataset,
-    pictures: &[usize],
-    trained: &[f32],
+    expected: &Expected,
     monitor: Monitor<'_>,
 ) -> Result<Verified, Error> {
     let n_classes = classifier.classes().len();
-    let answers = classifier.classify(data, pictures, monitor)?;
+    let answers = classifier.classify(data, &expected.samples, monitor)?;
     let mut max_abs_logit_diff = 0f32;
-    for ((&picture, answer), trained) in pictures.iter().zip(answers).zip(trained.chunks_exact(n_classes)) {
+    let rows = expected
+        .logits
+        .chunks_exact(n_classes)
+        .zip(expected.slack.chunks_exact(n_classes));
+    for ((&picture, answer), (trained, slack)) in expected.samples.iter().zip(answers).zip(rows) {
         let exported = answer.map_err(|reason| Error::Data {
             path: data.source().join(&*data.name(picture)),
             reason,
         })?;
         let scale = trained.iter().fold(0f32, |top, logit| top.max(logit.abs()));
-        for (&exported, &trained) in exported.iter().zip(trained) {
+        for ((&exported, &trained), slack) in exported.iter().zip(trained).zip(slack) {
             let diff = (exported - trained).abs();
-            if diff.is_nan() || diff > 1e-3 * (1.0 + scale) {
+            if diff.is_nan() || diff > 1e-3 * (1.0 + scale) + slack {
                 return Err(Error::ExportMismatch {
                     path: PathBuf::from(data.name(picture).into_owned()),
                     exported,
@@ -214,7 +233,7 @@ pub fn verify(
         }
     }
     Ok(Verified {
-        n: pictures.len(),
+        n: expected.samples.len(),
         max_abs_logit_diff,
     })
 }

@@ -68,6 +68,15 @@ impl LinearHead {
         Ok(LinearHead::logits_of(&self.weight, &self.bias, features))
     }
 
+    /// How far each logit `[N, C]` may be off because its features were rounded to float16 when they were stored: half a
+    /// unit in the last place of every product, all in one direction.
+    pub(crate) fn rounding_slack(&self, features: &Features) -> Vec<f32> {
+        const HALF_UNIT: f32 = 1.0 / 2048.0;
+        let weight: Vec<f32> = self.weight.iter().map(|value| value.abs() * HALF_UNIT).collect();
+        let bias = vec![0.0; self.bias.len()];
+        LinearHead::logits_of(&weight, &bias, &features.abs())
+    }
+
     pub(crate) fn logits_of(weight: &[f32], bias: &[f32], features: &Features) -> Vec<f32> {
         let mut logits = vec![0.0; features.n_rows() * bias.len()];
         matmul_transposed(features.values(), weight, &mut logits, features.n_features());

@@ -8,16 +8,18 @@ use std::time::Instant;
 use pth::{AtomicFile, Existing, FileError};
 use serde::Serialize;
 
-use crate::data::{DataOptions, Dataset, Split, SplitRule};
-use crate::engine::Engine;
+use crate::data::{Columns, DataOptions, Dataset, LeftOut, Split, SplitRule};
+use crate::engine::{Device, Engine, Input, SessionOptions};
 use crate::error::Error;
-use crate::export::{Classifier, Verified, assemble, verify};
-use crate::features::{ExtractConfig, Extraction, Labelled, extract};
+use crate::export::{Classifier, Expected, Verified, assemble, verify};
+use crate::features::{
+    ExtractConfig, Extraction, FeatureType, Labelled, Pool, Recipe, Tap, Views, check_input, extract,
+};
 use crate::head::LinearHead;
 use crate::image::Preprocess;
 use crate::metrics::Metrics;
 use crate::monitor::{Monitor, Stage};
-use crate::onnx::Model;
+use crate::onnx::{Model, Reduction};
 use crate::report;
 use crate::solve::{Fitted, Selection, SolverOptions, fit as solve, select_c};
 
@@ -131,20 +133,30 @@ pub fn train(
 /// The main job.
 #[derive(Debug, Clone)]
 pub struct FitConfig {
-    /// The ONNX backbone.
-    pub backbone: PathBuf,
-    /// The image folder.
+    /// The ONNX backbone, with the weights it is to have.
+    pub model: Model,
+    /// The pictures: see [`Dataset::open`].
     pub data: PathBuf,
+    /// How they are read.
+    pub data_options: DataOptions,
     /// The run folder to write.
     pub run: PathBuf,
     /// Folder of cache entries.
     pub cache: PathBuf,
     /// The tensor to cut at, instead of the classifier's input.
     pub cut: Option<String>,
+    /// What becomes of a spatial boundary.
+    pub pool: Pool,
     /// How pictures become input.
     pub preprocess: Preprocess,
-    /// Where validation pictures come from.
-    pub split: SplitRule,
+    /// Random views of the training pictures.
+    pub views: Option<Views>,
+    /// How features are stored.
+    pub dtype: FeatureType,
+    /// Rows that are made durable at once: see [`ExtractConfig`].
+    pub block_rows: usize,
+    /// What all files of the cache together may have, in bytes.
+    pub max_cache_bytes: Option<u64>,
     /// How strong the regularisation is.
     pub regularisation: Regularisation,
     /// Decides the splits.
@@ -153,17 +165,59 @@ pub struct FitConfig {
     pub batch_size: usize,
     /// Threads in all.
     pub threads: usize,
+    /// What runs the network.
+    pub device: Device,
     /// The ONNX Runtime to use.
     pub ort_lib: Option<PathBuf>,
     /// What to do with a run folder of other settings.
     pub existing: Existing,
 }
 
+/// What an extraction did, in numbers.
+#[derive(Debug, Clone)]
+pub struct ExtractSummary {
+    /// Where the network was cut.
+    pub boundary: String,
+    /// The cache entry.
+    pub entry: PathBuf,
+    /// Samples whose features were there.
+    pub hits: usize,
+    /// Samples for which something was computed.
+    pub misses: usize,
+    /// Samples without features.
+    pub n_left_out: usize,
+    /// The first of them, at most ten.
+    pub left_out: Vec<LeftOut>,
+    /// Wall time.
+    pub elapsed: std::time::Duration,
+}
+
+impl ExtractSummary {
+    /// Of an extraction's first tap.
+    pub fn of(extraction: &Extraction<'_>) -> ExtractSummary {
+        const N_NAMED: usize = 10;
+        ExtractSummary {
+            boundary: extraction.boundaries[0].clone(),
+            entry: extraction.store().folder().to_owned(),
+            hits: extraction.hits,
+            misses: extraction.misses,
+            n_left_out: extraction.n_left_out,
+            left_out: extraction.left_out().take(N_NAMED).collect(),
+            elapsed: extraction.elapsed,
+        }
+    }
+
+    /// Samples per second, hits and misses together.
+    pub fn images_per_second(&self) -> f64 {
+        (self.hits + self.misses) as f64 / self.elapsed.as_secs_f64().max(1e-9)
+    }
+}
+
 /// What the main job leaves; it lies in `metrics.json` too.
 #[derive(Debug)]
 pub struct FitReport {
     /// What the extraction did.
-    pub extraction: Extraction,
+    pub extraction: ExtractSummary,
     /// The head and its marks.
     pub trained: Trained,
     /// The comparison of the exported model with the trainer.
@@ -181,32 +235,43 @@ pub struct FitReport {
 /// # Errors
 /// As its parts; [`Error::Exists`] where the run folder holds something else and `existing` refuses.
 pub fn fit(config: &FitConfig, monitor: Monitor<'_>) -> Result<FitReport, Error> {
-    let model = Model::open(&config.backbone)?;
+    let model = &config.model;
     model.check_opset()?;
     let boundary = match &config.cut {
         Some(name) => name.clone(),
         None => model.default_boundary()?,
     };
-    let settings = settings_of(config, &boundary);
+    let settings = settings_of(config, &boundary)?;
     let folder = RunFolder::open(&config.run, &settings, config.existing)?;
-    let data = Dataset::open(&config.data, &DataOptions::new(config.split))?;
+    let data = Dataset::open(&config.data, &config.data_options)?;
     // A missing library is said before an hour of work, also where all features are cached.
     let engine = Engine::open(config.ort_lib.as_deref())?;
+    engine.check(config.device)?;
     let extraction = extract(
-        &model,
+        model,
         &data,
         &engine,
         &ExtractConfig {
             cache: &config.cache,
-            boundary: Some(&boundary),
-            preprocess: &config.preprocess,
+            taps: &[Tap {
+                boundary: boundary.clone(),
+                pool: config.pool,
+            }],
+            recipe: &Recipe::Picture(config.preprocess.clone()),
+            views: config.views.as_ref(),
+            dtype: config.dtype,
+            device: config.device,
             batch_size: config.batch_size,
             threads: config.threads,
+            block_rows: config.block_rows,
+            max_cache_bytes: config.max_cache_bytes,
+            shard: None,
         },
         monitor,
     )?;
-    let train_rows = extraction.manifest.labelled(&extraction.store, Split::Train)?;
-    let val_rows = extraction.manifest.labelled(&extraction.store, Split::Val)?;
+    let manifest = extraction.manifest();
+    let train_rows = manifest.labelled(extraction.store(), &extraction.views, Split::Train)?;
+    let val_rows = manifest.labelled(extraction.store(), &[], Split::Val)?;
     if val_rows.labels.is_empty() {
         let reason = "no validation picture could be read".to_owned();
         return Err(Error::Data {
@@ -234,28 +299,28 @@ pub fn fit(config: &FitConfig, monitor: Monitor<'_>) -> Result<FitReport, Error>
         )
     })?;
 
-    let exported = assemble(&model, &boundary, &trained.head, &config.preprocess)?;
-    let classifier = Classifier::new(exported.clone(), engine.clone(), config.threads)?;
-    let val_samples: Vec<usize> = extraction
-        .samples
-        .iter()
-        .copied()
-        .filter(|&sample| data.split(sample) == Split::Val)
-        .collect();
-    let (pictures, logits) = spread(&val_samples, &trained.val_logits, data.classes().len());
-    let verified = verify(&classifier, &data, &pictures, &logits, monitor)?;
+    let reduction = reduction_of(config, &boundary, &engine)?;
+    let exported = assemble(model, &boundary, reduction, &trained.head, &config.preprocess)?;
+    let classifier = Classifier::new(exported.clone(), engine.clone(), config.device, config.threads)?;
+    let val_samples = (0..data.len()).filter(|&sample| data.split(sample) == Split::Val);
+    let val_samples = val_samples.filter(|&sample| data.label(sample).is_some());
+    let val_samples: Vec<usize> = val_samples.filter(|&sample| extraction.has_row(sample)).collect();
+    let expected = spread(&val_samples, &trained, &val_rows, config.dtype);
+    let verified = verify(&classifier, &data, &expected, monitor)?;
 
+    let ledger = extraction.ledger();
+    let extraction = ExtractSummary::of(&extraction);
     let metrics = metrics_of(&extraction, &trained, &verified, &engine);
     folder.write(
         &trained.head,
+        Some(&exported),
         &[
             ("config.toml", settings.into_bytes()),
             (
                 "report.html",
                 report::html(&config.data, &metrics, &trained, &val_rows).into_bytes(),
             ),
-            ("ledger.jsonl", extraction.ledger().into_bytes()),
-            ("model.onnx", exported.bytes().to_vec()),
+            ("ledger.jsonl", ledger.into_bytes()),
             ("metrics.json", pretty(&metrics)),
         ],
     )?;
@@ -321,6 +386,7 @@ pub fn train_to_folder(
     add_solver(&mut metrics, &trained);
     folder.write(
         &trained.head,
+        None,
         &[
             ("config.toml", settings.into_bytes()),
             ("metrics.json", pretty(&metrics)),
@@ -330,7 +396,7 @@ pub fn train_to_folder(
 }
 
 fn metrics_of(
-    extraction: &Extraction,
+    extraction: &ExtractSummary,
     trained: &Trained,
     verified: &Verified,
     engine: &Engine,
@@ -344,9 +410,9 @@ fn metrics_of(
         "cache": {
             "hits": extraction.hits,
             "misses": extraction.misses,
-            "entry": extraction.store.folder().to_string_lossy(),
+            "entry": extraction.entry.to_string_lossy(),
         },
-        "left_out": extraction.left_out.len(),
+        "left_out": extraction.n_left_out,
         "boundary": extraction.boundary,
         "export": verified,
         "onnxruntime": format!("1.{}", engine.found().minor),
@@ -372,49 +438,91 @@ fn pretty(value: &impl Serialize) -> Vec<u8> {
     bytes
 }
 
-/// At most [`MAX_VERIFIED`] pictures, evenly spread, with their logits.
-fn spread(samples: &[usize], logits: &[f32], n_classes: usize) -> (Vec<usize>, Vec<f32>) {
+/// How the exported graph pools. Which axes are positions shows only when the network runs: once, on black pixels.
+fn reduction_of(config: &FitConfig, boundary: &str, engine: &Engine) -> Result<Reduction, Error> {
+    match config.pool {
+        Pool::None => return Ok(Reduction::None),
+        Pool::Cls => return Ok(Reduction::FirstToken),
+        Pool::Avg => {}
+    }
+    let cut = config.model.cut(&[boundary])?;
+    let batch_size = check_input(&cut, &config.preprocess, 1)?;
+    let [channels, height, width] = config.preprocess.shape();
+    let options = SessionOptions {
+        intra_threads: config.threads,
+        device: config.device,
+    };
+    let input = Input::F32 {
+        shape: &[batch_size, channels, height, width],
+        values: &vec![0.0; batch_size * config.preprocess.numel()],
+    };
+    let outputs = engine.session(&cut, options)?.run(&[input])?;
+    Ok(match outputs[0].shape.len() {
+        3 => Reduction::MeanOfTokens,
+        4 => Reduction::MeanOfPositions,
+        _ => Reduction::None,
+    })
+}
+
+/// At most [`MAX_VERIFIED`] of the validation samples, evenly spread, with what the trainer says of them.
+fn spread(samples: &[usize], trained: &Trained, val: &Labelled, dtype: FeatureType) -> Expected {
     let n = samples.len().min(MAX_VERIFIED);
-    let rows = (0..n).map(|i| i * samples.len() / n);
+    let rows: Vec<usize> = (0..n).map(|i| i * samples.len() / n).collect();
+    let n_classes = trained.head.classes().len();
     let logits = rows
-        .clone()
-        .flat_map(|row| &logits[row * n_classes..(row + 1) * n_classes]);
-    let logits = logits.copied().collect();
-    (rows.map(|row| samples[row]).collect(), logits)
+        .iter()
+        .flat_map(|row| &trained.val_logits[row * n_classes..(row + 1) * n_classes]);
+    Expected {
+        samples: rows.iter().map(|&row| samples[row]).collect(),
+        logits: logits.copied().collect(),
+        slack: match dtype {
+            FeatureType::Float16 => trained.head.rounding_slack(&val.features.select(&rows)),
+            FeatureType::Float32 => vec![0.0; n * n_classes],
+        },
+    }
 }
 
 /// The settings that, with the content of the data, decide the result, as TOML. The same text means the same job: running
 /// it again may replace its results.
-fn settings_of(config: &FitConfig, boundary: &str) -> String {
+fn settings_of(config: &FitConfig, boundary: &str) -> Result<String, Error> {
     let absolute = |path: &Path| {
         let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
         toml_string(&path.to_string_lossy())
     };
-    let (val_fraction, split_seed) = match config.split {
-        SplitRule::Folders | SplitRule::Loose => (String::new(), String::new()),
-        SplitRule::Fraction { fraction, seed } => (
-            format!("val_fraction = {fraction:?}\n"),
-            format!("split_seed = {seed}\n"),
-        ),
-    };
-    let p = &config.preprocess;
-    let filter = serde_json::to_string(&p.interpolation).expect("a name is JSON");
-    format!(
-        "# Written by graftwork fit.\nbackbone = {}\nbackbone_blake3 = \"{}\"\ndata = {}\ncut = {}\nc = {}\nseed = {}\n{val_fraction}{split_seed}\n\
-         [preprocess]\nresize = {}\ncrop = {}\ninterpolation = {filter}\nmean = {:?}\nstd = {:?}\n",
-        absolute(&config.backbone),
-        fs::read(&config.backbone)
-            .map(|bytes| blake3::hash(&bytes).to_hex().to_string())
-            .unwrap_or_default(),
+    let mut settings = format!(
+        "# Written by graftwork fit.\nbackbone = {}\nprefix_blake3 = \"{}\"\ndata = {}\ncut = {}\nc = {}\nseed = {}\n",
+        absolute(config.model.path()),
+        config.model.prefix_digest(boundary)?.to_hex(),
         absolute(&config.data),
         toml_string(boundary),
         c_text(config.regularisation),
         config.seed,
-        p.resize,
-        p.crop,
-        p.mean,
-        p.std,
-    )
+    );
+    if let SplitRule::Fraction { fraction, seed } = config.data_options.split {
+        settings.push_str(&format!("val_fraction = {fraction:?}\nsplit_seed = {seed}\n"));
+    }
+    if config.data_options.columns != Columns::default() {
+        let columns = &config.data_options.columns;
+        settings.push_str(&format!("columns = {}\n", toml_string(&format!("{columns:?}"))));
+    }
+    settings.push_str(&format!(
+        "\n[features]\npool = {}\ndtype = {}\ndevice = {}\n",
+        plain(&config.pool),
+        plain(&config.dtype),
+        toml_string(config.device.class())
+    ));
+    if let Some(views) = &config.views {
+        let augment = toml_string(&plain(&views.augment));
+        settings.push_str(&format!("views = {}\naugment = {augment}\n", views.count));
+    }
+    settings.push_str("\n[preprocess]\n");
+    settings.push_str(&config.preprocess.to_toml());
+    Ok(settings)
+}
+
+/// A plain value as JSON, which for strings, numbers and lists of them is TOML too.
+fn plain(value: &impl Serialize) -> String {
+    serde_json::to_string(value).expect("plain data is JSON")
 }
 
 /// JSON's string escapes are TOML's.
@@ -461,7 +569,12 @@ impl RunFolder {
 
     /// Finishes all files in a folder beside them first, then gives them their names. A folder that is replaced loses the
     /// results that the new run does not have, and is without its `config.toml` until it is complete.
-    fn write(&self, head: &LinearHead, files: &[(&str, Vec<u8>)]) -> Result<(), Error> {
+    fn write(
+        &self,
+        head: &LinearHead,
+        model: Option<&Model>,
+        files: &[(&str, Vec<u8>)],
+    ) -> Result<(), Error> {
         let name = format!(".graftwork-{}.tmp", std::process::id());
         // In the folder itself where there is one: it may be a mount, into which no rename leads.
         let staging = if self.path.is_dir() {
@@ -472,7 +585,7 @@ impl RunFolder {
             fs::create_dir_all(parent).map_err(FileError::at("create", parent))?;
             parent.join(name)
         };
-        let result = self.stage_and_move(&staging, head, files);
+        let result = self.stage_and_move(&staging, head, model, files);
         let _ = fs::remove_dir_all(&staging);
         result
     }
@@ -481,20 +594,26 @@ impl RunFolder {
         &self,
         staging: &Path,
         head: &LinearHead,
+        model: Option<&Model>,
         files: &[(&str, Vec<u8>)],
     ) -> Result<(), Error> {
+        const MODEL: &str = "model.onnx";
         const HEAD: &str = "head.safetensors";
         const CONFIG: &str = "config.toml";
-        const RESULTS: [&str; 6] = [
+        const RESULTS: [&str; 7] = [
             CONFIG,
             HEAD,
             "ledger.jsonl",
             "metrics.json",
-            "model.onnx",
+            MODEL,
+            "model.onnx.data",
             "report.html",
         ];
         fs::create_dir_all(staging).map_err(FileError::at("create", &self.path))?;
         head.save(&staging.join(HEAD))?;
+        if let Some(model) = model {
+            model.save(&staging.join(MODEL), Existing::Replace)?;
+        }
         for (name, bytes) in files {
             let path = self.path.join(name);
             // Errors speak of the file that was wanted, not of the staging one.

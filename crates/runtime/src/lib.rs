@@ -22,6 +22,7 @@ pub mod onnx;
 mod random;
 mod report;
 pub mod solve;
+pub mod text;
 
 pub use error::Error;
 pub use monitor::{Monitor, Progress, Stage};

@@ -135,12 +135,12 @@ fn mistakes(page: &mut String, trained: &Trained, val_rows: &Labelled) {
         .val_logits
         .chunks_exact(classes.len())
         .zip(&val_rows.labels)
-        .zip(&val_rows.paths);
-    let mut wrong: Vec<(f64, usize, u32, &Path)> = rows
-        .filter_map(|((logits, &label), path)| {
+        .zip(&val_rows.names);
+    let mut wrong: Vec<(f64, usize, u32, &str)> = rows
+        .filter_map(|((logits, &label), name)| {
             let judged = Judged::new(logits);
             let probability = judged.probability(judged.class);
-            (judged.class != label as usize).then_some((probability, judged.class, label, path.as_path()))
+            (judged.class != label as usize).then_some((probability, judged.class, label, name.as_str()))
         })
         .collect();
     wrong.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.3.cmp(b.3)));
@@ -148,11 +148,11 @@ fn mistakes(page: &mut String, trained: &Trained, val_rows: &Labelled) {
         return;
     }
     page.push_str("<h2>Most confident mistakes</h2><table><tr><th>picture<th>is<th>taken for<th>probability");
-    for (probability, class, label, path) in wrong.into_iter().take(N_MISTAKES) {
+    for (probability, class, label, name) in wrong.into_iter().take(N_MISTAKES) {
         let _ = write!(
             page,
             "<tr><td>{}<td>{}<td>{}<td>{probability:.3}",
-            escape(&path.to_string_lossy()),
+            escape(name),
             escape(&classes[label as usize]),
             escape(&classes[class])
         );

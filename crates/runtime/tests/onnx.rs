@@ -6,7 +6,7 @@
 
 use std::path::{Path, PathBuf};
 
-use runtime::onnx::{HeadWeights, Model};
+use runtime::onnx::{HeadWeights, Model, Reduction};
 
 fn bytes() -> Vec<u8> {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/digits/backbone.onnx");
@@ -32,7 +32,7 @@ fn head<'h>(weight: &'h [f32], bias: &'h [f32]) -> HeadWeights<'h> {
 fn the_cut_ends_at_the_classifiers_input_and_drops_its_weights() {
     let model = parse(bytes());
     assert_eq!(model.default_boundary().unwrap(), BOUNDARY);
-    let cut = model.cut(BOUNDARY).unwrap();
+    let cut = model.cut(&[BOUNDARY]).unwrap();
     assert_eq!(cut.outputs(), [BOUNDARY]);
     assert_eq!(cut.input().unwrap(), model.input().unwrap());
     // fc.weight is [5, 64] float32; its name and shape come on top.
@@ -41,12 +41,12 @@ fn the_cut_ends_at_the_classifiers_input_and_drops_its_weights() {
         (5 * 64 * 4..5 * 64 * 4 + 600).contains(&dropped),
         "{dropped} bytes were dropped"
     );
-    let error = model.cut("/flatten/Flatten_output_1").unwrap_err();
+    let error = model.cut(&["/flatten/Flatten_output_1"]).unwrap_err();
     let runtime::Error::UnknownTensor { suggestions, .. } = error else {
         panic!("{error}")
     };
     assert_eq!(suggestions[0], BOUNDARY);
-    assert!(model.cut("fc.weight").is_err(), "a weight is no boundary");
+    assert!(model.cut(&["fc.weight"]).is_err(), "a weight is no boundary");
 }
 
 #[test]
@@ -54,19 +54,29 @@ fn the_digest_sees_the_prefix_and_nothing_else() {
     let model = parse(bytes());
     let digest = model.prefix_digest(BOUNDARY).unwrap();
     assert_eq!(
-        model.cut(BOUNDARY).unwrap().prefix_digest(BOUNDARY).unwrap(),
+        model.cut(&[BOUNDARY]).unwrap().prefix_digest(BOUNDARY).unwrap(),
         digest
     );
     let (weight, bias) = ([0.5; 128], [0.0; 2]);
     let spliced = model
-        .splice(BOUNDARY, head(&weight, &bias), &[("key", "value".to_owned())])
+        .splice(
+            BOUNDARY,
+            Reduction::None,
+            head(&weight, &bias),
+            &[("key", "value".to_owned())],
+        )
         .unwrap();
     assert_eq!(spliced.prefix_digest(BOUNDARY).unwrap(), digest, "another head");
     assert_eq!(spliced.metadata("key").as_deref(), Some("value"));
     assert_eq!(spliced.outputs(), ["logits"]);
     // Spliced again, the first head is gone and the metadata replaced.
     let again = spliced
-        .splice(BOUNDARY, head(&weight, &bias), &[("key", "other".to_owned())])
+        .splice(
+            BOUNDARY,
+            Reduction::None,
+            head(&weight, &bias),
+            &[("key", "other".to_owned())],
+        )
         .unwrap();
     assert_eq!(again.metadata("key").as_deref(), Some("other"));
     assert_eq!(again.bytes().len(), spliced.bytes().len());
@@ -98,8 +108,8 @@ fn hostile_bytes_are_refused_or_read_and_never_panic() {
         let _ = model.input();
         for boundary in [model.default_boundary().unwrap_or_default(), BOUNDARY.to_owned()] {
             let _ = model.prefix_digest(&boundary);
-            let _ = model.cut(&boundary);
-            let _ = model.splice(&boundary, head(&[0.0; 128], &[0.0; 2]), &[]);
+            let _ = model.cut(&[boundary.as_str()]);
+            let _ = model.splice(&boundary, Reduction::None, head(&[0.0; 128], &[0.0; 2]), &[]);
         }
     };
     for n in (0..good.len()).step_by(997) {

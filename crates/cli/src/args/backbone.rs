@@ -1,16 +1,140 @@
-//! The frozen network and where it is cut.
+//! The frozen network, its weights, and where it is cut.
 
 use std::path::PathBuf;
 
 use clap::Args;
+use pth::FileError;
+use runtime::onnx::{DEFAULT_BATCH_NORM_EPS, Model, WeightsFrom, WeightsReport};
+
+use super::OpenArgs;
+use crate::text;
+use crate::usage::UsageError;
 
 /// The ONNX graph and its boundary.
 #[derive(Debug, Args)]
+#[command(next_help_heading = "Backbone")]
 pub(crate) struct BackboneArgs {
-    /// The ONNX backbone
+    /// The ONNX backbone; weights in files beside it are found
     #[arg(long, value_name = "M.onnx")]
     pub(crate) backbone: PathBuf,
-    /// The tensor to cut at [default: the input of the classifier]
-    #[arg(long, value_name = "TENSOR")]
-    pub(crate) cut: Option<String>,
+    /// The tensor to cut at, or several: again, or with commas [default: the input of the classifier]
+    #[arg(long, value_name = "TENSOR", value_delimiter = ',')]
+    pub(crate) cut: Vec<String>,
+    /// A checkpoint whose tensors go into the graph, as load_state_dict would put them into the model
+    #[arg(long, value_name = "CKPT")]
+    weights: Option<PathBuf>,
+    /// Steps of the surgery language on the checkpoint first; again for more
+    #[arg(
+        short = 'e',
+        long = "weights-edit",
+        value_name = "STEPS",
+        requires = "weights"
+    )]
+    weights_steps: Vec<String>,
+    /// A file of such steps
+    #[arg(long, value_name = "FILE", requires = "weights")]
+    weights_plan: Option<PathBuf>,
+    /// Tensors of the graph that keep their own values
+    #[arg(long, value_name = "PATTERN", value_delimiter = ',', requires = "weights")]
+    weights_keep: Vec<String>,
+    /// Epsilon of batch normalisations that were folded at export, where the graph does not tell
+    #[arg(long, value_name = "EPS", default_value_t = DEFAULT_BATCH_NORM_EPS, requires = "weights")]
+    bn_eps: f64,
+    #[command(flatten)]
+    open: OpenArgs,
+}
+
+impl BackboneArgs {
+    /// The model as it will be run, and where it is cut; what was put into it is said.
+    pub(crate) fn open(&self) -> anyhow::Result<(Model, Vec<String>)> {
+        let model = Model::open(&self.backbone)?;
+        let cuts = if self.cut.is_empty() {
+            vec![model.default_boundary()?]
+        } else {
+            self.cut.clone()
+        };
+        let Some(weights) = self.weights()? else {
+            return Ok((model, cuts));
+        };
+        let names: Vec<&str> = cuts.iter().map(String::as_str).collect();
+        let (model, report) = weights.put_into(&model, &names)?;
+        report_weights(&report);
+        Ok((model, cuts))
+    }
+
+    /// The checkpoint that goes into the graph.
+    fn weights(&self) -> anyhow::Result<Option<WeightsFrom>> {
+        let Some(path) = &self.weights else {
+            return Ok(None);
+        };
+        if !(self.bn_eps >= 0.0 && self.bn_eps.is_finite()) {
+            return Err(UsageError::new("--bn-eps is a small positive number, as in --bn-eps 1e-3").into());
+        }
+        let mut steps = Vec::new();
+        if let Some(plan) = &self.weights_plan {
+            steps.push(std::fs::read_to_string(plan).map_err(FileError::at("read", plan))?);
+        }
+        steps.extend(self.weights_steps.iter().cloned());
+        Ok(Some(WeightsFrom {
+            path: path.clone(),
+            plan: steps.join("\n"),
+            keep: self.weights_keep.clone(),
+            batch_norm_eps: self.bn_eps,
+            open: self.open.options(),
+        }))
+    }
+}
+
+/// Says what was put into a graph, on stderr.
+fn report_weights(report: &WeightsReport) {
+    let mut parts = vec![format!(
+        "{} tensors of the checkpoint are in the graph",
+        report.placed.len()
+    )];
+    let prefixes = [
+        (&report.prefix_in_checkpoint, "of its names"),
+        (&report.prefix_in_graph, "of the graph's names"),
+    ];
+    for (prefix, of) in prefixes.into_iter().filter(|(prefix, _)| !prefix.is_empty()) {
+        parts.push(format!("without `{prefix}` in front {of}"));
+    }
+    if !report.transposed.is_empty() {
+        parts.push(format!("{} of them transposed", report.transposed.len()));
+    }
+    text::remark(&parts.join(", "));
+    if let Some(first) = report.folded.first() {
+        let assumed: Vec<_> = report
+            .folded
+            .iter()
+            .filter(|folded| !folded.is_eps_known)
+            .collect();
+        let eps = match assumed.first() {
+            Some(first) => format!(
+                "; the graph does not tell epsilon, {:e} is taken (--bn-eps where the model has another)",
+                first.eps
+            ),
+            None => String::new(),
+        };
+        text::remark(&format!(
+            "{} batch normalisations were folded at export, and are again (`{}` into `{}` first){eps}",
+            report.folded.len(),
+            first.norm,
+            first.conv
+        ));
+    }
+    let lists = [
+        ("converted", &report.converted),
+        ("left out, they belong behind the cut", &report.left),
+        ("left out, they lack the prefix", &report.outside),
+        ("the graph keeps its own", &report.kept),
+    ];
+    for (what, names) in lists.into_iter().filter(|(_, names)| !names.is_empty()) {
+        const MAX_NAMED: usize = 6;
+        let shown: Vec<&str> = names.iter().take(MAX_NAMED).map(String::as_str).collect();
+        let more = match names.len() - shown.len() {
+            0 => String::new(),
+            n => format!(" and {n} more"),
+        };
+        text::remark(&format!("{what}: {}{more}", shown.join(", ")));
+    }
 }

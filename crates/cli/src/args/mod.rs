@@ -1,18 +1,20 @@
 //! Flags that several verbs share.
 
-use std::path::PathBuf;
-
 use clap::{Args, ValueEnum};
 
 mod backbone;
 mod data;
 mod engine;
+mod features;
 mod preprocess;
+mod views;
 
 pub(crate) use backbone::BackboneArgs;
 pub(crate) use data::DataArgs;
 pub(crate) use engine::{BatchArgs, EngineArgs};
+pub(crate) use features::{CacheArg, KeepArgs, age, size};
 pub(crate) use preprocess::PreprocessArgs;
+pub(crate) use views::ViewArgs;
 
 /// How a checkpoint is read.
 #[derive(Debug, Args)]
@@ -81,9 +83,4 @@ impl std::str::FromStr for CArg {
             _ => Err("C is a positive number, or auto".to_owned()),
         }
     }
-}
-
-/// The folder that features go to where none is given.
-pub(crate) fn default_cache() -> anyhow::Result<PathBuf> {
-    Ok(runtime::features::default_cache()?)
 }

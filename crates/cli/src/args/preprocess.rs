@@ -37,8 +37,8 @@ pub(crate) struct PreprocessArgs {
 impl PreprocessArgs {
     pub(crate) fn checked(&self) -> anyhow::Result<Preprocess> {
         let mut preprocess = Preprocess::imagenet();
-        preprocess.resize = self.resize;
-        preprocess.crop = self.crop;
+        preprocess.resize = self.resize.into();
+        preprocess.crop = self.crop.into();
         preprocess.interpolation = match self.interpolation {
             InterpolationArg::Bilinear => Interpolation::Bilinear,
             InterpolationArg::Bicubic => Interpolation::Bicubic,

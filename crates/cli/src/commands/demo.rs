@@ -4,12 +4,13 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use pth::Existing;
-use runtime::data::SplitRule;
-use runtime::engine::{find, install};
+use runtime::data::{DataOptions, SplitRule};
+use runtime::engine::{Device, find, install};
+use runtime::features::{DEFAULT_BLOCK_ROWS, FeatureType, Pool};
 use runtime::image::Preprocess;
 use runtime::job::{DEFAULT_BATCH_SIZE, FitConfig, Regularisation, fit};
+use runtime::onnx::Model;
 
-use crate::args::default_cache;
 use crate::progress::Watch;
 use crate::text;
 use crate::usage::UsageError;
@@ -37,13 +38,13 @@ pub(crate) fn run(args: &DemoArgs) -> anyhow::Result<u8> {
             report.path.display()
         ));
     }
-    let cache = default_cache()?;
+    let cache = runtime::features::default_cache()?;
     let run = args
         .output
         .clone()
         .unwrap_or_else(|| cache.with_file_name("demo"));
     let config = FitConfig {
-        backbone: digits.join("backbone.onnx"),
+        model: Model::open(&digits.join("backbone.onnx"))?,
         data: digits.join("pictures"),
         // The default folder is the demo's own, and an earlier demo may have had other settings.
         existing: if args.output.is_some() {
@@ -55,11 +56,17 @@ pub(crate) fn run(args: &DemoArgs) -> anyhow::Result<u8> {
         cache,
         cut: None,
         preprocess: Preprocess {
-            resize: 32,
-            crop: 32,
+            resize: 32.into(),
+            crop: 32.into(),
             ..Preprocess::imagenet()
         },
-        split: SplitRule::Folders,
+        data_options: DataOptions::new(SplitRule::Folders),
+        pool: Pool::None,
+        views: None,
+        dtype: FeatureType::Float16,
+        block_rows: DEFAULT_BLOCK_ROWS,
+        max_cache_bytes: None,
+        device: Device::Cpu,
         regularisation: Regularisation::Auto,
         seed: 0,
         batch_size: DEFAULT_BATCH_SIZE,

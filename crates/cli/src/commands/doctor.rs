@@ -1,9 +1,9 @@
-//! `graftwork doctor`: what is found, where, which version; `--install` gets ONNX Runtime.
+//! `graftwork doctor`: what is found, where, which version, what it can run on; `--install` gets ONNX Runtime.
 
 use std::path::PathBuf;
 
 use clap::Args;
-use runtime::engine::{Candidate, Origin, candidates, install};
+use runtime::engine::{Candidate, Origin, candidates, cuda_devices, install, providers, short_provider};
 
 use crate::errors::code;
 use crate::text;
@@ -41,11 +41,13 @@ pub(crate) fn run(args: &DoctorArgs) -> anyhow::Result<u8> {
         .iter()
         .position(|candidate| candidate.version.is_ok())
         .filter(|_| !asked_in_vain);
+    let cuda = used.map(|idx| cuda_devices(&candidates[idx].path));
     if args.json {
         let describe = |candidate: &Candidate| {
             serde_json::json!({
                 "origin": candidate.origin.to_string(),
                 "path": candidate.path.to_string_lossy(),
+                "providers": candidate.version.as_ref().ok().and_then(|_| providers(&candidate.path).ok()),
                 "version": candidate.version.as_ref().ok().map(|minor| format!("1.{minor}")),
                 "reason": candidate.version.as_ref().err(),
             })
@@ -55,6 +57,10 @@ pub(crate) fn run(args: &DoctorArgs) -> anyhow::Result<u8> {
                 "used": used.map(|idx| describe(&candidates[idx])),
                 "candidates": candidates.iter().map(describe).collect::<Vec<_>>(),
             },
+            "cuda": {
+                "devices": cuda.as_ref().and_then(|cuda| cuda.as_ref().ok()),
+                "reason": cuda.as_ref().and_then(|cuda| cuda.as_ref().err()).map(ToString::to_string),
+            },
             "graftwork": env!("CARGO_PKG_VERSION"),
         }))?;
     } else {
@@ -62,10 +68,31 @@ pub(crate) fn run(args: &DoctorArgs) -> anyhow::Result<u8> {
         for (idx, candidate) in candidates.iter().enumerate() {
             let mark = if Some(idx) == used { "*" } else { " " };
             let what = match &candidate.version {
-                Ok(minor) => format!("1.{minor}  {}", candidate.path.display()),
+                Ok(minor) => format!(
+                    "1.{minor}  {}  ({})",
+                    candidate.path.display(),
+                    providers(&candidate.path).map_or_else(
+                        |reason| reason,
+                        |names| names
+                            .iter()
+                            .map(|name| short_provider(name))
+                            .collect::<Vec<_>>()
+                            .join(", ")
+                    )
+                ),
                 Err(reason) => format!("-  {reason}"),
             };
             text.push_str(&format!("{mark} {:<28} {what}\n", candidate.origin.to_string()));
+        }
+        match &cuda {
+            Some(Ok(names)) => {
+                text.push_str("CUDA\n");
+                for (idx, name) in names.iter().enumerate() {
+                    text.push_str(&format!("  {:<28} {name}\n", format!("cuda:{idx}")));
+                }
+            }
+            Some(Err(missing)) => text.push_str(&format!("CUDA\n  {:<28} {missing}\n", "-")),
+            None => {}
         }
         text::print(&text)?;
     }

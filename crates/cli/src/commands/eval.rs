@@ -4,7 +4,6 @@ use std::path::PathBuf;
 
 use clap::Args;
 use runtime::data::{DataOptions, Dataset, SplitRule};
-use runtime::engine::Engine;
 use runtime::export::Classifier;
 use runtime::head::LinearHead;
 use runtime::metrics::Metrics;
@@ -65,9 +64,8 @@ type LeftOut = Vec<(PathBuf, String)>;
 
 fn on_pictures(args: &EvalArgs, data: &std::path::Path) -> anyhow::Result<(Metrics, LeftOut)> {
     let model = Model::open(&super::predict::model_path(&args.run)?)?;
-    let engine = Engine::open(args.engine.ort_lib.as_deref())?;
-    let classifier = Classifier::new(model, engine, args.engine.threads())?;
-    text::remark(&format!("running on the CPU with {}", classifier.engine()));
+    let (engine, device) = args.engine.open()?;
+    let classifier = Classifier::new(model, engine, device, args.engine.threads())?;
     let options = DataOptions::new(SplitRule::Loose);
     let data = Dataset::open_for_eval(data, &options, classifier.classes())?;
     let pictures: Vec<usize> = (0..data.len()).collect();

@@ -1,95 +1,191 @@
-//! `graftwork extract`: features of a folder into the cache.
-
-use std::path::PathBuf;
+//! `graftwork extract`: features of a data set into the cache.
 
 use clap::Args;
-use runtime::data::Dataset;
-use runtime::engine::Engine;
-use runtime::features::{ExtractConfig, Extraction, extract};
+use runtime::data::{Dataset, Unlabelled};
+use runtime::features::{ExtractConfig, Extraction, Recipe, Shard, Tap, Views, extract};
+use runtime::job::ExtractSummary;
 use runtime::onnx::Model;
 
-use crate::args::{BackboneArgs, BatchArgs, DataArgs, EngineArgs, PreprocessArgs};
+use crate::args::{
+    BackboneArgs, BatchArgs, CacheArg, DataArgs, EngineArgs, KeepArgs, PreprocessArgs, ViewArgs,
+};
 use crate::progress::Watch;
 use crate::text;
+use crate::usage::UsageError;
+
+/// What decides a feature's value; `extract` computes it and `cache explain` looks for it.
+#[derive(Debug, Args)]
+pub(crate) struct RecipeArgs {
+    #[command(flatten)]
+    pub(crate) backbone: BackboneArgs,
+    #[command(flatten)]
+    pub(crate) cache: CacheArg,
+    #[command(flatten)]
+    pub(crate) preprocess: PreprocessArgs,
+    #[command(flatten)]
+    pub(crate) keep: KeepArgs,
+    #[command(flatten)]
+    pub(crate) views: ViewArgs,
+    #[command(flatten)]
+    pub(crate) engine: EngineArgs,
+}
+
+/// [`RecipeArgs`], checked.
+pub(crate) struct Checked {
+    pub(crate) model: Model,
+    pub(crate) taps: Vec<Tap>,
+    pub(crate) recipe: Recipe,
+    pub(crate) views: Option<Views>,
+}
+
+impl RecipeArgs {
+    pub(crate) fn checked(&self) -> anyhow::Result<Checked> {
+        let recipe = Recipe::Picture(self.preprocess.checked()?);
+        let views = self.views.checked()?;
+        let (model, cuts) = self.backbone.open()?;
+        let pool = self.keep.pool();
+        let taps = cuts.into_iter().map(|boundary| Tap { boundary, pool }).collect();
+        Ok(Checked {
+            model,
+            taps,
+            recipe,
+            views,
+        })
+    }
+}
 
 #[derive(Debug, Args)]
 pub(crate) struct ExtractArgs {
     #[command(flatten)]
-    backbone: BackboneArgs,
+    recipe: RecipeArgs,
     #[command(flatten)]
     data: DataArgs,
-    /// Folder of cache entries
-    #[arg(long, value_name = "DIR")]
-    cache: PathBuf,
-    #[command(flatten)]
-    preprocess: PreprocessArgs,
     #[command(flatten)]
     batch: BatchArgs,
-    #[command(flatten)]
-    engine: EngineArgs,
+    /// Do only this part of the samples, counted from 0 [default: what the scheduler's variables say, else all]
+    #[arg(long, value_name = "I/N")]
+    shard: Option<Shard>,
     /// Print JSON
     #[arg(long)]
     json: bool,
 }
 
 pub(crate) fn run(args: &ExtractArgs) -> anyhow::Result<u8> {
-    let preprocess = args.preprocess.checked()?;
-    let model = Model::open(&args.backbone.backbone)?;
-    let data = Dataset::open(&args.data.data, &args.data.options())?;
-    let engine = Engine::open(args.engine.ort_lib.as_deref())?;
-    text::remark(&format!("running on the CPU with {engine}"));
+    let shard = args.shard()?;
+    let checked = args.recipe.checked()?;
+    let mut options = args.data.options();
+    options.unlabelled = Unlabelled::Keep;
+    let data = Dataset::open(&args.data.data, &options)?;
+    let (engine, device) = args.recipe.engine.open()?;
+    let cache = args.recipe.cache.folder()?;
     let config = ExtractConfig {
-        cache: &args.cache,
-        boundary: args.backbone.cut.as_deref(),
-        preprocess: &preprocess,
+        cache: &cache,
+        taps: &checked.taps,
+        recipe: &checked.recipe,
+        views: checked.views.as_ref(),
+        dtype: args.recipe.keep.dtype(),
+        device,
         batch_size: args.batch.batch_size,
-        threads: args.engine.threads(),
+        threads: args.recipe.engine.threads(),
+        block_rows: args.recipe.keep.block_rows,
+        max_cache_bytes: args.recipe.keep.max_cache_size,
+        shard,
     };
-    let extraction = Watch::new().run(|monitor| extract(&model, &data, &engine, &config, monitor))?;
-    let labels = extraction.save_labels()?;
-    report(&extraction);
-    let entry = extraction.store.folder();
+    let extraction = Watch::new().run(|monitor| extract(&checked.model, &data, &engine, &config, monitor))?;
+    report(&ExtractSummary::of(&extraction));
+    // The label manifest of a job in shards is `finalize`'s to write.
+    let labels = match &extraction.shard {
+        None => Some(extraction.save_labels()?),
+        Some((shard, job)) => {
+            text::remark(&format!(
+                "shard {shard} of job {} is done; when all are: graftwork finalize --cache {} --job {}",
+                job.name(),
+                cache.display(),
+                job.name()
+            ));
+            None
+        }
+    };
     if args.json {
-        text::json(&serde_json::json!({
-            "entry": entry.to_string_lossy(),
-            "labels": labels.to_string_lossy(),
-            "boundary": extraction.boundary,
-            "n": extraction.manifest.rows.len(),
-            "features": extraction.store.n_features(),
-            "cache": { "hits": extraction.hits, "misses": extraction.misses },
-            "left_out": extraction.left_out,
-            "seconds": { "extract": extraction.elapsed.as_secs_f64() },
-            "images_per_second": extraction.images_per_second(),
-        }))?;
+        text::json(&to_json(&extraction, labels.as_deref()))?;
     } else {
-        text::print(&format!("{}\n", entry.display()))?;
+        for store in &extraction.stores {
+            text::print(&format!("{}\n", store.folder().display()))?;
+        }
     }
     Ok(0)
 }
 
+fn to_json(extraction: &Extraction<'_>, labels: Option<&std::path::Path>) -> serde_json::Value {
+    let left_out: Vec<_> = extraction.left_out().collect();
+    let entries: Vec<_> = extraction
+        .stores
+        .iter()
+        .zip(&extraction.boundaries)
+        .map(|(store, boundary)| {
+            serde_json::json!({
+                "entry": store.folder().to_string_lossy(),
+                "boundary": boundary,
+                "shape": store.row_shape(),
+            })
+        })
+        .collect();
+    serde_json::json!({
+        "entry": extraction.store().folder().to_string_lossy(),
+        "entries": entries,
+        "views": extraction.views.iter().map(|store| store.folder().to_string_lossy().into_owned()).collect::<Vec<_>>(),
+        "labels": labels.map(|path| path.to_string_lossy().into_owned()),
+        "job": extraction.shard.as_ref().map(|(shard, job)| serde_json::json!({
+            "name": job.name(), "shard": shard.index(), "shards": shard.count(),
+        })),
+        "boundary": extraction.boundaries[0],
+        "n": extraction.hits + extraction.misses,
+        "features": extraction.store().n_features(),
+        "cache": { "hits": extraction.hits, "misses": extraction.misses },
+        "left_out": left_out,
+        "seconds": {
+            "extract": extraction.elapsed.as_secs_f64(),
+            "preparing": extraction.preparing.as_secs_f64(),
+            "running": extraction.running.as_secs_f64(),
+        },
+        "images_per_second": extraction.images_per_second(),
+    })
+}
+
+impl ExtractArgs {
+    /// The part that is asked for, or that a scheduler gives; which of them is said.
+    fn shard(&self) -> anyhow::Result<Option<Shard>> {
+        if self.shard.is_some() {
+            return Ok(self.shard);
+        }
+        let found = Shard::from_environment(|name| std::env::var(name).ok()).map_err(|text| {
+            UsageError::new(text).with_hint("--shard I/N says it for this process; --shard 0/1 does all")
+        })?;
+        Ok(found.map(|(shard, variable)| {
+            text::remark(&format!("shard {shard}, by {variable}"));
+            shard
+        }))
+    }
+}
+
 /// Says what an extraction did, on stderr.
-pub(crate) fn report(extraction: &Extraction) {
-    const MAX_NAMED: usize = 10;
+pub(crate) fn report(extraction: &ExtractSummary) {
     text::remark(&format!(
         "features: {} from the cache, {} computed, {} left out; {:.2} s, {:.0} images/s; cut at `{}`",
         extraction.hits,
         extraction.misses,
-        extraction.left_out.len(),
+        extraction.n_left_out,
         extraction.elapsed.as_secs_f64(),
         extraction.images_per_second(),
         extraction.boundary
     ));
-    for left_out in extraction.left_out.iter().take(MAX_NAMED) {
-        text::remark(&format!(
-            "left out `{}`: {}",
-            left_out.path.display(),
-            left_out.reason
-        ));
+    for left_out in &extraction.left_out {
+        text::remark(&format!("left out `{}`: {}", left_out.name, left_out.reason));
     }
-    if extraction.left_out.len() > MAX_NAMED {
+    if extraction.n_left_out > extraction.left_out.len() {
         text::remark(&format!(
-            "and {} more; the ledger names them all",
-            extraction.left_out.len() - MAX_NAMED
+            "and {} more; the ledger names them",
+            extraction.n_left_out - extraction.left_out.len()
         ));
     }
 }

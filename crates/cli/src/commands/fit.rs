@@ -4,25 +4,25 @@ use std::path::PathBuf;
 
 use clap::Args;
 use pth::Existing;
+use runtime::features::Recipe;
 use runtime::job::{FitConfig, FitReport, fit};
 
-use crate::args::{BackboneArgs, BatchArgs, CArg, DataArgs, EngineArgs, PreprocessArgs, default_cache};
+use super::extract::RecipeArgs;
+use crate::args::{BatchArgs, CArg, DataArgs};
 use crate::progress::Watch;
 use crate::table;
 use crate::text;
+use crate::usage::UsageError;
 
 #[derive(Debug, Args)]
 pub(crate) struct FitArgs {
     #[command(flatten)]
-    backbone: BackboneArgs,
+    recipe: RecipeArgs,
     #[command(flatten)]
     data: DataArgs,
     /// The run folder to write
     #[arg(short, long, value_name = "RUN")]
     output: PathBuf,
-    /// Folder of cached features [default: graftwork/features in your cache folder]
-    #[arg(long, value_name = "DIR")]
-    cache: Option<PathBuf>,
     /// Regularisation: scikit-learn's C, or auto to choose it on held-out training pictures
     #[arg(long, value_name = "VALUE|auto", default_value = "auto")]
     c: CArg,
@@ -30,30 +30,37 @@ pub(crate) struct FitArgs {
     #[arg(long)]
     force: bool,
     #[command(flatten)]
-    preprocess: PreprocessArgs,
-    #[command(flatten)]
     batch: BatchArgs,
-    #[command(flatten)]
-    engine: EngineArgs,
     /// Print metrics.json instead of the table
     #[arg(long)]
     json: bool,
 }
 
 pub(crate) fn run(args: &FitArgs) -> anyhow::Result<u8> {
+    let checked = args.recipe.checked()?;
+    let [tap] = checked.taps.as_slice() else {
+        return Err(UsageError::new("a head stands on one boundary: fit takes one --cut").into());
+    };
+    let Recipe::Picture(preprocess) = checked.recipe;
     let config = FitConfig {
-        backbone: args.backbone.backbone.clone(),
+        cut: Some(tap.boundary.clone()),
+        pool: tap.pool,
+        model: checked.model,
         data: args.data.data.clone(),
+        data_options: args.data.options(),
         run: args.output.clone(),
-        cache: args.cache.clone().map_or_else(default_cache, Ok)?,
-        cut: args.backbone.cut.clone(),
-        preprocess: args.preprocess.checked()?,
-        split: args.data.split(),
+        cache: args.recipe.cache.folder()?,
+        preprocess,
+        views: checked.views,
+        dtype: args.recipe.keep.dtype(),
+        block_rows: args.recipe.keep.block_rows,
+        max_cache_bytes: args.recipe.keep.max_cache_size,
         regularisation: args.c.0,
         seed: args.data.seed,
         batch_size: args.batch.batch_size,
-        threads: args.engine.threads(),
-        ort_lib: args.engine.ort_lib.clone(),
+        threads: args.recipe.engine.threads(),
+        device: args.recipe.engine.device()?,
+        ort_lib: args.recipe.engine.ort_lib.clone(),
         existing: if args.force {
             Existing::Replace
         } else {
@@ -67,7 +74,7 @@ pub(crate) fn run(args: &FitArgs) -> anyhow::Result<u8> {
 
 /// Prints what a fit did: the table (or JSON) as the result, the rest as notes.
 pub(crate) fn show(report: &FitReport, config: &FitConfig, json: bool) -> anyhow::Result<()> {
-    text::remark(&format!("ran on the CPU with {}", report.engine));
+    text::remark(&format!("ran on {}", report.engine.describe(config.device)?));
     super::extract::report(&report.extraction);
     super::train::report(&report.trained);
     text::remark(&format!(

@@ -1,6 +1,8 @@
 //! One file per verb.
 
+pub(crate) mod cache;
 pub(crate) mod convert;
+pub(crate) mod cuts;
 pub(crate) mod demo;
 pub(crate) mod diff;
 pub(crate) mod doctor;
@@ -13,6 +15,7 @@ pub(crate) mod merge;
 pub(crate) mod predict;
 pub(crate) mod scan;
 pub(crate) mod show;
+pub(crate) mod status;
 pub(crate) mod summary;
 pub(crate) mod train;
 pub(crate) mod verify;

@@ -4,7 +4,6 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use runtime::data::Dataset;
-use runtime::engine::Engine;
 use runtime::export::Classifier;
 use runtime::metrics::Judged;
 use runtime::onnx::Model;
@@ -49,9 +48,8 @@ pub(crate) fn model_path(run: &Path) -> anyhow::Result<PathBuf> {
 
 pub(crate) fn run(args: &PredictArgs) -> anyhow::Result<u8> {
     let model = Model::open(&model_path(&args.model)?)?;
-    let engine = Engine::open(args.engine.ort_lib.as_deref())?;
-    let classifier = Classifier::new(model, engine, args.engine.threads())?;
-    text::remark(&format!("running on the CPU with {}", classifier.engine()));
+    let (engine, device) = args.engine.open()?;
+    let classifier = Classifier::new(model, engine, device, args.engine.threads())?;
     let data = Dataset::of_pictures(&args.pictures)?;
     let pictures: Vec<usize> = (0..data.len()).collect();
     let answers = Watch::new().run(|monitor| classifier.classify(&data, &pictures, monitor))?;

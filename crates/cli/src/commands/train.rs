@@ -160,11 +160,26 @@ impl FeatureArgs {
                 },
             };
             let store = Store::open_entry(&self.features)?;
-            let val = manifest.labelled(&store, Split::Val)?;
+            let cache = self.features.canonicalize()?;
+            let cache = cache.parent().unwrap_or(&cache);
+            let views = manifest.header.views.iter();
+            let views = views
+                .map(|name| Store::open_entry(&cache.join(name)))
+                .collect::<Result<Vec<Store>, runtime::Error>>()?;
+            let val = manifest.labelled(&store, &[], Split::Val)?;
+            let train = manifest.labelled(&store, &views, Split::Train)?;
+            let n_unlabelled = train.n_unlabelled + val.n_unlabelled;
+            if n_unlabelled > 0 {
+                text::remark(&format!("{n_unlabelled} samples have no label and are left out"));
+            }
+            if train.labels.is_empty() {
+                let text = format!("`{}` holds no labelled training samples", self.features.display());
+                return Err(UsageError::new(text).into());
+            }
             return Ok(Source {
-                train: manifest.labelled(&store, Split::Train)?,
+                train,
                 val: (!val.labels.is_empty()).then_some(val),
-                classes: manifest.classes,
+                classes: manifest.header.classes,
             });
         }
         let Some(labels) = &self.labels else {
@@ -199,7 +214,8 @@ fn read_arrays(features: &Path, labels: &Path) -> anyhow::Result<Labelled> {
     let read = Labelled {
         features: npy::read_features(features)?,
         labels: npy::read_labels(labels)?,
-        paths: Vec::new(),
+        names: Vec::new(),
+        n_unlabelled: 0,
     };
     if read.features.n_rows() != read.labels.len() {
         let (rows, n_labels) = (read.features.n_rows(), read.labels.len());

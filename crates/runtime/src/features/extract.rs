@@ -1,261 +1,402 @@
-//! Pictures to cached features: each worker decodes, transforms and runs its own batches, so that the processor is
-//! never waiting for one stage; one thread makes finished rows durable.
+//! Samples to cached features.
+//!
+//! A sample is looked up by the digest of its bytes in every entry that is wanted (one per boundary and view); where a
+//! row is missing it is prepared, goes through the network once for all boundaries, and its rows go to one thread that
+//! makes them durable.
 
 use std::path::{Path, PathBuf};
-use std::sync::RwLock;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::mpsc;
+use std::sync::{Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
-use rayon::prelude::*;
 use serde::Serialize;
 
-use super::key::Key;
-use super::manifest::{Manifest, Row};
-use super::store::{RowId, Store, write_whole};
-use crate::data::{Content, Dataset, Reader};
-use crate::engine::{Engine, Session, SessionOptions};
+use super::key::{FeatureType, Key, KeySpec, Recipe, ViewKey};
+use super::manifest::{Header, Line, Manifest, save_manifest};
+use super::pipeline::{Filler, Pipeline, Spent};
+use super::pool::Pool;
+use super::shard::{Job, Plan, Shard};
+use super::store::{Budget, RowId, Store};
+use super::writer::{Computed, Entry, Writer};
+use crate::data::{Content, Dataset, LeftOut, Split};
+use crate::engine::{Device, Engine, OutputView, SessionOptions};
 use crate::error::Error;
-use crate::image::{Pixels, Preprocess, decode};
+use crate::image::{Augment, Pixels, Preprocess, View};
 use crate::monitor::{Monitor, Stage};
 use crate::onnx::Model;
 
-/// Rows in a block; also what a crash can cost at most.
-const BLOCK_ROWS: usize = 1024;
-/// A slow backbone fills a block slowly: then this long is what a crash can cost.
-const BLOCK_AGE: Duration = Duration::from_secs(30);
 /// A batch of pixels stays below this, whatever the graph or the caller asks for.
 const MAX_BATCH_BYTES: usize = 1 << 30;
+/// Samples that a thread takes at once: neighbours lie close in a tar or a folder.
+const CHUNK: usize = 4;
+
+/// A boundary whose features are wanted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tap {
+    /// The tensor.
+    pub boundary: String,
+    /// What becomes of it where it is spatial.
+    pub pool: Pool,
+}
+
+/// Random views of the training samples, beside the plain ones.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Views {
+    /// What is random.
+    pub augment: Augment,
+    /// How many per sample.
+    pub count: u32,
+}
 
 /// How features are computed.
 #[derive(Debug, Clone)]
 pub struct ExtractConfig<'c> {
     /// Folder of cache entries.
     pub cache: &'c Path,
-    /// The tensor to cut at; [`Model::default_boundary`] where none is given.
-    pub boundary: Option<&'c str>,
-    /// How pictures become input.
-    pub preprocess: &'c Preprocess,
-    /// Pictures per run of the network, unless the network itself fixes that.
+    /// The tensors to cut at, at least one; all are computed in one pass.
+    pub taps: &'c [Tap],
+    /// How samples become input.
+    pub recipe: &'c Recipe,
+    /// Random views of the training samples.
+    pub views: Option<&'c Views>,
+    /// Stored number type.
+    pub dtype: FeatureType,
+    /// What runs the network.
+    pub device: Device,
+    /// Samples per run of the network, unless the network itself fixes that.
     pub batch_size: usize,
     /// Threads in all.
     pub threads: usize,
+    /// Rows that are made durable at once, [`DEFAULT_BLOCK_ROWS`](super::DEFAULT_BLOCK_ROWS) where in doubt: what a crash
+    /// can cost at most.
+    pub block_rows: usize,
+    /// What all files of the cache together may have, in bytes.
+    pub max_cache_bytes: Option<u64>,
+    /// The part of the samples that this process does.
+    pub shard: Option<Shard>,
 }
 
-/// A picture without features.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct LeftOut {
-    /// Path below the data set's root.
-    pub path: PathBuf,
-    /// Why, in one sentence.
-    pub reason: String,
+/// What became of each sample: 32 bytes each.
+#[derive(Debug)]
+struct Outcomes {
+    ids: Vec<RowId>,
+    left_out: std::collections::BTreeMap<usize, String>,
 }
 
 /// What came of an extraction.
 #[derive(Debug)]
-pub struct Extraction {
-    /// The entry with all rows.
-    pub store: Store,
-    /// Which row is which picture, with labels and splits.
-    pub manifest: Manifest,
-    /// Which sample of the data set each row of the manifest is.
-    pub samples: Vec<usize>,
-    /// Pictures that could not be decoded, by path.
-    pub left_out: Vec<LeftOut>,
+pub struct Extraction<'d> {
+    data: &'d Dataset,
+    first: usize,
+    outcomes: Outcomes,
+    /// The entry of each tap, with all rows.
+    pub stores: Vec<Store>,
+    /// The entries of random views of the first tap.
+    pub views: Vec<Store>,
+    view_names: Vec<Vec<String>>,
     /// Where the network was cut.
-    pub boundary: String,
-    /// Pictures whose features were there.
+    pub boundaries: Vec<String>,
+    /// Samples whose rows were all there.
     pub hits: usize,
-    /// Pictures whose features were computed.
+    /// Samples for which something was computed.
     pub misses: usize,
+    /// Samples that could not be read or listed.
+    pub n_left_out: usize,
     /// Wall time.
     pub elapsed: Duration,
+    /// What all threads together spent on reading, decoding and transforming.
+    pub preparing: Duration,
+    /// What all threads together spent in ONNX Runtime.
+    pub running: Duration,
+    /// The part that was done, with its job.
+    pub shard: Option<(Shard, Job)>,
 }
 
-impl Extraction {
-    /// Pictures read per second, hits and misses together.
+impl Extraction<'_> {
+    /// Samples per second, hits and misses together.
     pub fn images_per_second(&self) -> f64 {
         (self.hits + self.misses) as f64 / self.elapsed.as_secs_f64().max(1e-9)
     }
 
-    /// The ledger: one JSON object per picture that was left out.
-    pub fn ledger(&self) -> String {
-        let mut text = String::new();
-        for entry in &self.left_out {
-            text.push_str(&serde_json::to_string(entry).expect("strings are JSON"));
-            text.push('\n');
-        }
-        text
+    /// Whether a sample's features are there, by its number in the data set.
+    pub fn has_row(&self, sample: usize) -> bool {
+        sample.checked_sub(self.first).is_some_and(|offset| {
+            offset < self.outcomes.ids.len() && !self.outcomes.left_out.contains_key(&offset)
+        })
     }
 
-    /// Writes labels and ledger into the cache entry, and returns the labels' path.
+    /// The entry of the first tap.
+    pub fn store(&self) -> &Store {
+        &self.stores[0]
+    }
+
+    fn lines(&self) -> impl Iterator<Item = Line<'_>> {
+        self.outcomes.ids.iter().enumerate().map(|(offset, id)| {
+            let sample = self.first + offset;
+            let reason = self.outcomes.left_out.get(&offset);
+            Line {
+                name: self.data.name(sample),
+                id: reason.is_none().then_some(*id),
+                label: self.data.label(sample),
+                split: self.data.split(sample),
+                left_out: reason.map(|reason| reason.as_str().into()),
+            }
+        })
+    }
+
+    fn header(&self, tap: usize) -> Header {
+        Header::new(
+            self.data.source(),
+            self.data.classes(),
+            self.view_names[tap].clone(),
+            self.outcomes.ids.len(),
+        )
+    }
+
+    /// Which row is which sample, in memory.
+    pub fn manifest(&self) -> Manifest {
+        Manifest::new(self.header(0), self.lines())
+    }
+
+    /// Writes the label manifest into the entry of every tap, and returns the first's path.
     ///
     /// # Errors
     /// The file system's.
     pub fn save_labels(&self) -> Result<PathBuf, Error> {
-        let labels = self.manifest.save(self.store.folder())?;
-        write_whole(&labels.with_extension("ledger.jsonl"), self.ledger().as_bytes())?;
-        Ok(labels)
+        let mut first = None;
+        for (tap, store) in self.stores.iter().enumerate() {
+            let path = save_manifest(store.folder(), &self.header(tap), || self.lines())?;
+            first.get_or_insert(path);
+        }
+        Ok(first.expect("there is a tap"))
+    }
+
+    /// Samples without features: those that could not be listed, then those that could not be read, in their order.
+    pub fn left_out(&self) -> impl Iterator<Item = LeftOut> {
+        let unread = self.outcomes.left_out.iter().map(|(offset, reason)| LeftOut {
+            name: self.data.name(self.first + offset).into_owned(),
+            reason: reason.clone(),
+        });
+        self.data.left_out().iter().cloned().chain(unread)
+    }
+
+    /// The ledger: one JSON object per sample that was left out.
+    pub fn ledger(&self) -> String {
+        #[derive(Serialize)]
+        struct Entry<'e> {
+            name: &'e str,
+            reason: &'e str,
+        }
+        let mut text = String::new();
+        for LeftOut { name, reason } in self.left_out() {
+            let entry = Entry {
+                name: &name,
+                reason: &reason,
+            };
+            text.push_str(&serde_json::to_string(&entry).expect("strings are JSON"));
+            text.push('\n');
+        }
+        text
     }
 }
 
-/// Computes the features of every picture of `data` that the cache does not hold, and makes them durable.
+/// The keys of the entries that `config` fills: per tap the plain one, then those of its views.
+///
+/// # Errors
+/// As [`Model::prefix_digest`].
+pub fn keys(model: &Model, config: &ExtractConfig<'_>) -> Result<Vec<Vec<Key>>, Error> {
+    let spec = |pool, view| KeySpec {
+        pool,
+        recipe: config.recipe,
+        view,
+        dtype: config.dtype,
+        provider: config.device.class(),
+    };
+    config
+        .taps
+        .iter()
+        .map(|tap| {
+            let plain = Key::new(model, &tap.boundary, spec(tap.pool, None))?;
+            let views = config.views.iter().flat_map(|views| {
+                (0..views.count).map(|index| {
+                    Some(ViewKey {
+                        augment: views.augment.clone(),
+                        index,
+                    })
+                })
+            });
+            let views = views.map(|view| plain.with_view(view));
+            Ok(std::iter::once(plain.clone()).chain(views).collect())
+        })
+        .collect()
+}
+
+/// Computes the features of every sample of `data` that the cache does not hold, and makes them durable.
 ///
 /// # Errors
 /// As [`Model::cut`] and [`Engine::session`]; [`Error::Interrupted`] when the monitor cancels; [`Error::Data`] where no
-/// picture could be read. What was computed before an error is in the cache.
-pub fn extract(
+/// sample could be read. What was computed before an error is in the cache.
+pub fn extract<'d>(
     model: &Model,
-    data: &Dataset,
+    data: &'d Dataset,
     engine: &Engine,
     config: &ExtractConfig<'_>,
     monitor: Monitor<'_>,
-) -> Result<Extraction, Error> {
+) -> Result<Extraction<'d>, Error> {
     let start = Instant::now();
-    let boundary = match config.boundary {
-        Some(name) => name.to_owned(),
-        None => model.default_boundary()?,
+    let Recipe::Picture(preprocess) = config.recipe;
+    let batch_size = check_input(model, preprocess, config.batch_size)?;
+    let keys = keys(model, config)?;
+    let n_slots = keys[0].len();
+    let mut entries = Vec::new();
+    let mut names = Vec::new();
+    for (tap, keys) in config.taps.iter().zip(&keys) {
+        for key in keys {
+            entries.push(Entry {
+                store: Store::open(config.cache, key)?.into(),
+                boundary: tap.boundary.clone(),
+            });
+        }
+        names.push(keys.iter().map(Key::digest).collect::<Vec<String>>());
+    }
+    let shard = match config.shard {
+        Some(shard) => {
+            let plan = Plan::new(
+                (
+                    names.iter().map(|names| names[0].clone()).collect(),
+                    names.iter().map(|names| names[1..].to_vec()).collect(),
+                ),
+                data.source(),
+                (data.len(), data.listing_digest()),
+                data.classes(),
+                shard,
+            );
+            Some((shard, Job::join(config.cache, plan)?))
+        }
+        None => None,
     };
-    let batch_size = check_input(model, config.preprocess, config.batch_size)?;
-    let key = Key::new(model, &boundary, config.preprocess)?;
-    let store = RwLock::new(Store::open(config.cache, &key)?);
-    let cut = model.cut(&boundary)?;
-
-    let (n_sessions, intra_threads) = sessions_for(&cut, config.threads);
-    let job = Job {
-        data,
-        store: &store,
-        cut: &cut,
-        config,
-        batch_size,
+    let range = shard
+        .as_ref()
+        .map_or(0..data.len(), |(shard, _)| shard.range(data.len()));
+    let budget = config
+        .max_cache_bytes
+        .map(|limit| Budget::new(config.cache, limit))
+        .transpose()?;
+    let boundaries: Vec<&str> = config.taps.iter().map(|tap| tap.boundary.as_str()).collect();
+    let cut = model.cut(&boundaries)?;
+    let (n_sessions, intra_threads) = sessions_for(&cut, config.device, config.threads);
+    let [channels, height, width] = preprocess.shape();
+    let pipeline = Pipeline {
         engine,
-        intra_threads,
-        next: AtomicUsize::new(0),
+        model: &cut,
+        options: SessionOptions {
+            intra_threads,
+            device: config.device,
+        },
+        n_sessions,
+        n_threads: config.threads.max(1),
+        shape: vec![batch_size, channels, height, width],
+    };
+    let work = Work {
+        data,
+        entries: &entries,
+        n_slots,
+        config,
+        preprocess,
+        end: range.end,
+        first: range.start,
+        next: AtomicUsize::new(range.start),
         stop: AtomicBool::new(false),
         monitor,
         done: AtomicUsize::new(0),
+        misses: AtomicUsize::new(0),
+        outcomes: Mutex::new(Outcomes {
+            ids: vec![RowId::default(); range.len()],
+            left_out: std::collections::BTreeMap::new(),
+        }),
     };
-    let total = data.len();
-    let mut outcomes: Vec<Option<Outcome>> = Vec::new();
-    outcomes.resize_with(total, || None);
-    let mut misses = 0;
-    let mut failure = None;
-    std::thread::scope(|scope| {
-        // Bounded: a slow disk holds the workers back instead of filling memory.
-        let (sender, receiver) = mpsc::sync_channel::<Result<Finished, Error>>(2 * n_sessions);
-        for _ in 0..n_sessions {
-            let (sender, job) = (sender.clone(), &job);
-            scope.spawn(move || {
-                if let Err(error) = job.work(&sender) {
-                    job.stop.store(true, Ordering::Relaxed);
-                    let _ = sender.send(Err(error));
-                }
-            });
-        }
-        drop(sender);
-        let mut block = Block::default();
-        for finished in receiver {
-            let result = finished.and_then(|finished| {
-                misses += finished.rows.len();
-                for (picture, outcome) in finished.outcomes {
-                    outcomes[picture] = Some(outcome);
-                }
-                block.ids.extend(finished.rows);
-                block.features.extend(finished.features);
-                if block.is_due() {
-                    block.flush(&store)
-                } else {
-                    Ok(())
-                }
-            });
-            if let Err(error) = result {
-                job.stop.store(true, Ordering::Relaxed);
-                failure.get_or_insert(error);
-            }
-        }
-        if let Err(error) = block.flush(&store) {
-            failure.get_or_insert(error);
-        }
+    let note = serde_json::json!({
+        "graftwork": env!("CARGO_PKG_VERSION"),
+        "onnxruntime": format!("1.{}", engine.found().minor),
+        "device": config.device.class(),
     });
-    if let Some(error) = failure {
-        return Err(error);
-    }
+    let spent = Spent::default();
+    let writer = Writer::new(&entries, note.to_string(), config.block_rows, budget.as_ref());
+    work.run(&pipeline, &spent, writer)?;
     if monitor.is_cancelled() {
-        let done = job.done.into_inner();
-        return Err(Error::Interrupted { done, total });
+        return Err(Error::Interrupted {
+            done: work.done.into_inner(),
+            total: range.len(),
+        });
     }
 
-    let store = store
-        .into_inner()
-        .unwrap_or_else(std::sync::PoisonError::into_inner);
-    let mut manifest = Manifest {
-        root: data.source().to_owned(),
-        classes: data.classes().to_vec(),
-        rows: Vec::new(),
-    };
-    let unlisted = data.left_out().iter().map(|left_out| LeftOut {
-        path: PathBuf::from(&left_out.name),
-        reason: left_out.reason.clone(),
-    });
-    let mut left_out: Vec<LeftOut> = unlisted.collect();
-    let mut samples = Vec::new();
-    for (sample, outcome) in outcomes.into_iter().enumerate() {
-        let path = PathBuf::from(data.name(sample).into_owned());
-        match (outcome.expect("every picture was worked on"), data.label(sample)) {
-            (Outcome::Row(id), Some(label)) => {
-                manifest.rows.push(Row {
-                    id,
-                    path,
-                    label,
-                    split: data.split(sample),
-                });
-                samples.push(sample);
-            }
-            (Outcome::Row(_), None) => left_out.push(LeftOut {
-                path,
-                reason: "it has no label".to_owned(),
-            }),
-            (Outcome::Broken(reason), _) => left_out.push(LeftOut { path, reason }),
+    let misses = work.misses.into_inner();
+    let outcomes = work.outcomes.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let mut stores = entries
+        .into_iter()
+        .map(|entry| entry.store.into_inner().unwrap_or_else(PoisonError::into_inner))
+        .collect::<Vec<Store>>()
+        .into_iter();
+    let (mut plain, mut views) = (Vec::new(), Vec::new());
+    for tap in 0..config.taps.len() {
+        plain.extend(stores.next());
+        let own: Vec<Store> = stores.by_ref().take(n_slots - 1).collect();
+        if tap == 0 {
+            views = own;
         }
     }
-    if manifest.rows.is_empty() {
-        let reason = match left_out.first() {
+    let duration = |counter: std::sync::atomic::AtomicU64| Duration::from_nanos(counter.into_inner());
+    let extraction = Extraction {
+        data,
+        first: range.start,
+        hits: range.len() - outcomes.left_out.len() - misses,
+        misses,
+        n_left_out: outcomes.left_out.len() + data.n_left_out(),
+        outcomes,
+        stores: plain,
+        views,
+        view_names: names.iter().map(|names| names[1..].to_vec()).collect(),
+        boundaries: boundaries.into_iter().map(str::to_owned).collect(),
+        elapsed: start.elapsed(),
+        preparing: duration(spent.preparing),
+        running: duration(spent.running),
+        shard,
+    };
+    let was_asked = !range.is_empty() || data.is_empty();
+    if was_asked && extraction.hits + extraction.misses == 0 {
+        let reason = match extraction.left_out().next() {
             Some(first) => format!(
-                "no picture could be read; the first, `{}`: {}",
-                first.path.display(),
-                first.reason
+                "no sample could be read; the first, `{}`: {}",
+                first.name, first.reason
             ),
-            None => "there are no pictures in it".to_owned(),
+            None => "there is nothing in it".to_owned(),
         };
         return Err(Error::Data {
             path: data.source().to_owned(),
             reason,
         });
     }
-    let hits = manifest.rows.len() - misses;
-    Ok(Extraction {
-        store,
-        manifest,
-        samples,
-        left_out,
-        boundary,
-        hits,
-        misses,
-        elapsed: start.elapsed(),
-    })
+    if let Some((shard, job)) = &extraction.shard {
+        job.mark_done(*shard, extraction.elapsed.as_secs_f64(), || extraction.lines())?;
+    }
+    Ok(extraction)
 }
 
 /// Checks that pictures fit the graph's input; returns the batch size, which the graph may fix.
 pub(crate) fn check_input(model: &Model, preprocess: &Preprocess, batch_size: usize) -> Result<usize, Error> {
     const FLOAT: i64 = 1;
+    const FLOAT16: i64 = 10;
     preprocess.check().map_err(Error::Usage)?;
     let input = model.input()?;
     let reason = |reason: String| Error::Backbone {
         path: model.path().to_owned(),
         reason,
     };
-    if input.elem_type != FLOAT {
-        return Err(reason(format!("its input `{}` is not float32", input.name)));
+    if !matches!(input.elem_type, FLOAT | FLOAT16) {
+        return Err(reason(format!(
+            "its input `{}` is neither float32 nor float16",
+            input.name
+        )));
     }
     let checked_batch = |fixed: Option<usize>| {
         let batch = fixed.unwrap_or(batch_size).max(1);
@@ -283,221 +424,232 @@ pub(crate) fn check_input(model: &Model, preprocess: &Preprocess, batch_size: us
             channels.unwrap_or(0)
         )));
     }
-    let crop = preprocess.crop;
-    if height.is_some_and(|height| height != crop) || width.is_some_and(|width| width != crop) {
+    let [_, crop_height, crop_width] = preprocess.shape();
+    if height.is_some_and(|height| height != crop_height) || width.is_some_and(|width| width != crop_width) {
         let side = |side: &Option<usize>| side.map_or("?".to_owned(), |side| side.to_string());
         return Err(Error::CropMismatch {
             path: model.path().to_owned(),
             height: side(height),
             width: side(width),
-            crop,
+            crop: if crop_height == crop_width {
+                crop_height.to_string()
+            } else {
+                format!("{crop_height} x {crop_width}")
+            },
         });
     }
     checked_batch(*batch)
 }
 
-/// How many sessions of how many threads: each holds its own copy of the weights, and together they stay below 2 GiB.
-pub(crate) fn sessions_for(model: &Model, threads: usize) -> (usize, usize) {
+/// How many sessions of how many threads. On the processor each holds its own copy of the weights, and together they
+/// stay below 2 GiB; a GPU has one.
+pub(crate) fn sessions_for(model: &Model, device: Device, threads: usize) -> (usize, usize) {
     const SESSIONS_BYTES: usize = 2 << 30;
-    let n_sessions = (SESSIONS_BYTES / model.bytes().len().max(1)).clamp(1, threads.max(1));
+    if device != Device::Cpu {
+        return (1, 1);
+    }
+    let n_sessions = (SESSIONS_BYTES / model.n_bytes().max(1)).clamp(1, threads.max(1));
     (n_sessions, (threads / n_sessions).max(1))
 }
 
-enum Outcome {
-    Row(RowId),
-    Broken(String),
+/// Writes what the network sees of a sample into `out`.
+///
+/// # Errors
+/// Why it cannot, in one sentence.
+pub(crate) fn prepare(
+    preprocess: &Preprocess,
+    content: &Content<'_>,
+    view: Option<&View>,
+    out: &mut [f32],
+) -> Result<(), String> {
+    match content {
+        Content::Encoded(bytes) => preprocess
+            .prepare(bytes, view, out)
+            .map_err(|error| error.to_string()),
+        Content::Pixels { width, height, rgb } => {
+            let pixels = Pixels::from_rgb(*width, *height, rgb).map_err(|error| error.to_string())?;
+            preprocess.apply(&pixels, view, out);
+            Ok(())
+        }
+        Content::Text(_) => Err("this is text, and the network takes pictures".to_owned()),
+    }
 }
 
-/// What a worker hands over after a batch.
-#[derive(Default)]
-struct Finished {
-    outcomes: Vec<(usize, Outcome)>,
-    rows: Vec<RowId>,
-    features: Vec<f32>,
-}
+/// One row on its way through the network: which picture and which of its views.
+type Tag = (RowId, usize);
 
-struct Job<'j> {
-    data: &'j Dataset,
-    store: &'j RwLock<Store>,
-    cut: &'j Model,
-    config: &'j ExtractConfig<'j>,
-    batch_size: usize,
-    engine: &'j Engine,
-    intra_threads: usize,
+struct Work<'w> {
+    data: &'w Dataset,
+    /// Per tap, per slot.
+    entries: &'w [Entry],
+    /// The plain picture and its views.
+    n_slots: usize,
+    config: &'w ExtractConfig<'w>,
+    preprocess: &'w Preprocess,
+    first: usize,
+    end: usize,
     next: AtomicUsize,
     stop: AtomicBool,
-    monitor: Monitor<'j>,
+    monitor: Monitor<'w>,
     done: AtomicUsize,
+    misses: AtomicUsize,
+    outcomes: Mutex<Outcomes>,
 }
 
-enum Seen {
-    Hit(RowId),
-    Miss(RowId),
-    Broken(String),
-}
-
-impl Job<'_> {
-    /// Takes pictures until there are none, batch by batch.
-    fn work(&self, sender: &mpsc::SyncSender<Result<Finished, Error>>) -> Result<(), Error> {
-        let numel = self.config.preprocess.numel();
-        let pool = match self.intra_threads {
-            1 => None,
-            n => Some(
-                rayon::ThreadPoolBuilder::new()
-                    .num_threads(n)
-                    .build()
-                    .map_err(|error| Error::Usage(format!("{n} threads could not be started: {error}")))?,
-            ),
-        };
-        let mut session: Option<Session> = None;
-        let mut reader = self.data.reader();
-        let mut pixels = vec![0.0; self.batch_size * numel];
-        let mut finished = Finished::default();
-        loop {
-            // Fill the rest of the batch; hits and broken pictures leave room, which the next round fills.
-            let free = self.batch_size - finished.rows.len();
-            let first = self.next.fetch_add(free, Ordering::Relaxed);
-            let last = (first + free).min(self.data.len());
-            let exhausted = first >= last || self.stop.load(Ordering::Relaxed) || self.monitor.is_cancelled();
-            if !exhausted {
-                let slots = pixels[finished.rows.len() * numel..].chunks_exact_mut(numel);
-                let work: Vec<(usize, &mut [f32])> = (first..last).zip(slots).collect();
-                let seen: Vec<Seen> = match &pool {
-                    None => work
-                        .into_iter()
-                        .map(|(picture, out)| self.prepare(&mut reader, picture, out))
-                        .collect(),
-                    Some(pool) => pool.install(|| {
-                        work.into_par_iter()
-                            .map_init(
-                                || self.data.reader(),
-                                |reader, (picture, out)| self.prepare(reader, picture, out),
-                            )
-                            .collect()
-                    }),
-                };
-                let base = finished.rows.len();
-                for (offset, seen) in seen.into_iter().enumerate() {
-                    let outcome = match seen {
-                        Seen::Hit(id) => Outcome::Row(id),
-                        Seen::Broken(reason) => Outcome::Broken(reason),
-                        Seen::Miss(id) => {
-                            let (from, to) = (base + offset, finished.rows.len());
-                            pixels.copy_within(from * numel..(from + 1) * numel, to * numel);
-                            finished.rows.push(id);
-                            Outcome::Row(id)
-                        }
+impl Work<'_> {
+    fn run(&self, pipeline: &Pipeline<'_>, spent: &Spent, mut writer: Writer<'_>) -> Result<(), Error> {
+        /// How often the writer looks for blocks that have waited long.
+        const TICK: Duration = Duration::from_secs(1);
+        // Bounded: a slow disk holds the threads back instead of filling memory.
+        let (sender, receiver) = mpsc::sync_channel::<Computed>(2 * pipeline.n_threads);
+        std::thread::scope(|scope| {
+            let written = scope.spawn(move || {
+                let mut outcome = Ok(());
+                loop {
+                    let step = match receiver.recv_timeout(TICK) {
+                        Ok(computed) => writer.push(&computed),
+                        Err(mpsc::RecvTimeoutError::Timeout) => writer.flush_old(),
+                        Err(mpsc::RecvTimeoutError::Disconnected) => break,
                     };
-                    finished.outcomes.push((first + offset, outcome));
+                    if step.is_err() {
+                        self.stop.store(true, Ordering::Relaxed);
+                        outcome = step;
+                        break;
+                    }
                 }
-            }
-            let n_rows = finished.rows.len();
-            if n_rows == self.batch_size || (exhausted && n_rows > 0) {
-                let session = match &mut session {
-                    Some(session) => session,
-                    empty => empty.insert(self.engine.session(
-                        self.cut,
-                        SessionOptions {
-                            intra_threads: self.intra_threads,
-                        },
-                    )?),
-                };
-                // A short batch is padded: a row's value must not depend on what else is in its batch.
-                pixels[n_rows * numel..].fill(0.0);
-                let crop = self.config.preprocess.crop;
-                let (mut features, n_features) = session.run([self.batch_size, 3, crop, crop], &pixels)?;
-                features.truncate(n_rows * n_features);
-                finished.features = features;
-            }
-            if n_rows == self.batch_size || exhausted || finished.outcomes.len() >= BLOCK_ROWS {
-                let keep = n_rows != self.batch_size && !exhausted;
-                let mut handed = std::mem::take(&mut finished);
-                if keep {
-                    // Only hits and broken pictures are reported; the rows of the unfinished batch stay here.
-                    finished.rows = std::mem::take(&mut handed.rows);
-                }
-                let n_done = handed.outcomes.len();
-                if sender.send(Ok(handed)).is_err() {
+                // The threads may be waiting for room in the channel.
+                while receiver.recv().is_ok() {}
+                outcome.and(writer.flush())
+            });
+            let sink = |tags: &[Tag], outputs: &[OutputView<'_>]| self.hand_over(tags, outputs, &sender);
+            let run = pipeline.run(spent, |filler| self.fill(filler), sink);
+            drop(sender);
+            run.and(written.join().expect("the writer does not panic"))
+        })
+    }
+
+    /// Takes samples until there are none.
+    fn fill(&self, filler: &mut Filler<'_, Tag>) -> Result<(), Error> {
+        let mut reader = self.data.reader();
+        loop {
+            let first = self.next.fetch_add(CHUNK, Ordering::Relaxed);
+            let last = (first + CHUNK).min(self.end);
+            for sample in first..last {
+                if self.stop.load(Ordering::Relaxed) || self.monitor.is_cancelled() {
                     return Ok(());
                 }
-                let done = self.done.fetch_add(n_done, Ordering::Relaxed) + n_done;
-                self.monitor.at(Stage::Extract, done, self.data.len());
+                let content = filler.prepare(|| reader.read(sample));
+                let outcome = match content {
+                    Ok(content) => match self.place(filler, sample, &content)? {
+                        Some(outcome) => outcome,
+                        None => return Ok(()),
+                    },
+                    Err(reason) => Err(reason),
+                };
+                self.note(sample, outcome);
             }
-            if exhausted {
+            if first >= self.end {
                 return Ok(());
             }
         }
     }
 
-    /// Reads a picture; where its features are missing, writes its pixels to `out`.
-    fn prepare(&self, reader: &mut Reader<'_>, picture: usize, out: &mut [f32]) -> Seen {
-        let content = match reader.read(picture) {
-            Ok(content) => content,
-            Err(reason) => return Seen::Broken(reason),
+    fn note(&self, sample: usize, outcome: Result<RowId, String>) {
+        let offset = sample - self.first;
+        let mut outcomes = self.outcomes.lock().unwrap_or_else(PoisonError::into_inner);
+        match outcome {
+            Ok(id) => outcomes.ids[offset] = id,
+            Err(reason) => drop(outcomes.left_out.insert(offset, reason)),
+        }
+        drop(outcomes);
+        let done = self.done.fetch_add(1, Ordering::Relaxed) + 1;
+        self.monitor.at(Stage::Extract, done, self.end - self.first);
+    }
+
+    /// Puts what is missing of a sample into the batch. `None` where there is no more to do.
+    #[expect(clippy::type_complexity, reason = "an outcome, or none, or the job's end")]
+    fn place(
+        &self,
+        filler: &mut Filler<'_, Tag>,
+        sample: usize,
+        content: &Content<'_>,
+    ) -> Result<Option<Result<RowId, String>>, Error> {
+        let id = content.id();
+        // Judged on the plain pictures, trained on the views too.
+        let n_slots = match self.data.split(sample) {
+            Split::Train => self.n_slots,
+            _ => 1,
         };
-        let id = RowId::from(content.id());
-        if read(self.store).contains(&id) {
-            return Seen::Hit(id);
-        }
-        match pixels_of(content) {
-            Ok(pixels) => {
-                self.config.preprocess.apply(&pixels, out);
-                Seen::Miss(id)
+        let mut is_miss = false;
+        for slot in 0..n_slots {
+            let mut entries = self.entries.iter().skip(slot).step_by(self.n_slots);
+            if entries.all(|entry| entry.contains(&id)) {
+                continue;
             }
-            Err(reason) => Seen::Broken(reason),
+            let placed = filler.fill((id, slot), |out| self.prepare(content, &id, slot, out))?;
+            match placed {
+                None => return Ok(None),
+                Some(Err(reason)) => return Ok(Some(Err(reason))),
+                Some(Ok(())) => is_miss = true,
+            }
+        }
+        if is_miss {
+            self.misses.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(Some(Ok(id)))
+    }
+
+    fn prepare(&self, content: &Content<'_>, id: &RowId, slot: usize, out: &mut [f32]) -> Result<(), String> {
+        match self.config.views.filter(|_| slot > 0) {
+            None => prepare(self.preprocess, content, None, out),
+            Some(views) => {
+                let size = match content {
+                    Content::Encoded(bytes) => self
+                        .preprocess
+                        .source_size(bytes)
+                        .map_err(|error| error.to_string())?,
+                    Content::Pixels { width, height, .. } => (*width, *height),
+                    Content::Text(_) => (0, 0),
+                };
+                let view = views.augment.view(id, slot as u32 - 1, size);
+                prepare(self.preprocess, content, Some(&view), out)
+            }
         }
     }
-}
 
-/// A sample's pixels.
-///
-/// # Errors
-/// Why it has none, in one sentence.
-pub(crate) fn pixels_of(content: Content<'_>) -> Result<Pixels, String> {
-    match content {
-        Content::Encoded(bytes) => decode(&bytes).map_err(|error| error.to_string()),
-        Content::Pixels { width, height, rgb } => {
-            Pixels::from_rgb(width, height, &rgb).map_err(|error| error.to_string())
+    /// Rows of a batch to the writer, for every entry.
+    fn hand_over(
+        &self,
+        tags: &[Tag],
+        outputs: &[OutputView<'_>],
+        sender: &mpsc::SyncSender<Computed>,
+    ) -> Result<(), Error> {
+        for (tap_idx, (tap, output)) in self.config.taps.iter().zip(outputs).enumerate() {
+            let sample_shape = &output.shape[1..];
+            let shape = tap
+                .pool
+                .row_shape(sample_shape)
+                .map_err(|reason| Error::Usage(format!("--pool on `{}`: {reason}", tap.boundary)))?;
+            let row_len = output.row_len();
+            for slot in 0..self.n_slots {
+                let mut computed = Computed {
+                    entry: tap_idx * self.n_slots + slot,
+                    ids: Vec::new(),
+                    shape: shape.clone(),
+                    values: Vec::new(),
+                };
+                for ((id, of), row) in tags.iter().zip(output.values.chunks_exact(row_len)) {
+                    if *of == slot {
+                        computed.ids.push(*id);
+                        tap.pool.append(sample_shape, row, &mut computed.values);
+                    }
+                }
+                // Where the writer has failed, it says so itself.
+                if !computed.ids.is_empty() && sender.send(computed).is_err() {
+                    return Ok(());
+                }
+            }
         }
-        Content::Text(_) => Err("it is a text, and the backbone takes pictures".to_owned()),
+        Ok(())
     }
-}
-
-/// Rows on their way to the disk.
-struct Block {
-    ids: Vec<RowId>,
-    features: Vec<f32>,
-    since: Instant,
-}
-
-impl Default for Block {
-    fn default() -> Block {
-        Block {
-            ids: Vec::new(),
-            features: Vec::new(),
-            since: Instant::now(),
-        }
-    }
-}
-
-impl Block {
-    fn is_due(&self) -> bool {
-        self.ids.len() >= BLOCK_ROWS || self.since.elapsed() >= BLOCK_AGE
-    }
-
-    fn flush(&mut self, store: &RwLock<Store>) -> Result<(), Error> {
-        let block = std::mem::take(self);
-        if block.ids.is_empty() {
-            return Ok(());
-        }
-        let path = read(store).write_block(&block.ids, &block.features)?;
-        store
-            .write()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
-            .load(&path)
-    }
-}
-
-fn read(store: &RwLock<Store>) -> std::sync::RwLockReadGuard<'_, Store> {
-    store.read().unwrap_or_else(std::sync::PoisonError::into_inner)
 }

@@ -31,6 +31,20 @@ impl Features {
         Ok(Features { values, n_features })
     }
 
+    /// No rows yet.
+    pub(crate) fn empty(n_features: usize) -> Features {
+        Features {
+            values: Vec::new(),
+            n_features: n_features.max(1),
+        }
+    }
+
+    /// Appends a row of finite numbers.
+    pub(super) fn push(&mut self, row: &[f32]) {
+        debug_assert_eq!(row.len(), self.n_features);
+        self.values.extend_from_slice(row);
+    }
+
     /// N.
     pub fn n_rows(&self) -> usize {
         self.values.len() / self.n_features
@@ -49,6 +63,14 @@ impl Features {
     /// One row.
     pub fn row(&self, row: usize) -> &[f32] {
         &self.values[row * self.n_features..(row + 1) * self.n_features]
+    }
+
+    /// The magnitudes.
+    pub(crate) fn abs(&self) -> Features {
+        Features {
+            values: self.values.iter().map(|value| value.abs()).collect(),
+            n_features: self.n_features,
+        }
     }
 
     /// The rows at `indices`, in that order.

@@ -1,14 +1,32 @@
 //! Features of a frozen backbone, computed once: keyed by what they depend on, found again by the bytes of a picture.
+//!
+//! [`extract`] fills cache entries; [`Store`] is one of them, [`Manifest`] says which row is which sample; [`Shard`] and
+//! [`Job`] split the work among processes; [`list_entries`], [`verify_cache`], [`collect_garbage`] and [`explain`] look
+//! after a whole cache.
 
+mod block;
+mod cache;
 mod extract;
 mod key;
 mod manifest;
 mod matrix;
+mod pipeline;
+mod pool;
+mod shard;
 mod store;
+mod writer;
 
-pub use extract::{ExtractConfig, Extraction, LeftOut, extract};
-pub(crate) use extract::{check_input, pixels_of, sessions_for};
-pub use key::Key;
-pub use manifest::{Labelled, Manifest, Row};
+pub use cache::{
+    EntryInfo, GarbageOptions, KeyState, Problem, Removed, Verification, collect_garbage, explain,
+    list_entries, verify_cache,
+};
+pub use extract::{ExtractConfig, Extraction, Tap, Views, extract, keys};
+pub(crate) use extract::{check_input, prepare, sessions_for};
+pub use key::{Difference, FeatureType, Key, KeySpec, Recipe, ViewKey};
+pub use manifest::{Header, Labelled, Line, Manifest, save_manifest};
 pub use matrix::Features;
-pub use store::{RowId, Store, default_cache};
+pub(crate) use pipeline::{Pipeline, Spent};
+pub use pool::Pool;
+pub use shard::{Finalized, Job, JobStatus, Plan, Shard, to_array_expression};
+pub use store::{Budget, RowId, Store, default_cache};
+pub use writer::DEFAULT_BLOCK_ROWS;

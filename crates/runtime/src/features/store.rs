@@ -1,24 +1,25 @@
-//! A cache entry: blocks of rows, each a small safetensors file that appears whole or not at all.
+//! A cache entry: blocks of rows that appear whole or not at all, and an index of them.
 //!
-//! A block is named by the digest of its content and carries that digest, so that any number of writers can add blocks
-//! without a lock, a damaged block is noticed when it is read, and an interruption loses at most one block.
-//! Rows are found by the BLAKE3 digest of the picture's bytes: renaming or relabelling a picture changes nothing.
+//! A block is never changed, so that any number of writers can add some without a lock, and an interruption loses at most
+//! the block that was being filled. Rows are found by the BLAKE3 digest of what they were made of (a picture's bytes):
+//! renaming or relabelling changes nothing.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{HashMap, HashSet};
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use etcetera::BaseStrategy;
-use pth::{AtomicFile, DType, Existing, FileError, StateDict, Tensor};
+use pth::{AtomicFile, Existing, FileError};
 use rayon::prelude::*;
 
-use super::key::Key;
+use super::block::{Block, ENDING, PREFIX, Rows};
+use super::key::{FeatureType, Key};
 use crate::error::Error;
 
-/// BLAKE3 of a picture's file.
+/// BLAKE3 of what a row was made of.
 pub type RowId = [u8; 32];
-
-const DIGEST: &str = "blake3";
 
 /// Where cache entries go when the caller names no folder: `graftwork/features` in the user's cache folder
 /// (`$XDG_CACHE_HOME` or `~/.cache` on Linux).
@@ -31,72 +32,121 @@ pub fn default_cache() -> Result<PathBuf, Error> {
     Ok(strategy.cache_dir().join("graftwork").join("features"))
 }
 
+/// How much more a cache may grow.
+#[derive(Debug)]
+pub struct Budget {
+    limit: u64,
+    used: AtomicU64,
+}
+
+impl Budget {
+    /// What `cache` may grow until all its files together have `limit` bytes.
+    ///
+    /// # Errors
+    /// A folder that cannot be read.
+    pub fn new(cache: &Path, limit: u64) -> Result<Budget, Error> {
+        Ok(Budget {
+            limit,
+            used: AtomicU64::new(folder_size(cache)?),
+        })
+    }
+
+    /// Takes `n_bytes`; other processes that write at the same time are not seen.
+    fn take(&self, cache: &Path, n_bytes: u64) -> Result<(), Error> {
+        if self.used.fetch_add(n_bytes, Ordering::Relaxed) + n_bytes <= self.limit {
+            return Ok(());
+        }
+        Err(Error::CacheFull {
+            path: cache.to_owned(),
+            limit: self.limit,
+        })
+    }
+}
+
+/// Bytes of all files below a folder; 0 where there is none.
+pub(super) fn folder_size(folder: &Path) -> Result<u64, Error> {
+    let entries = match fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(0),
+        Err(error) => return Err(FileError::at("read", folder)(error).into()),
+    };
+    let mut n_bytes = 0;
+    for entry in entries {
+        let entry = entry.map_err(FileError::at("read", folder))?;
+        // What another process removes meanwhile counts nothing.
+        let Ok(metadata) = entry.metadata() else { continue };
+        n_bytes += if metadata.is_dir() {
+            folder_size(&entry.path())?
+        } else {
+            metadata.len()
+        };
+    }
+    Ok(n_bytes)
+}
+
 /// An open cache entry.
 #[derive(Debug)]
 pub struct Store {
     folder: PathBuf,
+    dtype: FeatureType,
     blocks: Vec<Block>,
-    rows: HashMap<RowId, (usize, usize)>,
-    n_features: Option<usize>,
-}
-
-#[derive(Debug)]
-struct Block {
-    features: Tensor,
-    ids: Vec<RowId>,
+    names: HashSet<String>,
+    /// By half of the id: the other half is compared when a row is read.
+    rows: HashMap<[u8; 16], (u32, u32), foldhash::fast::RandomState>,
+    row_shape: Option<Vec<usize>>,
 }
 
 impl Store {
     /// Opens the entry of `key` below `cache`, making it where it is not there yet.
     ///
     /// # Errors
-    /// [`Error::BadFile`] for a damaged block, which is named.
+    /// [`Error::BadFile`] for a damaged file, which is named.
     pub fn open(cache: &Path, key: &Key) -> Result<Store, Error> {
         let folder = cache.join(key.digest());
         fs::create_dir_all(&folder).map_err(FileError::at("create", &folder))?;
         let described = folder.join("key.json");
         if !described.exists() {
-            let text = serde_json::to_vec_pretty(key).expect("plain data is JSON");
-            write_whole(&described, &text)?;
+            write_whole(&described, &key.to_bytes())?;
         }
         Store::open_entry(&folder)
     }
 
-    /// Opens an entry by its folder.
+    /// Opens an entry by its folder: every byte of its key and its blocks is checked.
     ///
     /// # Errors
     /// As [`Store::open`], and where the folder is no entry.
     pub fn open_entry(folder: &Path) -> Result<Store, Error> {
-        if !folder.join("key.json").is_file() {
-            return Err(bad(
-                folder,
-                "this is no feature cache entry: it holds no `key.json`",
-            ));
-        }
-        let mut names: Vec<PathBuf> = fs::read_dir(folder)
-            .map_err(FileError::at("read", folder))?
-            .flatten()
-            .map(|entry| entry.path())
-            .filter(|path| {
-                let name = path.file_name().unwrap_or_default().to_string_lossy();
-                name.starts_with("block-") && name.ends_with(".safetensors")
-            })
-            .collect();
-        names.sort();
-        let blocks = names
-            .par_iter()
-            .map(|path| read_block(path))
-            .collect::<Result<Vec<Block>, Error>>()?;
+        let key = Key::open(folder)?;
+        // What `cache gc` goes by; an entry that may not be written to is used all the same.
+        let _ = fs::File::create(folder.join(USED));
         let mut store = Store {
             folder: folder.to_owned(),
+            dtype: key.dtype(),
             blocks: Vec::new(),
-            rows: HashMap::new(),
-            n_features: None,
+            names: HashSet::new(),
+            rows: HashMap::default(),
+            row_shape: None,
         };
-        for (block, path) in blocks.into_iter().zip(&names) {
-            store.add(block, path)?;
-        }
+        store.refresh()?;
         Ok(store)
+    }
+
+    /// Adds the blocks that were not there when the entry was opened, by this process or another.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub fn refresh(&mut self) -> Result<(), Error> {
+        let mut names = block_names(&self.folder)?;
+        names.retain(|name| !self.names.contains(name));
+        let dtype = self.dtype;
+        let blocks = names
+            .par_iter()
+            .map(|name| Block::open(&self.folder.join(name), dtype))
+            .collect::<Result<Vec<Block>, Error>>()?;
+        for (block, name) in blocks.into_iter().zip(names) {
+            self.add(block, name)?;
+        }
+        Ok(())
     }
 
     /// The entry's folder.
@@ -104,93 +154,114 @@ impl Store {
         &self.folder
     }
 
+    /// The entry's name: its key's digest.
+    pub fn name(&self) -> String {
+        let name = self.folder.file_name().unwrap_or_default();
+        name.to_string_lossy().into_owned()
+    }
+
     /// Rows in the entry.
     pub fn n_rows(&self) -> usize {
         self.rows.len()
     }
 
-    /// D, once there is a row.
+    /// The number type of the rows.
+    pub fn dtype(&self) -> FeatureType {
+        self.dtype
+    }
+
+    /// The shape of a row, once there is one.
+    pub fn row_shape(&self) -> Option<&[usize]> {
+        self.row_shape.as_deref()
+    }
+
+    /// D, the numbers of a row, once there is one.
     pub fn n_features(&self) -> Option<usize> {
-        self.n_features
+        self.row_shape.as_ref().map(|shape| shape.iter().product())
     }
 
-    /// Whether there is a row for a picture.
+    /// Whether there is a row of that id.
     pub fn contains(&self, id: &RowId) -> bool {
-        self.rows.contains_key(id)
+        self.rows.contains_key(&half(id))
     }
 
-    /// Appends the row of a picture to `into`; `false` where there is none.
+    /// Appends a row to `into`; `false` where there is none.
     ///
     /// # Errors
     /// The block's file went away.
     pub fn read(&self, id: &RowId, into: &mut Vec<f32>) -> Result<bool, Error> {
-        let (Some(&(block_idx, row)), Some(n_features)) = (self.rows.get(id), self.n_features) else {
+        let Some(&(block_idx, row)) = self.rows.get(&half(id)) else {
             return Ok(false);
         };
-        let block = &self.blocks[block_idx];
-        let bytes = block
-            .features
-            .to_bytes()
-            .map_err(|error| bad(&self.folder, error.to_string()))?;
-        let start = row * n_features * 4;
-        let row = bytes[start..start + n_features * 4].chunks_exact(4);
-        into.extend(row.map(|bytes| f32::from_le_bytes(bytes.try_into().expect("chunks of four"))));
+        let read = self.blocks[block_idx as usize].read(row as usize, id, into);
+        read.map_err(|reason| bad(&self.folder, reason))?;
         Ok(true)
     }
 
-    /// Makes rows durable as one block, which [`load`](Store::load) then adds to the index. Takes `&self`, so that readers
-    /// need not wait for the disk.
+    /// Makes rows durable as one block, which [`refresh`](Store::refresh) then adds to the index. Takes `&self`, so that
+    /// readers need not wait for the disk.
     ///
     /// # Errors
-    /// The file system's; nothing is half-written.
-    pub fn write_block(&self, ids: &[RowId], features: &[f32]) -> Result<PathBuf, Error> {
-        let n_features = features.len() / ids.len().max(1);
-        let feature_bytes: Vec<u8> = features.iter().flat_map(|value| value.to_le_bytes()).collect();
-        let id_bytes = ids.concat();
-        let digest = digest(&id_bytes, &feature_bytes);
-        let path = self.folder.join(format!("block-{}.safetensors", &digest[..16]));
-        let tensor = |dtype, shape: &[usize], bytes| {
-            Tensor::from_bytes(dtype, shape, bytes).expect("the shape is the number of values")
-        };
-        let mut tensors = StateDict::new();
-        tensors.insert(
-            "features",
-            tensor(DType::Float32, &[ids.len(), n_features], feature_bytes),
-        );
-        tensors.insert("ids", tensor(DType::Uint8, &[ids.len(), 32], id_bytes));
-        let metadata = BTreeMap::from([(DIGEST.to_owned(), digest)]);
-        surgery::save_safetensors(&path, &tensors, &metadata, Existing::Replace)?;
-        Ok(path)
+    /// The file system's; [`Error::CacheFull`]. Nothing is half-written.
+    pub(super) fn write_block(&self, rows: &Rows, note: &str, budget: Option<&Budget>) -> Result<(), Error> {
+        let (name, bytes) = rows.to_file(note);
+        let path = self.folder.join(name);
+        if path.exists() {
+            return Ok(());
+        }
+        if let Some(budget) = budget {
+            budget.take(self.folder.parent().unwrap_or(&self.folder), bytes.len() as u64)?;
+        }
+        Ok(write_whole(&path, &bytes)?)
     }
 
-    /// Adds a block's rows to the index; the rows themselves stay in the file.
-    ///
-    /// # Errors
-    /// As [`Store::open`].
-    pub fn load(&mut self, block: &Path) -> Result<(), Error> {
-        self.add(read_block(block)?, block)
-    }
-
-    fn add(&mut self, block: Block, path: &Path) -> Result<(), Error> {
-        let n_features = block.features.shape()[1];
-        if *self.n_features.get_or_insert(n_features) != n_features {
-            let reason = format!(
-                "rows of {n_features} numbers among rows of {}",
-                self.n_features.unwrap_or(0)
-            );
-            return Err(bad(path, reason));
+    fn add(&mut self, block: Block, name: String) -> Result<(), Error> {
+        let path = self.folder.join(&name);
+        let shape = block.row_shape();
+        if *self.row_shape.get_or_insert_with(|| shape.to_vec()) != shape {
+            let known = self.row_shape.as_deref().unwrap_or_default();
+            return Err(bad(
+                &path,
+                format!("rows of shape {shape:?} among rows of {known:?}"),
+            ));
         }
-        let block_idx = self.blocks.len();
-        for (row, id) in block.ids.iter().enumerate() {
-            self.rows.entry(*id).or_insert((block_idx, row));
-        }
+        let too_many = "more blocks or rows than the index can count";
+        let block_idx = u32::try_from(self.blocks.len()).map_err(|_| bad(&path, too_many))?;
+        u32::try_from(block.n_rows()).map_err(|_| bad(&path, too_many))?;
+        let rows = &mut self.rows;
+        block
+            .for_each_id(|row, id| {
+                rows.entry(half(&id)).or_insert((block_idx, row as u32));
+            })
+            .map_err(|reason| bad(&path, reason))?;
+        self.names.insert(name);
         self.blocks.push(block);
         Ok(())
     }
 }
 
+/// Its time of change is when the entry was last used.
+pub(super) const USED: &str = "used";
+
+/// Names of an entry's blocks in order.
+pub(super) fn block_names(folder: &Path) -> Result<Vec<String>, Error> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(folder).map_err(FileError::at("read", folder))? {
+        let entry = entry.map_err(FileError::at("read", folder))?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if name.starts_with(PREFIX) && name.ends_with(ENDING) {
+            names.push(name);
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
+fn half(id: &RowId) -> [u8; 16] {
+    std::array::from_fn(|at| id[at])
+}
+
 pub(super) fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
-    use std::io::Write;
     let mut file = AtomicFile::create(path, Existing::Replace)?;
     file.write_all(bytes).map_err(FileError::at("write", path))?;
     file.commit()
@@ -200,122 +271,5 @@ fn bad(path: &Path, reason: impl Into<String>) -> Error {
     Error::BadFile {
         path: path.to_owned(),
         reason: reason.into(),
-    }
-}
-
-fn digest(ids: &[u8], features: &[u8]) -> String {
-    blake3::Hasher::new()
-        .update(ids)
-        .update(features)
-        .finalize()
-        .to_hex()
-        .to_string()
-}
-
-fn read_block(path: &Path) -> Result<Block, Error> {
-    let (tensors, metadata) = surgery::open_safetensors(path)?;
-    let part = |name: &str| {
-        tensors
-            .get(name)
-            .ok_or_else(|| bad(path, format!("a cache block without `{name}`")))
-    };
-    let (features, ids) = (part("features")?, part("ids")?);
-    let shapes_agree = match (features.shape(), ids.shape()) {
-        ([n_rows, _], [n_ids, 32]) => n_rows == n_ids,
-        _ => false,
-    };
-    if features.dtype() != DType::Float32 || ids.dtype() != DType::Uint8 || !shapes_agree {
-        return Err(bad(path, "a cache block of another kind"));
-    }
-    let read = |tensor: &Tensor| tensor.to_bytes().map(std::borrow::Cow::into_owned);
-    let id_bytes = read(ids).map_err(|error| bad(path, error.to_string()))?;
-    let feature_bytes = features
-        .to_bytes()
-        .map_err(|error| bad(path, error.to_string()))?;
-    if metadata.get(DIGEST) != Some(&digest(&id_bytes, &feature_bytes)) {
-        return Err(bad(
-            path,
-            "the block is damaged: its content does not match its checksum",
-        ));
-    }
-    let ids = id_bytes
-        .chunks_exact(32)
-        .map(|id| id.try_into().expect("chunks of 32"))
-        .collect();
-    Ok(Block {
-        features: features.clone(),
-        ids,
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn store() -> (tempfile::TempDir, PathBuf) {
-        let dir = tempfile::tempdir().unwrap();
-        let entry = dir.path().join("entry");
-        fs::create_dir(&entry).unwrap();
-        write_whole(&entry.join("key.json"), b"{}").unwrap();
-        (dir, entry)
-    }
-
-    fn append(store: &mut Store, ids: &[RowId], features: &[f32]) -> Result<(), Error> {
-        let path = store.write_block(ids, features)?;
-        store.load(&path)
-    }
-
-    #[test]
-    fn rows_come_back_in_another_process_and_duplicates_count_once() {
-        let (_dir, entry) = store();
-        let mut first = Store::open_entry(&entry).unwrap();
-        append(
-            &mut first,
-            &[[1; 32], [2; 32]],
-            &[1.0, 2.0, 3.0, f32::MIN_POSITIVE],
-        )
-        .unwrap();
-        append(
-            &mut first,
-            &[[2; 32], [3; 32]],
-            &[3.0, f32::MIN_POSITIVE, 5.0, 6.0],
-        )
-        .unwrap();
-        let again = Store::open_entry(&entry).unwrap();
-        assert_eq!(again.n_rows(), 3);
-        let mut row = Vec::new();
-        assert!(again.read(&[2; 32], &mut row).unwrap());
-        assert_eq!(row, [3.0, f32::MIN_POSITIVE]);
-        assert!(!again.read(&[9; 32], &mut row).unwrap());
-    }
-
-    #[test]
-    fn every_flipped_byte_of_a_block_is_noticed() {
-        let (_dir, entry) = store();
-        let mut first = Store::open_entry(&entry).unwrap();
-        append(&mut first, &[[1; 32], [2; 32]], &[1.0, 2.0, 3.0, 4.0]).unwrap();
-        let path = fs::read_dir(&entry)
-            .unwrap()
-            .flatten()
-            .map(|e| e.path())
-            .find(|p| p.to_string_lossy().contains("block-"))
-            .unwrap();
-        let good = fs::read(&path).unwrap();
-        for at in 0..good.len() {
-            let mut bytes = good.clone();
-            bytes[at] ^= 0x04;
-            write_whole(&path, &bytes).unwrap();
-            match Store::open_entry(&entry) {
-                Err(_) => {}
-                // A flip in the header may leave a file that says the same in other words.
-                Ok(read) => {
-                    let mut rows = Vec::new();
-                    assert!(
-                        read.read(&[1; 32], &mut rows).unwrap() && read.read(&[2; 32], &mut rows).unwrap()
-                    );
-                    assert_eq!(rows, [1.0, 2.0, 3.0, 4.0], "byte {at}");
-                }
-            }
-        }
     }
 }

@@ -1,5 +1,12 @@
 //! Encoded bytes to pixels, by content and never by file name.
 
+use std::borrow::Cow;
+use std::ops::Range;
+
+use super::exif::Orientation;
+use super::resize::PIXEL;
+use super::{bmp, gif, jpeg, png, pnm, webp};
+
 /// Eight-bit pixels, four bytes each (red, green, blue, unused), rows top down.
 ///
 /// The fourth byte makes a pixel a 32-bit lane; its value is meaningless.
@@ -18,8 +25,8 @@ pub enum DecodeError {
     /// The file is empty.
     #[error("the file is empty")]
     Empty,
-    /// Neither of the formats that are read; says what it looks like instead.
-    #[error("not a JPEG or PNG picture: {0}")]
+    /// None of the formats that are read; says what it looks like instead.
+    #[error("not a JPEG, PNG, WebP, GIF, BMP or PNM picture: {0}")]
     UnknownFormat(&'static str),
     /// The data ends before the last row.
     #[error("the picture is truncated")]
@@ -45,31 +52,45 @@ impl Pixels {
 
     /// Room for `width * height` pixels; the limit is checked before anything is allocated.
     pub(super) fn new(width: usize, height: usize) -> Result<Pixels, DecodeError> {
+        let n_pixels = Pixels::check_size(width, height)?;
+        Ok(Pixels {
+            width,
+            height,
+            data: vec![0; n_pixels * PIXEL + Pixels::PADDING],
+        })
+    }
+
+    /// The number of pixels of a picture whose header claims this size, where it is one that is decoded.
+    pub(super) fn check_size(width: usize, height: usize) -> Result<usize, DecodeError> {
         match width.checked_mul(height) {
-            Some(n) if n > 0 && n <= Pixels::MAX_PIXELS => Ok(Pixels {
-                width,
-                height,
-                data: vec![0; n * 4 + Pixels::PADDING],
-            }),
             Some(0) => Err(DecodeError::Damaged("it has no pixels".to_owned())),
+            Some(n_pixels) if n_pixels <= Pixels::MAX_PIXELS => Ok(n_pixels),
             _ => Err(DecodeError::TooLarge { width, height }),
         }
     }
 
-    /// Pixels that are there already: `rgb` holds `[height, width, 3]` bytes.
+    /// Pixels from red, green and blue of each, row by row.
     ///
     /// # Errors
-    /// Another number of bytes than that, none, or more pixels than [`Pixels::MAX_PIXELS`].
+    /// [`DecodeError::TooLarge`] and [`DecodeError::Damaged`] where `rgb` does not hold `width * height * 3` bytes.
     pub fn from_rgb(width: usize, height: usize, rgb: &[u8]) -> Result<Pixels, DecodeError> {
-        let mut pixels = Pixels::new(width, height)?;
-        if rgb.len() != width * height * 3 {
-            let reason = format!("{} bytes are not {width} x {height} pixels", rgb.len());
-            return Err(DecodeError::Damaged(reason));
+        let n_pixels = Pixels::check_size(width, height)?;
+        if rgb.len() != n_pixels * 3 {
+            return Err(DecodeError::Damaged(format!(
+                "{} bytes are not {width} x {height} pixels of three",
+                rgb.len()
+            )));
         }
-        for (to, from) in pixels.data.chunks_exact_mut(4).zip(rgb.chunks_exact(3)) {
-            to[..3].copy_from_slice(from);
+        let mut pixels = Pixels::new(width, height)?;
+        for (pixel, rgb) in pixels.data.chunks_exact_mut(PIXEL).zip(rgb.chunks_exact(3)) {
+            pixel[..3].copy_from_slice(rgb);
         }
         Ok(pixels)
+    }
+
+    /// The rows, top down.
+    pub(super) fn rows_mut(&mut self) -> impl Iterator<Item = &mut [u8]> {
+        self.data.chunks_exact_mut(self.width * PIXEL).take(self.height)
     }
 
     /// Columns.
@@ -92,29 +113,180 @@ impl Pixels {
     }
 }
 
-/// Decodes a JPEG or PNG picture to what Pillow's `Image.open(…).convert("RGB")` gives.
+/// Decodes a picture to what Pillow's `Image.open(…).convert("RGB")` gives.
 ///
 /// # Errors
 /// A [`DecodeError`] where Pillow would raise.
 pub fn decode(bytes: &[u8]) -> Result<Pixels, DecodeError> {
-    match bytes {
-        [] => Err(DecodeError::Empty),
-        [0xff, 0xd8, 0xff, ..] => super::jpeg::decode(bytes),
-        [0x89, b'P', b'N', b'G', ..] => super::png::decode(bytes),
-        _ => Err(DecodeError::UnknownFormat(looks_like(bytes))),
+    Picture::open(bytes)?.into_pixels()
+}
+
+/// Columns and rows of a picture, as its header claims them.
+///
+/// # Errors
+/// As [`decode`], for what the header shows.
+pub fn size(bytes: &[u8]) -> Result<(usize, usize), DecodeError> {
+    Picture::open(bytes).map(|picture| picture.size())
+}
+
+/// A picture whose header has been read. JPEG and PNG give their rows on demand; what has no rows to give one by one is
+/// decoded whole.
+pub(super) enum Picture<'b> {
+    Jpeg(jpeg::Reader<'b>),
+    Png(Box<png::Reader<'b>>),
+    /// Known by its size only, until its pixels are asked for.
+    Deferred {
+        size: (usize, usize),
+        bytes: &'b [u8],
+        decode: fn(&[u8]) -> Result<Pixels, DecodeError>,
+    },
+    /// To be turned the right way up.
+    Turned(Box<Picture<'b>>, Orientation),
+    Whole(Cow<'b, Pixels>),
+}
+
+impl<'b> Picture<'b> {
+    pub(super) fn open(bytes: &'b [u8]) -> Result<Picture<'b>, DecodeError> {
+        type Decode = fn(&[u8]) -> Result<Pixels, DecodeError>;
+        let (size, decode) = match bytes {
+            [] => return Err(DecodeError::Empty),
+            [0xff, 0xd8, 0xff, ..] => return jpeg::Reader::open(bytes).map(Picture::Jpeg),
+            [0x89, b'P', b'N', b'G', ..] => return png::Reader::open(bytes).map(Box::new).map(Picture::Png),
+            [b'G', b'I', b'F', b'8', b'7' | b'9', b'a', ..] => (gif::size(bytes)?, gif::decode as Decode),
+            [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'E', b'B', b'P', ..] => {
+                (webp::size(bytes)?, webp::decode as Decode)
+            }
+            [b'B', b'M', ..] => (bmp::size(bytes)?, bmp::decode as Decode),
+            [b'P', b'1'..=b'6', space, ..] if space.is_ascii_whitespace() || *space == 11 => {
+                (pnm::size(bytes)?, pnm::decode as Decode)
+            }
+            _ => return Err(DecodeError::UnknownFormat(looks_like(bytes))),
+        };
+        Pixels::check_size(size.0, size.1)?;
+        Ok(Picture::Deferred { size, bytes, decode })
+    }
+
+    pub(super) fn size(&self) -> (usize, usize) {
+        match self {
+            Picture::Jpeg(reader) => reader.size(),
+            Picture::Png(reader) => reader.size(),
+            Picture::Deferred { size, .. } => *size,
+            Picture::Turned(picture, orientation) => orientation.size(picture.size()),
+            Picture::Whole(pixels) => (pixels.width, pixels.height),
+        }
+    }
+
+    pub(super) fn into_pixels(self) -> Result<Pixels, DecodeError> {
+        let (width, height) = self.size();
+        match self {
+            Picture::Deferred { bytes, decode, .. } => return decode(bytes),
+            Picture::Turned(picture, orientation) => {
+                return picture.into_pixels().map(|pixels| orientation.apply(&pixels));
+            }
+            Picture::Whole(pixels) => return Ok(pixels.into_owned()),
+            Picture::Jpeg(_) | Picture::Png(_) => {}
+        }
+        let mut pixels = Pixels::new(width, height)?;
+        let stride = width * PIXEL;
+        match self {
+            Picture::Jpeg(mut reader) => {
+                reader.start(0..width)?;
+                let mut row = 0;
+                while row < height {
+                    let out = &mut pixels.data[row * stride..height * stride];
+                    row += reader.next(out, stride, height - row)?;
+                }
+            }
+            Picture::Png(mut reader) => {
+                for out in pixels.data.chunks_exact_mut(stride).take(height) {
+                    reader.next(out)?;
+                }
+            }
+            Picture::Deferred { .. } | Picture::Turned(..) | Picture::Whole(_) => {}
+        }
+        Ok(pixels)
+    }
+
+    /// Gives `sink` the rows `rows`, each from some column at or before `columns.start` (which it is told) to some column
+    /// at or behind `columns.end`; reads all the others too, for what is wrong with them.
+    pub(super) fn rows(
+        self,
+        rows: Range<usize>,
+        columns: Range<usize>,
+        slack: usize,
+        buffer: &mut Vec<u8>,
+        sink: &mut impl FnMut(&[u8], usize),
+    ) -> Result<(), DecodeError> {
+        /// Rows that one call of libjpeg may give.
+        const AT_ONCE: usize = 8;
+        match self {
+            Picture::Jpeg(mut reader) => {
+                let held = reader.start(columns)?;
+                let row_bytes = held.len() * PIXEL;
+                let stride = row_bytes + slack;
+                buffer.resize(AT_ONCE * stride, 0);
+                reader.skip(rows.start)?;
+                let mut row = rows.start;
+                while row < rows.end {
+                    let n_read = reader.next(buffer, stride, (rows.end - row).min(AT_ONCE))?;
+                    for row in buffer.chunks_exact(stride).take(n_read) {
+                        sink(row, held.start);
+                    }
+                    row += n_read;
+                }
+                reader.finish()
+            }
+            Picture::Png(mut reader) => {
+                buffer.resize(columns.end * PIXEL + slack, 0);
+                reader.skip(rows.start)?;
+                for _ in rows {
+                    reader.next(&mut buffer[..columns.end * PIXEL])?;
+                    sink(buffer, 0);
+                }
+                reader.finish()
+            }
+            Picture::Deferred { .. } | Picture::Turned(..) => {
+                let pixels = Picture::Whole(Cow::Owned(self.into_pixels()?));
+                pixels.rows(rows, columns, slack, buffer, sink)
+            }
+            Picture::Whole(pixels) => {
+                let stride = pixels.width * PIXEL;
+                for row in rows {
+                    sink(&pixels.data[row * stride..], 0);
+                }
+                Ok(())
+            }
+        }
     }
 }
 
 fn looks_like(bytes: &[u8]) -> &'static str {
-    let start = bytes.trim_ascii_start();
+    let start = bytes
+        .strip_prefix(b"\xef\xbb\xbf")
+        .unwrap_or(bytes)
+        .trim_ascii_start();
+    let brand = |wanted: &[&[u8]]| {
+        bytes.get(4..8) == Some(b"ftyp") && bytes.get(8..12).is_some_and(|b| wanted.contains(&b))
+    };
     match bytes {
+        _ if start.starts_with(b"<svg") => "it is an SVG drawing",
         _ if start.starts_with(b"<") => "it starts like an HTML or XML page",
+        _ if start.starts_with(b"{") || start.starts_with(b"[") => "it starts like JSON",
         _ if bytes.starts_with(b"version https://git-lfs") => "it is a Git LFS pointer",
-        [b'G', b'I', b'F', b'8', ..] => "it is a GIF",
-        [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'E', b'B', b'P', ..] => "it is a WebP",
-        [b'B', b'M', ..] => "it is a BMP",
-        [b'I', b'I', 42, 0, ..] | [b'M', b'M', 0, 42, ..] => "it is a TIFF",
+        [b'I', b'I', 42 | 43, 0, ..] | [b'M', b'M', 0, 42 | 43, ..] => "it is a TIFF",
+        [0xff, 0x4f, 0xff, 0x51, ..] | [0, 0, 0, 12, b'j', b'P', ..] => "it is a JPEG 2000 picture",
+        [0xff, 0x0a, ..] | [0, 0, 0, 12, b'J', b'X', b'L', ..] => "it is a JPEG XL picture",
+        _ if brand(&[b"avif", b"avis"]) => "it is an AVIF picture",
+        _ if brand(&[b"heic", b"heix", b"mif1", b"msf1"]) => "it is a HEIF picture",
+        _ if bytes.get(4..8) == Some(b"ftyp") => "it is an MP4 film",
+        [0, 0, 1 | 2, 0, ..] => "it is a Windows icon",
+        [b'8', b'B', b'P', b'S', ..] => "it is a Photoshop document",
+        [b'%', b'P', b'D', b'F', ..] => "it is a PDF",
         [b'P', b'K', 3, 4, ..] => "it is a zip archive",
-        _ => "its first bytes are of neither",
+        [0x1f, 0x8b, ..] => "it is a gzip file",
+        [b'P', b'7' | b'F' | b'f', b'\n', ..] => "it is a PAM or PFM picture",
+        [0x93, b'N', b'U', b'M', b'P', b'Y', ..] => "it is a NumPy array",
+        _ if bytes.iter().take(1024).all(|&byte| byte == 0) => "it is all zeros",
+        _ => "its first bytes are of none of them",
     }
 }

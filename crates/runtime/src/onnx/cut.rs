@@ -2,12 +2,10 @@
 //!
 //! The graph is cut, not given a further output: the tail would cost time and memory on every picture.
 
-use super::graph::{Model, text};
+use super::graph::Model;
+use super::tensor::text;
 use super::wire;
 use crate::error::Error;
-
-/// `TensorProto.DataType` of float32.
-const FLOAT: u64 = 1;
 
 impl Model {
     /// The tensor that goes into the classifier: the input of the last `Gemm` or `MatMul` that multiplies an
@@ -19,7 +17,7 @@ impl Model {
         let constants = self.constants();
         let producers = self.producers();
         let output = &self.outputs[0];
-        let needed = self.ancestors(output);
+        let needed = self.ancestors(&[output]);
         let classifier = self.nodes.iter().zip(&needed).rev().find_map(|(node, &needed)| {
             let [activation, weight, ..] = node.inputs.as_slice() else {
                 return None;
@@ -39,61 +37,74 @@ impl Model {
         }
     }
 
-    /// The model that ends at `boundary`: its ancestors only, with `boundary` as the one output.
+    /// The model that ends at `boundaries`: what they need only, and they are the outputs, in the order given. One may be
+    /// needed by another.
     ///
     /// # Errors
-    /// [`Error::UnknownTensor`] with the nearest names, where no node makes `boundary`.
-    pub fn cut(&self, boundary: &str) -> Result<Model, Error> {
-        self.check_boundary(boundary)?;
-        let mut info = Vec::new();
-        let mut tensor = Vec::new();
-        wire::put_varint(&mut tensor, 1, FLOAT);
-        let mut type_proto = Vec::new();
-        wire::put_bytes(&mut type_proto, 1, &tensor);
-        wire::put_bytes(&mut info, 1, boundary.as_bytes());
-        wire::put_bytes(&mut info, 2, &type_proto);
+    /// [`Error::UnknownTensor`] with the nearest names, where no node makes a boundary; [`Error::Usage`] for none, or one
+    /// that is named twice.
+    pub fn cut(&self, boundaries: &[&str]) -> Result<Model, Error> {
+        if boundaries.is_empty() {
+            return Err(Error::Usage("there is no tensor to cut at".to_owned()));
+        }
         let mut tail = Vec::new();
-        wire::put_bytes(&mut tail, 12, &info);
-        Model::parse(&self.path, self.rebuild(boundary, &tail, &[], &[]))
+        for (idx, boundary) in boundaries.iter().enumerate() {
+            self.check_boundary(boundary)?;
+            if boundaries[..idx].contains(boundary) {
+                return Err(Error::Usage(format!("`{boundary}` is given twice to cut at")));
+            }
+            wire::put_bytes(&mut tail, 12, &self.output_info(boundary));
+        }
+        self.remade(self.rebuild(boundaries, &tail, &[], &[]))
+    }
+
+    /// The `ValueInfoProto` of a tensor that becomes an output: the file's own where it has one. Without, there is the
+    /// name alone, and ONNX Runtime finds the type itself.
+    fn output_info(&self, name: &str) -> Vec<u8> {
+        match self.infos.get(name) {
+            Some(info) => self.bytes[info.span.clone()].to_vec(),
+            None => {
+                let mut info = Vec::new();
+                wire::put_bytes(&mut info, 1, name.as_bytes());
+                info
+            }
+        }
     }
 
     pub(super) fn check_boundary(&self, boundary: &str) -> Result<(), Error> {
         let producers = self.producers();
-        let Some(&node_idx) = producers.get(boundary) else {
-            let names = self
-                .nodes
-                .iter()
-                .flat_map(|node| &node.outputs)
-                .map(String::as_str);
-            return Err(Error::UnknownTensor {
-                path: self.path.clone(),
-                name: boundary.to_owned(),
-                suggestions: nearest(boundary, names, 5),
-            });
+        let constants = self.constants();
+        let maker = match producers.get(boundary) {
+            Some(&node_idx) => &self.nodes[node_idx].op_type,
+            None if constants.contains(boundary) => "nothing: it is a weight",
+            None => {
+                let names = self.nodes.iter().flat_map(|node| &node.outputs);
+                return Err(Error::UnknownTensor {
+                    path: self.path.clone(),
+                    name: boundary.to_owned(),
+                    suggestions: nearest(boundary, names.map(String::as_str), 5),
+                });
+            }
         };
-        if self.constants().contains(boundary) {
-            let node = &self.nodes[node_idx];
+        if constants.contains(boundary) {
             return Err(Error::Backbone {
                 path: self.path.clone(),
-                reason: format!(
-                    "`{boundary}` (made by {}) does not depend on the input",
-                    node.op_type
-                ),
+                reason: format!("`{boundary}` (made by {maker}) does not depend on the input"),
             });
         }
         Ok(())
     }
 
-    /// The file again with only what `boundary` needs; `graph_tail` and `model_tail` are appended to the two
+    /// The file again with only what `boundaries` need; `graph_tail` and `model_tail` are appended to the two
     /// messages, and metadata under `dropped_keys` is left out.
     pub(super) fn rebuild(
         &self,
-        boundary: &str,
+        boundaries: &[&str],
         graph_tail: &[u8],
         model_tail: &[u8],
         dropped_keys: &[&str],
     ) -> Vec<u8> {
-        let needed = self.ancestors(boundary);
+        let needed = self.ancestors(boundaries);
         let mut used = std::collections::HashSet::new();
         for (node, _) in self.nodes.iter().zip(&needed).filter(|(_, needed)| **needed) {
             used.extend(node.reads());
@@ -106,14 +117,10 @@ impl Model {
                 let wire::Value::Bytes(span) = &field.value else {
                     return false;
                 };
-                wire::fields(&self.bytes, span.clone()).is_ok_and(|parts| {
-                    parts.iter().any(|part| match &part.value {
-                        wire::Value::Bytes(span) if part.number == number => {
-                            used.contains(text(&self.bytes, span).as_str())
-                        }
-                        _ => false,
-                    })
-                })
+                let name = wire::each(&self.bytes, span.clone()).flatten().find_map(|part| {
+                    super::graph::span_of(&part, number).map(|span| text(&self.bytes, &span))
+                });
+                name.is_some_and(|name| used.contains(name.as_str()))
             };
             let keep = match field.number {
                 1 => *kept_nodes.next().expect("one flag per node field"),

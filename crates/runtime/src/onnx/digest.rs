@@ -1,14 +1,19 @@
 //! What a cached feature depends on: the content of the graph up to the boundary, not its file or its names.
 //!
 //! A Merkle digest from the boundary backwards: operator, domain, operator set, attributes, and the digests of the
-//! inputs; an initialiser counts by its type, shape and bytes. Renaming tensors, reordering nodes or replacing the
-//! classifier changes nothing; one weight's bit does.
+//! inputs; a weight counts by its type, sizes and elements, wherever and however they are stored. Renaming tensors,
+//! reordering nodes, moving weights to another file or replacing the classifier changes nothing; one weight's bit does.
 
 use std::collections::HashMap;
 
+use rayon::prelude::*;
+
 use super::graph::Model;
-use super::wire::{self, Value};
+use super::tensor::Initializer;
 use crate::error::Error;
+
+/// Tensors from this size on are hashed by several threads.
+const PARALLEL_BYTES: usize = 1 << 20;
 
 impl Model {
     /// The digest of everything that `boundary` is computed from.
@@ -16,17 +21,32 @@ impl Model {
     /// # Errors
     /// [`Error::UnknownTensor`] where no node makes `boundary`.
     pub fn prefix_digest(&self, boundary: &str) -> Result<blake3::Hash, Error> {
-        self.check_boundary(boundary)?;
-        let mut digests: HashMap<&str, blake3::Hash> = HashMap::new();
+        let digests = self.prefix_digests(&[boundary])?;
+        Ok(digests[0])
+    }
+
+    /// [`prefix_digest`](Model::prefix_digest) of each boundary; what they share is hashed once.
+    ///
+    /// # Errors
+    /// As [`prefix_digest`](Model::prefix_digest).
+    pub fn prefix_digests(&self, boundaries: &[&str]) -> Result<Vec<blake3::Hash>, Error> {
+        for boundary in boundaries {
+            self.check_boundary(boundary)?;
+        }
+        let needed = self.ancestors(boundaries);
+        let producers = self.producers();
+        let mut digests = self.weight_digests(&needed);
         for (input_idx, input) in self.inputs.iter().enumerate() {
             let mut hasher = blake3::Hasher::new();
             hasher.update(b"input").update(&(input_idx as u64).to_le_bytes());
             digests.insert(&input.name, hasher.finalize());
         }
-        let needed = self.ancestors(boundary);
-        let producers = self.producers();
-        // ONNX demands topological order, so that every input has its digest by the time it is read.
+        // `parse` has seen to topological order, so that every input has its digest by the time it is read.
         for (node, _) in self.nodes.iter().zip(&needed).filter(|(_, needed)| **needed) {
+            if let Some(constant) = self.constant(node) {
+                digests.insert(&node.outputs[0], self.weight_digest(&constant));
+                continue;
+            }
             let mut hasher = blake3::Hasher::new();
             let opset = self.opsets.get(&node.domain).copied().unwrap_or(1);
             put(&mut hasher, node.domain.as_bytes());
@@ -40,11 +60,6 @@ impl Model {
             for name in node.inputs.iter().chain(&node.captured) {
                 match digests.get(name.as_str()) {
                     Some(digest) => put(&mut hasher, digest.as_bytes()),
-                    None if self.initializers.contains_key(name) => {
-                        let digest = self.initializer_digest(name);
-                        put(&mut hasher, digest.as_bytes());
-                        digests.insert(name, digest);
-                    }
                     None if producers.contains_key(name.as_str()) => {
                         return Err(Error::Backbone {
                             path: self.path.clone(),
@@ -63,32 +78,63 @@ impl Model {
                 digests.insert(output, hasher.finalize());
             }
         }
-        // Functions of the model's own and sparse weights are rare: all of them count, needed or not.
-        let mut hasher = blake3::Hasher::new();
-        put(&mut hasher, digests[boundary].as_bytes());
-        for function in self.top.iter().filter(|field| field.number == 25) {
-            put(&mut hasher, &self.bytes[function.span.clone()]);
-        }
-        for sparse in self.graph.iter().filter(|field| field.number == 15) {
-            put(&mut hasher, &self.bytes[sparse.span.clone()]);
-        }
-        Ok(hasher.finalize())
+        let whole = |boundary: &&str| {
+            let mut hasher = blake3::Hasher::new();
+            put(&mut hasher, digests[*boundary].as_bytes());
+            // Functions of the model's own and sparse weights are rare: all of them count, needed or not.
+            for function in self.top.iter().filter(|field| field.number == 25) {
+                put(&mut hasher, &self.bytes[function.span.clone()]);
+            }
+            for sparse in self.graph.iter().filter(|field| field.number == 15) {
+                put(&mut hasher, &self.bytes[sparse.span.clone()]);
+            }
+            hasher.finalize()
+        };
+        Ok(boundaries.iter().map(whole).collect())
     }
 
-    fn initializer_digest(&self, name: &str) -> blake3::Hash {
+    /// Digests of the weights that the `needed` nodes read, by name.
+    fn weight_digests(&self, needed: &[bool]) -> HashMap<&str, blake3::Hash> {
+        let read: std::collections::HashSet<&str> = self
+            .nodes
+            .iter()
+            .zip(needed)
+            .filter(|(_, needed)| **needed)
+            .flat_map(|(node, _)| node.reads())
+            .collect();
+        let weights: Vec<(&str, &Initializer)> = read
+            .into_iter()
+            .filter_map(|name| Some((name, self.initializers.get(name)?)))
+            .collect();
+        weights
+            .into_par_iter()
+            .map(|(name, weight)| (name, self.weight_digest(weight)))
+            .collect()
+    }
+
+    /// Type, sizes and elements; the same however they are stored.
+    pub(super) fn weight_digest(&self, weight: &Initializer) -> blake3::Hash {
         let mut hasher = blake3::Hasher::new();
-        let span = self.initializers[name].clone();
-        let outer = wire::fields(&self.bytes, span).expect("indexed by parse");
-        let Some(Value::Bytes(tensor)) = outer.first().map(|field| field.value.clone()) else {
-            return hasher.finalize();
-        };
-        // All of `TensorProto` but its name (8) and doc string (12).
-        for field in wire::fields(&self.bytes, tensor).expect("indexed by parse") {
-            if !matches!(field.number, 8 | 12) {
-                put(&mut hasher, &self.bytes[field.span]);
-            }
+        put(&mut hasher, b"weight");
+        put(&mut hasher, &weight.dtype.to_le_bytes());
+        let sizes = weight.shape.iter().flat_map(|&size| (size as u64).to_le_bytes());
+        put(&mut hasher, &sizes.collect::<Vec<u8>>());
+        let elements = self.elements(weight);
+        hasher.update(&(elements.len() as u64).to_le_bytes());
+        if elements.len() >= PARALLEL_BYTES {
+            hasher.update_rayon(&elements);
+        } else {
+            hasher.update(&elements);
         }
         hasher.finalize()
+    }
+
+    /// The elements of an initialiser as raw data, wherever they are.
+    pub(super) fn elements(&self, weight: &Initializer) -> std::borrow::Cow<'_, [u8]> {
+        weight.raw(&self.bytes).unwrap_or_else(|| {
+            let external = self.external.iter().find(|external| external.name == weight.name);
+            external.map_or_else(Default::default, |external| external.bytes().into())
+        })
     }
 }
 

@@ -5,78 +5,108 @@
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use pth::FileError;
 
+use super::external::External;
+use super::node::{Input, Node, read_node, read_value_info};
+use super::tensor::{Initializer, Payload, text};
 use super::wire::{self, Field, Value};
 use crate::error::Error;
 
-/// An ONNX model in memory with an index of its graph.
+/// Protobuf's own limit, and ONNX Runtime's.
+pub(super) const MAX_PROTOBUF_BYTES: u64 = i32::MAX as u64;
+
+/// An ONNX model in memory with an index of its graph. A clone shares the bytes.
 #[derive(Debug, Clone)]
 pub struct Model {
     pub(super) path: PathBuf,
-    pub(super) bytes: Vec<u8>,
+    pub(super) bytes: Arc<Vec<u8>>,
     /// Fields of `ModelProto` in file order; the graph is one of them.
     pub(super) top: Vec<Field>,
     /// Fields of `GraphProto` in file order.
     pub(super) graph: Vec<Field>,
     pub(super) nodes: Vec<Node>,
-    pub(super) initializers: HashMap<String, Range<usize>>,
+    pub(super) initializers: HashMap<String, Initializer>,
+    /// Names of initialisers that are stored sparse.
+    pub(super) sparse: HashSet<String>,
     pub(super) inputs: Vec<Input>,
     pub(super) outputs: Vec<String>,
+    /// What the file says of tensors, by name: outputs, and those between.
+    pub(super) infos: HashMap<String, Info>,
     /// Operator set version per domain; the default domain is the empty string.
     pub(super) opsets: HashMap<String, i64>,
+    /// Domain and name of the functions that the model brings along.
+    pub(super) functions: HashSet<(String, String)>,
+    pub(super) external: Vec<External>,
 }
 
-/// A graph input that is not an initialiser.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Input {
-    /// The tensor's name.
-    pub name: String,
-    /// `TensorProto.DataType`; 1 is float32.
-    pub elem_type: i64,
-    /// Fixed sizes, `None` where an axis is symbolic; `None` as a whole where the file gives no shape.
-    pub shape: Option<Vec<Option<usize>>>,
-}
-
+/// A value info with the span of its message.
 #[derive(Debug, Clone)]
-pub(super) struct Node {
-    pub(super) op_type: String,
-    pub(super) domain: String,
-    /// Tensor names; an empty string stands for an optional input that is left out.
-    pub(super) inputs: Vec<String>,
-    pub(super) outputs: Vec<String>,
-    /// Name and span of each `AttributeProto`.
-    pub(super) attributes: Vec<(String, Range<usize>)>,
-    /// Tensors of this graph that subgraphs of the node (If, Loop, Scan) read by name.
-    pub(super) captured: Vec<String>,
-}
-
-impl Node {
-    pub(super) fn reads(&self) -> impl Iterator<Item = &str> {
-        self.inputs
-            .iter()
-            .chain(&self.captured)
-            .map(String::as_str)
-            .filter(|name| !name.is_empty())
-    }
+pub(super) struct Info {
+    pub(super) span: Range<usize>,
+    pub(super) about: Input,
 }
 
 impl Model {
-    /// Reads an ONNX file.
+    /// Reads an ONNX file; weights in files beside it are mapped, not read.
     ///
     /// # Errors
-    /// [`Error::NotOnnx`] where the bytes are no ONNX model; [`Error::ExternalWeights`] where weights lie beside the file.
+    /// [`Error::NotOnnx`] where the bytes are no sound ONNX model; [`Error::ExternalWeights`] where a file with weights
+    /// is missing, too short, or outside the model's folder.
     pub fn open(path: &Path) -> Result<Model, Error> {
+        let n_bytes = std::fs::metadata(path)
+            .map_err(FileError::at("read", path))?
+            .len();
+        if n_bytes > MAX_PROTOBUF_BYTES {
+            return Err(Error::NotOnnx {
+                path: path.to_owned(),
+                reason: format!(
+                    "it has {n_bytes} bytes, and a protobuf file ends at 2 GiB; larger models keep their weights in files beside them"
+                ),
+            });
+        }
         let bytes = std::fs::read(path).map_err(FileError::at("read", path))?;
         Model::parse(path, bytes)
     }
 
-    /// Indexes an ONNX model that is already in memory; `path` is for messages.
+    /// Indexes an ONNX model that is already in memory; `path` is for messages, and weights in other files lie beside it.
     ///
     /// # Errors
     /// As [`Model::open`].
     pub fn parse(path: &Path, bytes: Vec<u8>) -> Result<Model, Error> {
+        let mut model = Model::index(path, bytes)?;
+        model.map_external()?;
+        model.check()?;
+        Ok(model)
+    }
+
+    /// Indexes bytes that were made of this model's; what lies outside them is this model's.
+    pub(super) fn remade(&self, bytes: Vec<u8>) -> Result<Model, Error> {
+        let mut model = Model::index(&self.path, bytes)?;
+        model.external = self
+            .external
+            .iter()
+            .filter(|external| model.is_external(&external.name))
+            .cloned()
+            .collect();
+        Ok(model)
+    }
+
+    pub(super) fn is_external(&self, name: &str) -> bool {
+        let found = self.initializers.get(name);
+        found.is_some_and(|found| matches!(found.payload, Payload::External(_)))
+    }
+
+    pub(super) fn not_onnx(&self, reason: String) -> Error {
+        Error::NotOnnx {
+            path: self.path.clone(),
+            reason,
+        }
+    }
+
+    fn index(path: &Path, bytes: Vec<u8>) -> Result<Model, Error> {
         let not_onnx = |reason: String| Error::NotOnnx {
             path: path.to_owned(),
             reason,
@@ -94,31 +124,34 @@ impl Model {
             top: Vec::new(),
             nodes: Vec::new(),
             initializers: HashMap::new(),
+            sparse: HashSet::new(),
             inputs: Vec::new(),
             outputs: Vec::new(),
+            infos: HashMap::new(),
             opsets: HashMap::new(),
+            functions: HashSet::new(),
             graph: Vec::new(),
-            bytes: Vec::new(),
+            bytes: Arc::default(),
+            external: Vec::new(),
         };
         for field in &top {
+            let pair = |span: Range<usize>, name_number: u32, domain_number: u32| {
+                let parts = read(span)?;
+                let part = |number| {
+                    let found = parts.iter().find_map(|part| span_of(part, number));
+                    found.map(|span| text(&bytes, &span)).unwrap_or_default()
+                };
+                Ok::<_, Error>((default_domain(part(domain_number)), part(name_number)))
+            };
             if let Some(span) = span_of(field, 8) {
-                let mut domain = String::new();
-                let mut version = 1;
-                for part in read(span)? {
-                    match (&part.number, &part.value) {
-                        (1, Value::Bytes(span)) => domain = text(&bytes, span),
-                        (2, Value::Varint(value)) => version = value.cast_signed(),
-                        _ => {}
-                    }
-                }
-                model.opsets.insert(
-                    if domain == "ai.onnx" {
-                        String::new()
-                    } else {
-                        domain
-                    },
-                    version,
-                );
+                let version = read(span.clone())?.iter().find_map(|part| match part.value {
+                    Value::Varint(version) if part.number == 2 => Some(version.cast_signed()),
+                    _ => None,
+                });
+                let (domain, _) = pair(span, 1, 1)?;
+                model.opsets.insert(domain, version.unwrap_or(1));
+            } else if let Some(span) = span_of(field, 25) {
+                model.functions.insert(pair(span, 1, 10)?);
             }
         }
         for field in &graph {
@@ -131,31 +164,40 @@ impl Model {
                 }
                 continue;
             };
+            let wire_error = |error: wire::WireError| not_onnx(error.to_string());
             match field.number {
                 1 => model
                     .nodes
-                    .push(read_node(&bytes, span.clone()).map_err(|e| not_onnx(e.to_string()))?),
+                    .push(read_node(&bytes, span.clone()).map_err(wire_error)?),
                 5 => {
-                    let mut name = String::new();
-                    for part in read(span.clone())? {
-                        match (part.number, &part.value) {
-                            (8, Value::Bytes(span)) => name = text(&bytes, span),
-                            (14, Value::Varint(1)) => {
-                                return Err(Error::ExternalWeights {
-                                    path: path.to_owned(),
-                                });
-                            }
-                            _ => {}
-                        }
+                    let found = Initializer::read(&bytes, field.span.clone(), span.clone())
+                        .map_err(|reason| not_onnx(format!("its initialiser {reason}")))?;
+                    let name = found.name.clone();
+                    if model.initializers.insert(name.clone(), found).is_some() {
+                        return Err(not_onnx(format!("two of its initialisers are called `{name}`")));
                     }
-                    model.initializers.insert(name, field.span.clone());
                 }
                 11 => model
                     .inputs
-                    .push(read_value_info(&bytes, span.clone()).map_err(|e| not_onnx(e.to_string()))?),
-                12 => {
-                    let info = read_value_info(&bytes, span.clone()).map_err(|e| not_onnx(e.to_string()))?;
-                    model.outputs.push(info.name);
+                    .push(read_value_info(&bytes, span.clone()).map_err(wire_error)?),
+                12 | 13 => {
+                    let about = read_value_info(&bytes, span.clone()).map_err(wire_error)?;
+                    if field.number == 12 {
+                        model.outputs.push(about.name.clone());
+                    }
+                    let info = Info {
+                        span: span.clone(),
+                        about,
+                    };
+                    model.infos.insert(info.about.name.clone(), info);
+                }
+                15 => {
+                    let values = read(span.clone())?.iter().find_map(|part| span_of(part, 1));
+                    for part in values.map(read).transpose()?.unwrap_or_default() {
+                        if let Some(span) = span_of(&part, 8) {
+                            model.sparse.insert(text(&bytes, &span));
+                        }
+                    }
                 }
                 _ => {}
             }
@@ -169,7 +211,7 @@ impl Model {
         }
         model.top = top;
         model.graph = graph;
-        model.bytes = bytes;
+        model.bytes = Arc::new(bytes);
         Ok(model)
     }
 
@@ -178,9 +220,20 @@ impl Model {
         &self.path
     }
 
-    /// The model as ONNX bytes.
+    /// The model as ONNX bytes; what [`external`](Model::external) lists is not in them.
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
+    }
+
+    /// Size of the model with its weights, wherever they lie.
+    pub fn n_bytes(&self) -> usize {
+        let outside: usize = self.external.iter().map(|external| external.bytes().len()).sum();
+        self.bytes.len() + outside
+    }
+
+    /// The graph's inputs that are not initialisers.
+    pub fn inputs(&self) -> &[Input] {
+        &self.inputs
     }
 
     /// The one input that pictures go into.
@@ -227,6 +280,16 @@ impl Model {
             })
     }
 
+    /// An integer among a node's attributes.
+    pub(super) fn integer(&self, node: &Node, name: &str) -> Option<i64> {
+        let (_, span) = node.attributes.iter().find(|(found, _)| found == name)?;
+        let mut parts = wire::each(&self.bytes, span.clone()).flatten();
+        parts.find_map(|part| match part.value {
+            Value::Varint(value) if part.number == 3 => Some(value.cast_signed()),
+            _ => None,
+        })
+    }
+
     /// Index of the node that makes each tensor.
     pub(super) fn producers(&self) -> HashMap<&str, usize> {
         let mut producers = HashMap::new();
@@ -238,11 +301,11 @@ impl Model {
         producers
     }
 
-    /// Which nodes `target` needs, as a mask over `nodes`.
-    pub(super) fn ancestors(&self, target: &str) -> Vec<bool> {
+    /// Which nodes `targets` need, as a mask over `nodes`.
+    pub(super) fn ancestors<'t>(&'t self, targets: &[&'t str]) -> Vec<bool> {
         let producers = self.producers();
         let mut needed = vec![false; self.nodes.len()];
-        let mut pending = vec![target];
+        let mut pending = targets.to_vec();
         while let Some(name) = pending.pop() {
             if let Some(&node_idx) = producers.get(name)
                 && !std::mem::replace(&mut needed[node_idx], true)
@@ -255,7 +318,8 @@ impl Model {
 
     /// Tensors that follow from initialisers and constants alone, whatever the input.
     pub(super) fn constants(&self) -> HashSet<&str> {
-        let mut constants: HashSet<&str> = self.initializers.keys().map(String::as_str).collect();
+        let stored = self.initializers.keys().chain(&self.sparse);
+        let mut constants: HashSet<&str> = stored.map(String::as_str).collect();
         // Nodes stand in topological order, as ONNX demands.
         for node in &self.nodes {
             if node.reads().all(|name| constants.contains(name)) && !node.op_type.starts_with("Random") {
@@ -263,6 +327,24 @@ impl Model {
             }
         }
         constants
+    }
+
+    /// The tensor of a `Constant` node: an initialiser by another spelling.
+    pub(super) fn constant(&self, node: &Node) -> Option<Initializer> {
+        let [(name, span)] = node.attributes.as_slice() else {
+            return None;
+        };
+        if node.op_type != "Constant" || !node.domain.is_empty() || name != "value" || node.outputs.len() != 1
+        {
+            return None;
+        }
+        let tensor = wire::each(&self.bytes, span.clone())
+            .flatten()
+            .find_map(|part| match part.value {
+                Value::Bytes(tensor) if part.number == 5 => Some(tensor),
+                _ => None,
+            })?;
+        Initializer::read(&self.bytes, tensor.clone(), tensor).ok()
     }
 }
 
@@ -273,120 +355,11 @@ pub(super) fn span_of(field: &Field, number: u32) -> Option<Range<usize>> {
     }
 }
 
-pub(super) fn text(bytes: &[u8], span: &Range<usize>) -> String {
-    String::from_utf8_lossy(&bytes[span.clone()]).into_owned()
-}
-
-fn read_node(bytes: &[u8], span: Range<usize>) -> Result<Node, wire::WireError> {
-    let mut node = Node {
-        op_type: String::new(),
-        domain: String::new(),
-        inputs: Vec::new(),
-        outputs: Vec::new(),
-        attributes: Vec::new(),
-        captured: Vec::new(),
-    };
-    for field in wire::fields(bytes, span)? {
-        let Value::Bytes(span) = &field.value else {
-            continue;
-        };
-        match field.number {
-            1 => node.inputs.push(text(bytes, span)),
-            2 => node.outputs.push(text(bytes, span)),
-            4 => node.op_type = text(bytes, span),
-            5 => {
-                let mut name = String::new();
-                for part in wire::fields(bytes, span.clone())? {
-                    match (part.number, &part.value) {
-                        (1, Value::Bytes(span)) => name = text(bytes, span),
-                        (6 | 11, Value::Bytes(span)) => capture(bytes, span.clone(), &mut node.captured, 0)?,
-                        _ => {}
-                    }
-                }
-                node.attributes.push((name, span.clone()));
-            }
-            7 => node.domain = text(bytes, span),
-            _ => {}
-        }
+/// The default domain has two names.
+pub(super) fn default_domain(domain: String) -> String {
+    if domain == "ai.onnx" {
+        String::new()
+    } else {
+        domain
     }
-    if node.domain == "ai.onnx" {
-        node.domain.clear();
-    }
-    Ok(node)
-}
-
-/// Collects the names that the nodes of a subgraph read. Names made inside are among them and do no harm: the cut
-/// looks each up in the outer graph, where they are unknown.
-fn capture(
-    bytes: &[u8],
-    graph: Range<usize>,
-    into: &mut Vec<String>,
-    depth: usize,
-) -> Result<(), wire::WireError> {
-    const MAX_DEPTH: usize = 64;
-    if depth > MAX_DEPTH {
-        return Err(wire::WireError {
-            offset: graph.start,
-            what: "subgraphs nested over 64 deep",
-        });
-    }
-    for field in wire::fields(bytes, graph)? {
-        if let Some(node) = span_of(&field, 1) {
-            for part in wire::fields(bytes, node)? {
-                if let Some(span) = span_of(&part, 1) {
-                    into.push(text(bytes, &span));
-                } else if let Some(attribute) = span_of(&part, 5) {
-                    for part in wire::fields(bytes, attribute)? {
-                        if let Some(inner) = span_of(&part, 6).or_else(|| span_of(&part, 11)) {
-                            capture(bytes, inner, into, depth + 1)?;
-                        }
-                    }
-                }
-            }
-        }
-    }
-    Ok(())
-}
-
-fn read_value_info(bytes: &[u8], span: Range<usize>) -> Result<Input, wire::WireError> {
-    let mut info = Input {
-        name: String::new(),
-        elem_type: 0,
-        shape: None,
-    };
-    for field in wire::fields(bytes, span)? {
-        if let Some(span) = span_of(&field, 1) {
-            info.name = text(bytes, &span);
-        } else if let Some(type_span) = span_of(&field, 2) {
-            for field in wire::fields(bytes, type_span)? {
-                let Some(tensor_span) = span_of(&field, 1) else {
-                    continue;
-                };
-                for field in wire::fields(bytes, tensor_span)? {
-                    match (&field.number, &field.value) {
-                        (1, Value::Varint(value)) => info.elem_type = value.cast_signed(),
-                        (2, Value::Bytes(shape_span)) => {
-                            let mut shape = Vec::new();
-                            for dim in wire::fields(bytes, shape_span.clone())? {
-                                let Some(dim_span) = span_of(&dim, 1) else {
-                                    continue;
-                                };
-                                let size = wire::fields(bytes, dim_span)?.iter().find_map(|field| {
-                                    match (field.number, &field.value) {
-                                        (1, Value::Varint(size)) => usize::try_from(*size).ok(),
-                                        _ => None,
-                                    }
-                                });
-                                // 0 and -1 are written by some exporters for "any".
-                                shape.push(size.filter(|&size| size > 0 && size < 1 << 40));
-                            }
-                            info.shape = Some(shape);
-                        }
-                        _ => {}
-                    }
-                }
-            }
-        }
-    }
-    Ok(info)
 }

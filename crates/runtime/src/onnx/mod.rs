@@ -1,12 +1,26 @@
 //! ONNX graphs, read and edited at wire level: what is not changed keeps its bytes.
 //!
-//! Deliberately absent: shape inference, operators' meaning, and models whose weights lie in external files.
+//! Deliberately absent: shape inference and the operators' meaning.
 
+mod boundary;
+mod check;
 mod cut;
 mod digest;
+mod external;
 mod graph;
+mod node;
+mod save;
 mod splice;
+mod tensor;
+#[cfg(test)]
+mod tests;
+mod weights;
 mod wire;
 
-pub use graph::{Input, Model};
-pub use splice::HeadWeights;
+pub use boundary::Boundary;
+pub use external::External;
+pub use graph::Model;
+pub use node::Input;
+pub use splice::{HeadWeights, Reduction};
+pub use tensor::type_name;
+pub use weights::{DEFAULT_BATCH_NORM_EPS, FoldedNorm, WeightsFrom, WeightsOptions, WeightsReport};

@@ -4,6 +4,9 @@ use super::graph::Model;
 use super::wire;
 use crate::error::Error;
 
+/// `TensorProto.DataType` of float32.
+const FLOAT: i64 = 1;
+
 /// A linear head as ONNX stores it; borrowed from the trained head.
 #[derive(Debug, Clone, Copy)]
 pub struct HeadWeights<'h> {
@@ -17,6 +20,19 @@ pub struct HeadWeights<'h> {
     pub n_features: usize,
 }
 
+/// What stands between a boundary and a head.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reduction {
+    /// Nothing: all numbers of a sample are features.
+    None,
+    /// `[N, C, H, W]` to its mean over positions.
+    MeanOfPositions,
+    /// `[N, T, C]` to its mean over tokens.
+    MeanOfTokens,
+    /// `[N, T, C]` to its first token.
+    FirstToken,
+}
+
 impl Model {
     /// The model that ends at `boundary`, followed by the head. Its one output, `logits` (or a name near it where that
     /// is taken), is `[N, C]`; `metadata` is added to `metadata_props`. All bytes in front of the head are kept.
@@ -27,13 +43,14 @@ impl Model {
     pub fn splice(
         &self,
         boundary: &str,
+        reduction: Reduction,
         head: HeadWeights<'_>,
         metadata: &[(&str, String)],
     ) -> Result<Model, Error> {
         self.check_boundary(boundary)?;
         self.check_opset()?;
         // Names of the tail that is cut off are free again.
-        let needed = self.ancestors(boundary);
+        let needed = self.ancestors(&[boundary]);
         let stays: std::collections::HashSet<&str> = self
             .nodes
             .iter()
@@ -55,10 +72,53 @@ impl Model {
         let flat = free("head.input");
 
         let mut tail = Vec::new();
+        let mut last = boundary.to_owned();
+        if self.input()?.elem_type != FLOAT {
+            // A graph of float16; where the boundary is float32 all the same this does nothing.
+            let single = free("head.float32");
+            let cast = node(
+                "Cast",
+                "head/Cast",
+                &[&last],
+                &single,
+                &[("to", FLOAT.cast_unsigned())],
+            );
+            wire::put_bytes(&mut tail, 1, &cast);
+            last = single;
+        }
+        if reduction == Reduction::MeanOfTokens {
+            let turned = free("head.channels");
+            let order: &[u64] = &[0, 2, 1];
+            let transpose = node_with_list("Transpose", "head/Transpose", &[&last], &turned, ("perm", order));
+            wire::put_bytes(&mut tail, 1, &transpose);
+            last = turned;
+        }
+        match reduction {
+            Reduction::None => {}
+            Reduction::MeanOfPositions | Reduction::MeanOfTokens => {
+                let mean = free("head.mean");
+                let pool = node(
+                    "GlobalAveragePool",
+                    "head/GlobalAveragePool",
+                    &[&last],
+                    &mean,
+                    &[],
+                );
+                wire::put_bytes(&mut tail, 1, &pool);
+                last = mean;
+            }
+            Reduction::FirstToken => {
+                let (first, index) = (free("head.token"), free("head.first"));
+                let gather = node("Gather", "head/Gather", &[&last, &index], &first, &[("axis", 1)]);
+                wire::put_bytes(&mut tail, 1, &gather);
+                wire::put_bytes(&mut tail, 5, &zero_index(&index));
+                last = first;
+            }
+        }
         wire::put_bytes(
             &mut tail,
             1,
-            &node("Flatten", "head/Flatten", &[boundary], &flat, &[("axis", 1)]),
+            &node("Flatten", "head/Flatten", &[&last], &flat, &[("axis", 1)]),
         );
         wire::put_bytes(
             &mut tail,
@@ -87,7 +147,7 @@ impl Model {
             wire::put_bytes(&mut model_tail, 14, &entry);
         }
         let keys: Vec<&str> = metadata.iter().map(|(key, _)| *key).collect();
-        Model::parse(&self.path, self.rebuild(boundary, &tail, &model_tail, &keys))
+        self.remade(self.rebuild(&[boundary], &tail, &model_tail, &keys))
     }
 }
 
@@ -126,6 +186,37 @@ fn node(op_type: &str, name: &str, inputs: &[&str], output: &str, attributes: &[
         wire::put_varint(&mut attribute, 20, INT);
         wire::put_bytes(&mut out, 5, &attribute);
     }
+    out
+}
+
+/// `NodeProto` with one attribute that is a list of integers.
+fn node_with_list(
+    op_type: &str,
+    name: &str,
+    inputs: &[&str],
+    output: &str,
+    (list, values): (&str, &[u64]),
+) -> Vec<u8> {
+    /// `AttributeProto.AttributeType.INTS`.
+    const INTS: u64 = 7;
+    let mut out = node(op_type, name, inputs, output, &[]);
+    let mut attribute = Vec::new();
+    wire::put_bytes(&mut attribute, 1, list.as_bytes());
+    for &value in values {
+        wire::put_varint(&mut attribute, 8, value);
+    }
+    wire::put_varint(&mut attribute, 20, INTS);
+    wire::put_bytes(&mut out, 5, &attribute);
+    out
+}
+
+/// `TensorProto` of the int64 scalar 0.
+fn zero_index(name: &str) -> Vec<u8> {
+    const INT64: u64 = 7;
+    let mut out = Vec::new();
+    wire::put_varint(&mut out, 2, INT64);
+    wire::put_bytes(&mut out, 8, name.as_bytes());
+    wire::put_bytes(&mut out, 9, &0i64.to_le_bytes());
     out
 }
 

@@ -31,49 +31,87 @@ pub(crate) struct WireError {
 
 /// Reads the fields of the message that `span` of `bytes` holds.
 pub(crate) fn fields(bytes: &[u8], span: Range<usize>) -> Result<Vec<Field>, WireError> {
-    let mut fields = Vec::new();
-    let mut at = span.start;
-    while at < span.end {
-        let start = at;
-        let error = |what| WireError { offset: start, what };
-        let (tag, next) = varint(bytes, at, span.end).ok_or_else(|| error("a tag is cut short"))?;
-        at = next;
-        let number = u32::try_from(tag >> 3)
-            .ok()
-            .filter(|&n| n > 0)
-            .ok_or_else(|| error("no such field number"))?;
-        let value = match tag & 7 {
-            0 => {
-                let (value, next) =
-                    varint(bytes, at, span.end).ok_or_else(|| error("a number is cut short"))?;
-                at = next;
-                Value::Varint(value)
-            }
-            1 => Value::Fixed64(u64::from_le_bytes(
-                take(bytes, &mut at, span.end).ok_or_else(|| error("cut short"))?,
-            )),
-            5 => Value::Fixed32(u32::from_le_bytes(
-                take(bytes, &mut at, span.end).ok_or_else(|| error("cut short"))?,
-            )),
-            2 => {
-                let (n_bytes, next) =
-                    varint(bytes, at, span.end).ok_or_else(|| error("a length is cut short"))?;
-                let end = usize::try_from(n_bytes).ok().and_then(|n| next.checked_add(n));
-                let end = end
-                    .filter(|&end| end <= span.end)
-                    .ok_or_else(|| error("a length reaches past the end"))?;
-                at = end;
-                Value::Bytes(next..end)
-            }
-            _ => return Err(error("an unknown wire type")),
-        };
-        fields.push(Field {
-            number,
-            value,
-            span: start..at,
-        });
+    each(bytes, span).collect()
+}
+
+/// The fields of the message that `span` of `bytes` holds, one after the other; after an error there is nothing more.
+pub(crate) fn each(bytes: &[u8], span: Range<usize>) -> Fields<'_> {
+    Fields {
+        bytes,
+        at: span.start,
+        end: span.end,
     }
-    Ok(fields)
+}
+
+/// See [`each`].
+#[derive(Debug, Clone)]
+pub(crate) struct Fields<'b> {
+    bytes: &'b [u8],
+    at: usize,
+    end: usize,
+}
+
+impl Iterator for Fields<'_> {
+    type Item = Result<Field, WireError>;
+
+    fn next(&mut self) -> Option<Result<Field, WireError>> {
+        if self.at >= self.end {
+            return None;
+        }
+        let read = field(self.bytes, self.at, self.end);
+        self.at = match &read {
+            Ok(field) => field.span.end,
+            Err(_) => self.end,
+        };
+        Some(read)
+    }
+}
+
+fn field(bytes: &[u8], start: usize, end: usize) -> Result<Field, WireError> {
+    let error = |what| WireError { offset: start, what };
+    let (tag, mut at) = varint(bytes, start, end).ok_or_else(|| error("a tag is cut short"))?;
+    let number = u32::try_from(tag >> 3)
+        .ok()
+        .filter(|&n| n > 0)
+        .ok_or_else(|| error("no such field number"))?;
+    let value = match tag & 7 {
+        0 => {
+            let (value, next) = varint(bytes, at, end).ok_or_else(|| error("a number is cut short"))?;
+            at = next;
+            Value::Varint(value)
+        }
+        1 => Value::Fixed64(u64::from_le_bytes(
+            take(bytes, &mut at, end).ok_or_else(|| error("cut short"))?,
+        )),
+        5 => Value::Fixed32(u32::from_le_bytes(
+            take(bytes, &mut at, end).ok_or_else(|| error("cut short"))?,
+        )),
+        2 => {
+            let (n_bytes, next) = varint(bytes, at, end).ok_or_else(|| error("a length is cut short"))?;
+            let stop = usize::try_from(n_bytes).ok().and_then(|n| next.checked_add(n));
+            let stop = stop
+                .filter(|&stop| stop <= end)
+                .ok_or_else(|| error("a length reaches past the end"))?;
+            at = stop;
+            Value::Bytes(next..stop)
+        }
+        _ => return Err(error("an unknown wire type")),
+    };
+    Ok(Field {
+        number,
+        value,
+        span: start..at,
+    })
+}
+
+/// The numbers of a packed field; ends early where the last is cut short.
+pub(crate) fn packed(bytes: &[u8], span: Range<usize>) -> impl Iterator<Item = u64> {
+    let mut at = span.start;
+    std::iter::from_fn(move || {
+        let (value, next) = varint(bytes, at, span.end)?;
+        at = next;
+        Some(value)
+    })
 }
 
 fn varint(bytes: &[u8], mut at: usize, end: usize) -> Option<(u64, usize)> {

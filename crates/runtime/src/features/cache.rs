@@ -1,0 +1,466 @@
+//! A folder of cache entries as a whole: what is in it, whether it is sound, what can go, and why something was missed.
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use pth::FileError;
+use rayon::prelude::*;
+use serde::Serialize;
+
+use super::block::{Block, check_name};
+use super::key::{Difference, Key};
+use super::manifest::Manifest;
+use super::shard::{JOBS, Job};
+use super::store::{RowId, USED, block_names, folder_size};
+use crate::error::Error;
+
+/// One entry, from names and headers alone: no row is read.
+#[derive(Debug, Serialize)]
+pub struct EntryInfo {
+    /// Its folder's name.
+    pub name: String,
+    /// Its key, or why it has none.
+    #[serde(flatten)]
+    pub key: KeyState,
+    /// Rows in its blocks, duplicates included.
+    pub n_rows: usize,
+    /// Shape of a row, once there is one.
+    pub row_shape: Vec<usize>,
+    /// Number of blocks.
+    pub n_blocks: usize,
+    /// Label manifests.
+    pub n_manifests: usize,
+    /// Bytes of all its files.
+    pub n_bytes: u64,
+    /// When a job last opened it.
+    #[serde(skip)]
+    pub last_used: SystemTime,
+}
+
+/// What `key.json` says.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum KeyState {
+    /// The key.
+    Key(Box<Key>),
+    /// Why it cannot be read.
+    Problem(String),
+}
+
+/// The entries below a cache folder, the last used first.
+///
+/// # Errors
+/// A folder that cannot be read.
+pub fn list_entries(cache: &Path) -> Result<Vec<EntryInfo>, Error> {
+    let mut entries = Vec::new();
+    for folder in entry_folders(cache)? {
+        let (key, dtype) = match Key::open(&folder) {
+            Ok(key) => {
+                let dtype = key.dtype();
+                (KeyState::Key(Box::new(key)), Some(dtype))
+            }
+            Err(error) => (KeyState::Problem(error.to_string()), None),
+        };
+        let names = block_names(&folder)?;
+        let mut info = EntryInfo {
+            name: folder
+                .file_name()
+                .unwrap_or_default()
+                .to_string_lossy()
+                .into_owned(),
+            key,
+            n_rows: 0,
+            row_shape: Vec::new(),
+            n_blocks: names.len(),
+            n_manifests: Manifest::list(&folder)?.len(),
+            n_bytes: folder_size(&folder)?,
+            last_used: last_used(&folder),
+        };
+        for name in names {
+            // A damaged block is `verify`'s to name.
+            if let Some(Ok(block)) = dtype.map(|dtype| Block::map(&folder.join(name), dtype)) {
+                info.n_rows += block.n_rows();
+                info.row_shape = block.row_shape().to_vec();
+            }
+        }
+        entries.push(info);
+    }
+    entries.sort_by(|a, b| b.last_used.cmp(&a.last_used).then(a.name.cmp(&b.name)));
+    Ok(entries)
+}
+
+fn last_used(folder: &Path) -> SystemTime {
+    let of = |path: &Path| fs::metadata(path).and_then(|metadata| metadata.modified());
+    of(&folder.join(USED))
+        .or_else(|_| of(folder))
+        .unwrap_or(SystemTime::UNIX_EPOCH)
+}
+
+/// Folders that hold a `key.json` or a block, in order of names.
+fn entry_folders(cache: &Path) -> Result<Vec<PathBuf>, Error> {
+    let mut folders = Vec::new();
+    for entry in fs::read_dir(cache).map_err(FileError::at("read", cache))? {
+        let path = entry.map_err(FileError::at("read", cache))?.path();
+        let is_jobs = path.file_name().is_some_and(|name| name == JOBS);
+        if path.is_dir() && !is_jobs && (path.join("key.json").exists() || !block_names(&path)?.is_empty()) {
+            folders.push(path);
+        }
+    }
+    folders.sort();
+    Ok(folders)
+}
+
+/// A file that is not what it should be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Problem {
+    /// The file.
+    pub path: PathBuf,
+    /// What is wrong, in one sentence.
+    pub reason: String,
+}
+
+/// What [`verify_cache`] saw.
+#[derive(Debug, Default, Serialize)]
+pub struct Verification {
+    /// Entries.
+    pub n_entries: usize,
+    /// Blocks whose every byte was read.
+    pub n_blocks: usize,
+    /// Rows in sound blocks.
+    pub n_rows: usize,
+    /// Rows that are there twice, with equal bytes.
+    pub n_duplicates: usize,
+    /// Files whose every byte was read: blocks, keys, manifests, shard markers.
+    pub n_files: usize,
+    /// What is wrong.
+    pub problems: Vec<Problem>,
+}
+
+/// Reads every byte of every file of a cache and compares it with the digests.
+///
+/// # Errors
+/// A folder that cannot be read; what is wrong with files is among the problems.
+pub fn verify_cache(cache: &Path) -> Result<Verification, Error> {
+    let mut seen = Verification::default();
+    for folder in entry_folders(cache)? {
+        seen.n_entries += 1;
+        seen.n_files += 1;
+        let key = match Key::open(&folder) {
+            Ok(key) => Some(key),
+            Err(error) => {
+                seen.problems.push(problem(&folder.join("key.json"), &error));
+                None
+            }
+        };
+        let names = block_names(&folder)?;
+        let blocks: Vec<Result<Option<Block>, Problem>> = names
+            .par_iter()
+            .map(|name| {
+                let path = folder.join(name);
+                match &key {
+                    Some(key) => Block::open(&path, key.dtype()).map(Some),
+                    None => check_name(&path).map(|()| None),
+                }
+                .map_err(|error| problem(&path, &error))
+            })
+            .collect();
+        let mut rows: HashMap<RowId, (usize, usize), foldhash::fast::RandomState> = HashMap::default();
+        let mut sound: Vec<Block> = Vec::new();
+        for (block, name) in blocks.into_iter().zip(&names) {
+            seen.n_files += 1;
+            match block {
+                Ok(None) => seen.n_blocks += 1,
+                Ok(Some(block)) => {
+                    seen.n_blocks += 1;
+                    let path = folder.join(name);
+                    compare_rows(&mut seen, &mut rows, &sound, &block, &path);
+                    sound.push(block);
+                }
+                Err(problem) => seen.problems.push(problem),
+            }
+        }
+        for path in Manifest::list(&folder)? {
+            seen.n_files += 1;
+            if let Err(error) = Manifest::open(&path) {
+                seen.problems.push(problem(&path, &error));
+            }
+        }
+    }
+    for job in Job::list(cache)? {
+        seen.n_files += 1;
+        match Job::open(&job) {
+            Err(error) => seen.problems.push(problem(&job, &error)),
+            Ok(job) => {
+                for path in job.marker_files()? {
+                    seen.n_files += 1;
+                    if let Err(error) = check_name(&path) {
+                        seen.problems.push(problem(&path, &error));
+                    }
+                }
+            }
+        }
+    }
+    Ok(seen)
+}
+
+/// Adds a block's rows; those that are there already must have equal bytes.
+fn compare_rows(
+    seen: &mut Verification,
+    rows: &mut HashMap<RowId, (usize, usize), foldhash::fast::RandomState>,
+    sound: &[Block],
+    block: &Block,
+    path: &Path,
+) {
+    let mut repeated = Vec::new();
+    let read = block.for_each_id(|row, id| {
+        seen.n_rows += 1;
+        match rows.get(&id) {
+            None => {
+                rows.insert(id, (sound.len(), row));
+            }
+            // Twice in this very block: a picture that the data set holds twice.
+            Some(&(of, first)) => repeated.push((row, of, first)),
+        }
+    });
+    if let Err(reason) = read {
+        let path = path.to_owned();
+        seen.problems.push(Problem { path, reason });
+    }
+    for (row, of, first) in repeated {
+        let other = sound.get(of).unwrap_or(block);
+        match (block.row_bytes(row), other.row_bytes(first)) {
+            (Ok(ours), Ok(theirs)) if ours == theirs => seen.n_duplicates += 1,
+            (Ok(_), Ok(_)) => seen.problems.push(Problem {
+                path: path.to_owned(),
+                reason: format!("row {row} is in another block too, with other numbers"),
+            }),
+            (Err(reason), _) | (_, Err(reason)) => seen.problems.push(Problem {
+                path: path.to_owned(),
+                reason,
+            }),
+        }
+    }
+}
+
+fn problem(path: &Path, error: &Error) -> Problem {
+    let reason = match error {
+        Error::BadFile { reason, .. } => reason.clone(),
+        other => {
+            let mut reason = other.to_string();
+            let mut source = std::error::Error::source(other);
+            while let Some(cause) = source {
+                reason = format!("{reason}: {cause}");
+                source = cause.source();
+            }
+            reason
+        }
+    };
+    Problem {
+        path: path.to_owned(),
+        reason,
+    }
+}
+
+/// What [`collect_garbage`] may take away.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct GarbageOptions {
+    /// Entries go, the least recently used first, until the cache is at most this large.
+    pub max_bytes: Option<u64>,
+    /// Entries go that no job has opened for this long.
+    pub unused_for: Option<Duration>,
+    /// Damaged blocks and manifests go, so that the next extraction computes their rows again.
+    pub damaged: bool,
+    /// Nothing is removed; what would be is returned.
+    pub dry_run: bool,
+}
+
+/// Something that went.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Removed {
+    /// The file or folder.
+    pub path: PathBuf,
+    /// Its size.
+    pub n_bytes: u64,
+    /// Why it went.
+    pub reason: String,
+}
+
+/// A temporary file this old belongs to no running writer.
+const STALE: Duration = Duration::from_secs(3600);
+
+/// Removes leftovers of killed writers, blocks whose rows are all in other blocks, and what `options` name.
+///
+/// # Errors
+/// A folder that cannot be read, a file that cannot be removed.
+pub fn collect_garbage(cache: &Path, options: GarbageOptions) -> Result<Vec<Removed>, Error> {
+    let mut removed = Vec::new();
+    let mut remove = |path: PathBuf, reason: String| -> Result<u64, Error> {
+        let is_folder = path.is_dir();
+        let n_bytes = if is_folder {
+            folder_size(&path)?
+        } else {
+            fs::metadata(&path).map_or(0, |metadata| metadata.len())
+        };
+        if !options.dry_run {
+            let done = if is_folder {
+                fs::remove_dir_all(&path)
+            } else {
+                fs::remove_file(&path)
+            };
+            match done {
+                Ok(()) => {}
+                // Another collector was faster.
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(0),
+                Err(error) => return Err(FileError::at("remove", &path)(error).into()),
+            }
+        }
+        removed.push(Removed {
+            path,
+            n_bytes,
+            reason,
+        });
+        Ok(n_bytes)
+    };
+    let folders = entry_folders(cache)?;
+    let jobs = Job::list(cache)?;
+    for folder in folders
+        .iter()
+        .map(PathBuf::as_path)
+        .chain(jobs.iter().map(PathBuf::as_path))
+    {
+        for path in stale_files(folder)? {
+            remove(path, "left by a writer that was killed".to_owned())?;
+        }
+    }
+    if options.damaged {
+        for problem in verify_cache(cache)?.problems {
+            let name = problem
+                .path
+                .file_name()
+                .unwrap_or_default()
+                .to_string_lossy()
+                .into_owned();
+            match name.as_str() {
+                // Without its key nobody knows what the rows are.
+                "key.json" => {
+                    let entry = problem.path.parent().unwrap_or(&problem.path).to_owned();
+                    remove(entry, problem.reason)?
+                }
+                _ => remove(problem.path, problem.reason)?,
+            };
+        }
+    }
+    for folder in &folders {
+        for name in redundant_blocks(folder)? {
+            remove(folder.join(name), "all its rows are in other blocks".to_owned())?;
+        }
+    }
+    let mut entries = list_entries(cache)?;
+    if let Some(unused_for) = options.unused_for {
+        let now = SystemTime::now();
+        let is_old = |entry: &EntryInfo| {
+            now.duration_since(entry.last_used)
+                .is_ok_and(|age| age > unused_for)
+        };
+        for entry in entries.iter().filter(|entry| is_old(entry)) {
+            remove(cache.join(&entry.name), "not used for that long".to_owned())?;
+        }
+        entries.retain(|entry| !is_old(entry));
+    }
+    if let Some(max_bytes) = options.max_bytes {
+        let mut total: u64 = entries.iter().map(|entry| entry.n_bytes).sum();
+        while total > max_bytes {
+            let Some(entry) = entries.pop() else { break };
+            remove(
+                cache.join(&entry.name),
+                "the least recently used, to make room".to_owned(),
+            )?;
+            total -= entry.n_bytes;
+        }
+    }
+    Ok(removed)
+}
+
+fn stale_files(folder: &Path) -> Result<Vec<PathBuf>, Error> {
+    let now = SystemTime::now();
+    let files = fs::read_dir(folder).map_err(FileError::at("read", folder))?;
+    Ok(files
+        .flatten()
+        .filter(|file| {
+            let name = file.file_name().to_string_lossy().into_owned();
+            name.starts_with('.') && name.ends_with(".tmp")
+        })
+        .filter(|file| {
+            let modified = file.metadata().and_then(|metadata| metadata.modified());
+            modified.is_ok_and(|at| now.duration_since(at).is_ok_and(|age| age > STALE))
+        })
+        .map(|file| file.path())
+        .collect())
+}
+
+/// Blocks that add nothing, the small ones first asked: several writers leave some.
+fn redundant_blocks(folder: &Path) -> Result<Vec<String>, Error> {
+    let Ok(key) = Key::open(folder) else {
+        return Ok(Vec::new());
+    };
+    let mut blocks: Vec<(String, Block)> = Vec::new();
+    let mut n_holders: HashMap<RowId, u32, foldhash::fast::RandomState> = HashMap::default();
+    for name in block_names(folder)? {
+        // A damaged one must not be what makes a sound one look redundant.
+        let Ok(block) = Block::open(&folder.join(&name), key.dtype()) else {
+            continue;
+        };
+        let mut own = std::collections::HashSet::new();
+        let read = block.for_each_id(|_, id| {
+            own.insert(id);
+        });
+        if read.is_ok() {
+            own.into_iter()
+                .for_each(|id| *n_holders.entry(id).or_insert(0) += 1);
+            blocks.push((name, block));
+        }
+    }
+    blocks.sort_by(|a, b| a.1.n_rows().cmp(&b.1.n_rows()).then(a.0.cmp(&b.0)));
+    let mut redundant = Vec::new();
+    for (name, block) in blocks {
+        let mut own = std::collections::HashSet::new();
+        let read = block.for_each_id(|_, id| {
+            own.insert(id);
+        });
+        if read.is_ok() && own.iter().all(|id| n_holders.get(id).is_some_and(|&n| n > 1)) {
+            own.iter()
+                .for_each(|id| *n_holders.get_mut(id).expect("counted above") -= 1);
+            redundant.push(name);
+        }
+    }
+    Ok(redundant)
+}
+
+/// The other entries of a cache and in what their keys differ from `key`, the nearest first.
+///
+/// # Errors
+/// A folder that cannot be read.
+pub fn explain(cache: &Path, key: &Key) -> Result<Vec<(String, Vec<Difference>)>, Error> {
+    let mut found = Vec::new();
+    if !cache.exists() {
+        return Ok(found);
+    }
+    let own = key.digest();
+    for folder in entry_folders(cache)? {
+        let name = folder
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
+        if name == own {
+            continue;
+        }
+        if let Ok(other) = Key::open(&folder) {
+            found.push((name, key.differences(&other)));
+        }
+    }
+    found.sort_by(|a, b| a.1.len().cmp(&b.1.len()).then(a.0.cmp(&b.0)));
+    Ok(found)
+}

@@ -1,0 +1,659 @@
+//! One job in parts: which part this process is, what all parts agree on, and what is done.
+//!
+//! `CACHE/jobs/<job>/job.json` is made by the first part and compared by the others; a part writes its marker last, with
+//! the samples it has done. There is no scheduler here: an array job, an indexed job or a loop starts the parts.
+
+use std::fs;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use pth::{AtomicFile, Existing, FileError};
+use serde::{Deserialize, Serialize};
+
+use super::block::check_name;
+use super::key::digest_of;
+use super::manifest::{Header, Line, Manifest, save_lines, save_manifest};
+use super::store::Store;
+use crate::error::Error;
+
+/// Where jobs lie in a cache.
+pub(super) const JOBS: &str = "jobs";
+const MARKER: &str = "done-";
+
+/// Part `index` of `count`, counted from 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shard {
+    index: usize,
+    count: usize,
+}
+
+impl Shard {
+    /// Checks that there is such a part.
+    ///
+    /// # Errors
+    /// A sentence for the caller.
+    pub fn new(index: usize, count: usize) -> Result<Shard, String> {
+        match count {
+            0 => Err("a job has at least one shard".to_owned()),
+            _ if index >= count => Err(format!(
+                "there is no shard {index} of {count}: shards are counted from 0 to {}",
+                count - 1
+            )),
+            _ => Ok(Shard { index, count }),
+        }
+    }
+
+    /// Which part, from 0.
+    pub fn index(&self) -> usize {
+        self.index
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.count
+    }
+
+    /// Its samples of `n`: a contiguous part, sizes differing by one at most.
+    pub fn range(&self, n: usize) -> Range<usize> {
+        let bound = |index: usize| (index as u128 * n as u128 / self.count as u128) as usize;
+        bound(self.index)..bound(self.index + 1)
+    }
+
+    /// The part that a scheduler's variables name, and which variable that was; none where none is set.
+    ///
+    /// In this order: `GRAFTWORK_SHARD_INDEX` with `GRAFTWORK_NUM_SHARDS`; Slurm's array (`SLURM_ARRAY_TASK_ID` less
+    /// `SLURM_ARRAY_TASK_MIN` of `SLURM_ARRAY_TASK_COUNT`); Kubernetes' indexed job (`JOB_COMPLETION_INDEX` with
+    /// `GRAFTWORK_NUM_SHARDS`); Open MPI, PMI, and torchrun's `RANK` of `WORLD_SIZE`.
+    ///
+    /// # Errors
+    /// A sentence for the caller, where variables are set and make no sense.
+    pub fn from_environment(
+        variable: impl Fn(&str) -> Option<String>,
+    ) -> Result<Option<(Shard, &'static str)>, String> {
+        let number = |name: &str| -> Result<Option<usize>, String> {
+            let Some(text) = variable(name).filter(|text| !text.is_empty()) else {
+                return Ok(None);
+            };
+            text.trim()
+                .parse()
+                .map(Some)
+                .map_err(|_| format!("{name} is `{text}`, which is no number"))
+        };
+        let ours = number("GRAFTWORK_NUM_SHARDS")?;
+        if let Some(index) = number("GRAFTWORK_SHARD_INDEX")? {
+            let count = ours.ok_or("GRAFTWORK_SHARD_INDEX is set, and GRAFTWORK_NUM_SHARDS is not")?;
+            return Ok(Some((Shard::new(index, count)?, "GRAFTWORK_SHARD_INDEX")));
+        }
+        if let Some(id) = number("SLURM_ARRAY_TASK_ID")? {
+            let first = number("SLURM_ARRAY_TASK_MIN")?.unwrap_or(0);
+            // A resubmission of the missing parts, as `--array=3,17`, has a count of its own: ours decides then.
+            let (index, count) = match ours {
+                Some(count) => (id, count),
+                None => {
+                    let count = number("SLURM_ARRAY_TASK_COUNT")?
+                        .ok_or("SLURM_ARRAY_TASK_ID is set, and SLURM_ARRAY_TASK_COUNT is not")?;
+                    let last = number("SLURM_ARRAY_TASK_MAX")?;
+                    if last.is_some_and(|last| last.checked_sub(first) != count.checked_sub(1)) {
+                        let text = "Slurm's array has gaps: GRAFTWORK_NUM_SHARDS must say how many shards the job has";
+                        return Err(text.to_owned());
+                    }
+                    let index = id
+                        .checked_sub(first)
+                        .ok_or("SLURM_ARRAY_TASK_ID is below SLURM_ARRAY_TASK_MIN")?;
+                    (index, count)
+                }
+            };
+            return Ok(Some((Shard::new(index, count)?, "SLURM_ARRAY_TASK_ID")));
+        }
+        if let Some(index) = number("JOB_COMPLETION_INDEX")? {
+            let count = ours.ok_or(
+                "JOB_COMPLETION_INDEX is set: GRAFTWORK_NUM_SHARDS must say how many completions there are",
+            )?;
+            return Ok(Some((Shard::new(index, count)?, "JOB_COMPLETION_INDEX")));
+        }
+        for (rank, size) in [
+            ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
+            ("PMI_RANK", "PMI_SIZE"),
+            ("RANK", "WORLD_SIZE"),
+        ] {
+            if let (Some(index), Some(count)) = (number(rank)?, number(size)?) {
+                return Ok(Some((Shard::new(index, count)?, rank)));
+            }
+        }
+        Ok(None)
+    }
+}
+
+impl std::str::FromStr for Shard {
+    type Err = String;
+
+    /// `I/N`.
+    fn from_str(text: &str) -> Result<Shard, String> {
+        let parsed = text
+            .split_once('/')
+            .and_then(|(index, count)| Some((index.trim().parse().ok()?, count.trim().parse().ok()?)));
+        let (index, count) = parsed.ok_or("a shard is written I/N, as in 0/8 for the first of eight")?;
+        Shard::new(index, count)
+    }
+}
+
+impl std::fmt::Display for Shard {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.index, self.count)
+    }
+}
+
+/// What all parts of a job must agree on.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Plan {
+    format: u32,
+    /// Cache entries that are filled.
+    pub entries: Vec<String>,
+    /// Per entry those of its random views.
+    pub views: Vec<Vec<String>>,
+    /// What the samples are read from.
+    pub source: PathBuf,
+    /// How many samples there are.
+    pub n: usize,
+    /// Digest of their names in order.
+    pub listing: String,
+    /// How many parts.
+    pub shards: usize,
+    /// Class names in order.
+    pub classes: Vec<String>,
+}
+
+impl Plan {
+    /// The plan of a job on `n` samples of `source`.
+    pub fn new(
+        (entries, views): (Vec<String>, Vec<Vec<String>>),
+        source: &Path,
+        (n, listing): (usize, blake3::Hash),
+        classes: &[String],
+        shard: Shard,
+    ) -> Plan {
+        Plan {
+            format: 1,
+            entries,
+            views,
+            source: source.to_owned(),
+            n,
+            listing: listing.to_hex().to_string(),
+            shards: shard.count,
+            classes: classes.to_vec(),
+        }
+    }
+
+    /// The same entries and the same source are the same job.
+    fn name(&self) -> String {
+        let identity =
+            serde_json::json!({ "entries": self.entries, "views": self.views, "source": self.source });
+        digest_of(identity.to_string().as_bytes())[..16].to_owned()
+    }
+
+    fn digest(&self) -> String {
+        digest_of(&serde_json::to_vec(self).expect("plain data is JSON"))
+    }
+
+    /// In what another plan of the same job differs, in words.
+    fn disagreement(&self, begun: &Plan) -> Option<String> {
+        if self.shards != begun.shards {
+            return Some(format!(
+                "it was begun with {} shards, and this is one of {}",
+                begun.shards, self.shards
+            ));
+        }
+        if self.n != begun.n {
+            return Some(format!(
+                "its source had {} samples when it was begun, and has {} now",
+                begun.n, self.n
+            ));
+        }
+        if self.listing != begun.listing {
+            return Some(
+                "its source had samples of other names, or in another order, when it was begun".to_owned(),
+            );
+        }
+        if self.classes != begun.classes {
+            return Some("its source had other classes when it was begun".to_owned());
+        }
+        (self != begun).then(|| "it was begun by another version of graftwork".to_owned())
+    }
+}
+
+/// `job.json`: a plan and its digest.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Sealed {
+    plan: Plan,
+    blake3: String,
+}
+
+/// The head of a marker.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct MarkerHead {
+    shard: usize,
+    n: usize,
+    seconds: f64,
+}
+
+/// A job in a cache.
+#[derive(Debug)]
+pub struct Job {
+    folder: PathBuf,
+    plan: Plan,
+}
+
+/// How far a job is.
+#[derive(Debug, Clone, Serialize)]
+pub struct JobStatus {
+    /// Its name.
+    pub job: String,
+    /// What the samples are read from.
+    pub source: PathBuf,
+    /// Parts in all.
+    pub shards: usize,
+    /// Parts with a marker.
+    pub done: usize,
+    /// Samples in all.
+    pub n: usize,
+    /// Samples of the parts that are done.
+    pub n_done: usize,
+    /// Of those, samples that were left out.
+    pub n_left_out: usize,
+    /// Parts without a marker, in order.
+    pub missing: Vec<usize>,
+}
+
+impl Job {
+    /// Begins a job, or joins it.
+    ///
+    /// # Errors
+    /// [`Error::JobDiffers`] where it was begun with something else; [`Error::BadFile`] for a damaged `job.json`.
+    pub fn join(cache: &Path, plan: Plan) -> Result<Job, Error> {
+        let folder = cache.join(JOBS).join(plan.name());
+        fs::create_dir_all(&folder).map_err(FileError::at("create", &folder))?;
+        let path = folder.join("job.json");
+        let sealed = Sealed {
+            blake3: plan.digest(),
+            plan: plan.clone(),
+        };
+        let mut bytes = serde_json::to_vec_pretty(&sealed).expect("plain data is JSON");
+        bytes.push(b'\n');
+        match create_new(&path, &bytes) {
+            Ok(()) => return Ok(Job { folder, plan }),
+            Err(error) if error.source.kind() == std::io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(error.into()),
+        }
+        let begun = Job::open(&folder)?;
+        match plan.disagreement(&begun.plan) {
+            None => Ok(begun),
+            Some(reason) => Err(Error::JobDiffers { path: folder, reason }),
+        }
+    }
+
+    /// Opens a job by its folder.
+    ///
+    /// # Errors
+    /// [`Error::BadFile`] where its `job.json` is damaged.
+    pub fn open(folder: &Path) -> Result<Job, Error> {
+        let path = folder.join("job.json");
+        let bytes = fs::read(&path).map_err(FileError::at("read", &path))?;
+        let bad = |reason: String| Error::BadFile {
+            path: path.clone(),
+            reason,
+        };
+        let sealed: Sealed =
+            serde_json::from_slice(&bytes).map_err(|error| bad(format!("it is damaged: {error}")))?;
+        let mut again = serde_json::to_vec_pretty(&sealed).expect("plain data is JSON");
+        again.push(b'\n');
+        if sealed.plan.digest() != sealed.blake3 || again != bytes {
+            return Err(bad(
+                "it is damaged: its content does not match its checksum".to_owned()
+            ));
+        }
+        Ok(Job {
+            folder: folder.to_owned(),
+            plan: sealed.plan,
+        })
+    }
+
+    /// Folders of the jobs in a cache, in order of names.
+    ///
+    /// # Errors
+    /// A folder that cannot be read.
+    pub fn list(cache: &Path) -> Result<Vec<PathBuf>, Error> {
+        let folder = cache.join(JOBS);
+        let entries = match fs::read_dir(&folder) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(FileError::at("read", &folder)(error).into()),
+        };
+        let mut found: Vec<PathBuf> = entries
+            .flatten()
+            .map(|entry| entry.path())
+            .filter(|path| path.join("job.json").exists())
+            .collect();
+        found.sort();
+        Ok(found)
+    }
+
+    /// Its name.
+    pub fn name(&self) -> String {
+        let name = self.folder.file_name().unwrap_or_default();
+        name.to_string_lossy().into_owned()
+    }
+
+    /// What its parts agreed on.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// Marks a part as done: the last thing it does.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn mark_done<'l, I: Iterator<Item = Line<'l>>>(
+        &self,
+        shard: Shard,
+        seconds: f64,
+        lines: impl Fn() -> I,
+    ) -> Result<(), Error> {
+        let prefix = marker_prefix(shard.index);
+        let head = MarkerHead {
+            shard: shard.index,
+            n: shard.range(self.plan.n).len(),
+            seconds,
+        };
+        let written = save_lines(&self.folder, &prefix, &head, lines)?;
+        // A part that ran twice is done once.
+        for old in self.markers_of(shard.index)? {
+            if old != written {
+                fs::remove_file(&old).map_err(FileError::at("remove", &old))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// All marker files.
+    pub(super) fn marker_files(&self) -> Result<Vec<PathBuf>, Error> {
+        let mut found: Vec<PathBuf> = fs::read_dir(&self.folder)
+            .map_err(FileError::at("read", &self.folder))?
+            .flatten()
+            .filter(|file| file.file_name().to_string_lossy().starts_with(MARKER))
+            .map(|file| file.path())
+            .collect();
+        found.sort();
+        Ok(found)
+    }
+
+    fn markers_of(&self, index: usize) -> Result<Vec<PathBuf>, Error> {
+        let prefix = marker_prefix(index);
+        let mut files = self.marker_files()?;
+        files.retain(|path| {
+            let name = path
+                .file_name()
+                .unwrap_or_default()
+                .to_string_lossy()
+                .into_owned();
+            name.starts_with(&prefix)
+        });
+        Ok(files)
+    }
+
+    /// The samples of a part that is done, as a manifest; none where there is no marker.
+    fn part(&self, index: usize) -> Result<Option<Manifest>, Error> {
+        let Some(path) = self.markers_of(index)?.pop() else {
+            return Ok(None);
+        };
+        check_name(&path)?;
+        let text = fs::read_to_string(&path).map_err(FileError::at("read", &path))?;
+        let bad = |line: usize, reason: String| Error::BadFile {
+            path: path.clone(),
+            reason: format!("line {line}: {reason}"),
+        };
+        let mut texts = text.lines();
+        let head: MarkerHead = serde_json::from_str(texts.next().unwrap_or_default())
+            .map_err(|error| bad(1, error.to_string()))?;
+        let lines = texts
+            .enumerate()
+            .map(|(at, line)| serde_json::from_str(line).map_err(|error| bad(at + 2, error.to_string())))
+            .collect::<Result<Vec<Line<'_>>, Error>>()?;
+        let expected = Shard {
+            index,
+            count: self.plan.shards,
+        }
+        .range(self.plan.n)
+        .len();
+        if head.shard != index || lines.len() != expected {
+            return Err(bad(
+                1,
+                format!("{} samples, where the shard has {expected}", lines.len()),
+            ));
+        }
+        let header = Header::new(&self.plan.source, &self.plan.classes, Vec::new(), lines.len());
+        Ok(Some(Manifest::new(header, lines.into_iter())))
+    }
+
+    /// How far the job is.
+    ///
+    /// # Errors
+    /// [`Error::BadFile`] for a damaged marker.
+    pub fn status(&self) -> Result<JobStatus, Error> {
+        let mut status = JobStatus {
+            job: self.name(),
+            source: self.plan.source.clone(),
+            shards: self.plan.shards,
+            done: 0,
+            n: self.plan.n,
+            n_done: 0,
+            n_left_out: 0,
+            missing: Vec::new(),
+        };
+        for index in 0..self.plan.shards {
+            match self.part(index)? {
+                None => status.missing.push(index),
+                Some(part) => {
+                    status.done += 1;
+                    status.n_done += part.len();
+                    status.n_left_out += part.lines().filter(|line| line.id.is_none()).count();
+                }
+            }
+        }
+        Ok(status)
+    }
+
+    /// Puts the parts together: checks that every part is done and every row is there, and writes the label manifest that
+    /// one process would have written. Returns the entries' folders and the manifest in the first of them.
+    ///
+    /// # Errors
+    /// [`Error::JobUnfinished`] with the parts that are missing; [`Error::BadFile`] for damage; [`Error::Features`] for
+    /// a row that is not there.
+    pub fn finalize(&self, cache: &Path) -> Result<Finalized, Error> {
+        let mut whole = Manifest::new(
+            Header::new(&self.plan.source, &self.plan.classes, Vec::new(), self.plan.n),
+            std::iter::empty(),
+        );
+        let mut missing = Vec::new();
+        for index in 0..self.plan.shards {
+            match self.part(index)? {
+                None => missing.push(index),
+                Some(part) => whole.extend(&part),
+            }
+        }
+        if !missing.is_empty() {
+            return Err(Error::JobUnfinished {
+                path: self.folder.clone(),
+                missing,
+                shards: self.plan.shards,
+            });
+        }
+        let mut entries = Vec::new();
+        let mut manifest = PathBuf::new();
+        for (name, views) in self.plan.entries.iter().zip(&self.plan.views) {
+            whole.header.views = views.clone();
+            let store = Store::open_entry(&cache.join(name))?;
+            for line in whole.lines() {
+                if line.id.is_some_and(|id| !store.contains(&id)) {
+                    let text = format!(
+                        "the row of `{}` is not in `{}`",
+                        line.name,
+                        store.folder().display()
+                    );
+                    return Err(Error::Features(text));
+                }
+            }
+            let path = save_manifest(store.folder(), &whole.header, || whole.lines())?;
+            if entries.is_empty() {
+                manifest = path;
+            }
+            entries.push(store.folder().to_owned());
+        }
+        let n_left_out = whole.lines().filter(|line| line.id.is_none()).count();
+        Ok(Finalized {
+            entries,
+            manifest,
+            n: whole.len(),
+            n_left_out,
+        })
+    }
+}
+
+/// What [`Job::finalize`] made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Finalized {
+    /// Folders of the entries.
+    pub entries: Vec<PathBuf>,
+    /// The label manifest in the first.
+    pub manifest: PathBuf,
+    /// Samples.
+    pub n: usize,
+    /// Of those, left out.
+    pub n_left_out: usize,
+}
+
+fn marker_prefix(index: usize) -> String {
+    format!("{MARKER}{index:05}-")
+}
+
+fn create_new(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
+    use std::io::Write;
+    let mut file = AtomicFile::create(path, Existing::Refuse)?;
+    file.write_all(bytes).map_err(FileError::at("write", path))?;
+    file.commit()
+}
+
+/// Indices as Slurm's `--array` takes them: `3,17-20`.
+pub fn to_array_expression(indices: &[usize]) -> String {
+    let mut runs: Vec<(usize, usize)> = Vec::new();
+    for &index in indices {
+        match runs.last_mut() {
+            Some((_, last)) if *last + 1 == index => *last = index,
+            _ => runs.push((index, index)),
+        }
+    }
+    let texts: Vec<String> = runs
+        .into_iter()
+        .map(|(first, last)| {
+            if first == last {
+                first.to_string()
+            } else {
+                format!("{first}-{last}")
+            }
+        })
+        .collect();
+    texts.join(",")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_tile_the_samples() {
+        for n in [0, 1, 7, 100] {
+            for count in [1, 2, 3, 8] {
+                let mut next = 0;
+                for index in 0..count {
+                    let range = Shard::new(index, count).unwrap().range(n);
+                    assert_eq!(range.start, next);
+                    assert!(range.len() <= n.div_ceil(count));
+                    next = range.end;
+                }
+                assert_eq!(next, n);
+            }
+        }
+    }
+
+    fn from(variables: &[(&str, &str)]) -> Result<Option<(Shard, &'static str)>, String> {
+        Shard::from_environment(|name| {
+            let found = variables.iter().find(|(other, _)| *other == name);
+            found.map(|(_, value)| (*value).to_owned())
+        })
+    }
+
+    #[test]
+    fn schedulers_name_the_part() {
+        let shard = |index, count| Shard::new(index, count).unwrap();
+        assert_eq!(from(&[]), Ok(None));
+        let array = [
+            ("SLURM_ARRAY_TASK_ID", "5"),
+            ("SLURM_ARRAY_TASK_MIN", "2"),
+            ("SLURM_ARRAY_TASK_COUNT", "8"),
+        ];
+        assert_eq!(from(&array), Ok(Some((shard(3, 8), "SLURM_ARRAY_TASK_ID"))));
+        let resubmitted = [
+            ("SLURM_ARRAY_TASK_ID", "17"),
+            ("SLURM_ARRAY_TASK_MIN", "3"),
+            ("SLURM_ARRAY_TASK_COUNT", "2"),
+            ("GRAFTWORK_NUM_SHARDS", "20"),
+        ];
+        assert_eq!(
+            from(&resubmitted),
+            Ok(Some((shard(17, 20), "SLURM_ARRAY_TASK_ID")))
+        );
+        let ours = [
+            ("GRAFTWORK_SHARD_INDEX", "1"),
+            ("GRAFTWORK_NUM_SHARDS", "4"),
+            ("RANK", "0"),
+            ("WORLD_SIZE", "2"),
+        ];
+        assert_eq!(from(&ours), Ok(Some((shard(1, 4), "GRAFTWORK_SHARD_INDEX"))));
+        assert_eq!(from(&ours[2..]), Ok(Some((shard(0, 2), "RANK"))));
+        assert!(from(&[("RANK", "0")]).unwrap().is_none());
+        let indexed = [("JOB_COMPLETION_INDEX", "2"), ("GRAFTWORK_NUM_SHARDS", "3")];
+        assert_eq!(from(&indexed), Ok(Some((shard(2, 3), "JOB_COMPLETION_INDEX"))));
+        let gaps = [
+            ("SLURM_ARRAY_TASK_ID", "17"),
+            ("SLURM_ARRAY_TASK_MIN", "3"),
+            ("SLURM_ARRAY_TASK_MAX", "17"),
+            ("SLURM_ARRAY_TASK_COUNT", "2"),
+        ];
+        assert!(from(&gaps).unwrap_err().contains("gaps"));
+        assert!(from(&indexed[..1]).unwrap_err().contains("GRAFTWORK_NUM_SHARDS"));
+        assert!(
+            from(&[("RANK", "2"), ("WORLD_SIZE", "2")])
+                .unwrap_err()
+                .contains("no shard 2 of 2")
+        );
+        assert!(
+            from(&[("PMI_RANK", "x"), ("PMI_SIZE", "2")])
+                .unwrap_err()
+                .contains("no number")
+        );
+    }
+
+    #[test]
+    fn a_shard_is_written_as_a_fraction() {
+        assert_eq!("3/8".parse(), Shard::new(3, 8));
+        assert!("8/8".parse::<Shard>().unwrap_err().contains("0 to 7"));
+        assert!(
+            "1".parse::<Shard>().is_err()
+                && "a/2".parse::<Shard>().is_err()
+                && "0/0".parse::<Shard>().is_err()
+        );
+        assert_eq!(to_array_expression(&[3, 17, 18, 19, 20, 22]), "3,17-20,22");
+    }
+}

@@ -1,0 +1,216 @@
+//! Initialisers whose bytes lie outside the model's own.
+
+use std::collections::HashMap;
+use std::path::{Component, Path};
+
+use pth::{Backing, Source};
+
+use super::graph::Model;
+use super::tensor::{Payload, n_bytes, type_name};
+use super::wire;
+use crate::error::Error;
+
+/// An initialiser up to this size is taken into the model.
+const SMALL_BYTES: usize = 1024;
+
+/// An initialiser that the graph names and whose bytes are handed to ONNX Runtime beside it. A clone shares the bytes.
+#[derive(Clone)]
+pub struct External {
+    /// The tensor's name.
+    pub name: String,
+    /// `TensorProto.DataType`.
+    pub dtype: i64,
+    /// The sizes of its axes.
+    pub shape: Vec<usize>,
+    pub(super) data: Source,
+}
+
+impl External {
+    /// Its elements, row-major, little-endian; the address stays when the struct moves.
+    pub fn bytes(&self) -> &[u8] {
+        self.data.as_slice().unwrap_or_default()
+    }
+}
+
+impl std::fmt::Debug for External {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("External")
+            .field("name", &self.name)
+            .field("dtype", &self.dtype)
+            .field("shape", &self.shape)
+            .field("n_bytes", &self.data.len())
+            .finish()
+    }
+}
+
+impl Model {
+    /// Initialisers whose bytes lie outside [`Model::bytes`].
+    pub fn external(&self) -> &[External] {
+        &self.external
+    }
+}
+
+impl Model {
+    /// Maps the files that initialisers lie in, and takes small ones into the model: shapes that are computed from must
+    /// be there when ONNX Runtime looks at the graph, and a page per scale would be waste.
+    pub(super) fn map_external(&mut self) -> Result<(), Error> {
+        let folder = self.path.parent().unwrap_or(Path::new("")).to_owned();
+        let mut files: HashMap<&str, Source> = HashMap::new();
+        let mut found = Vec::new();
+        for initializer in self.initializers.values() {
+            let Payload::External(place) = &initializer.payload else {
+                continue;
+            };
+            let refuse = |reason: String| Error::ExternalWeights {
+                path: self.path.clone(),
+                tensor: initializer.name.clone(),
+                location: place.location.clone(),
+                reason,
+            };
+            let is_below = |part| matches!(part, Component::Normal(_) | Component::CurDir);
+            if place.location.is_empty() || !Path::new(&place.location).components().all(is_below) {
+                return Err(refuse("which is not below the model's folder".to_owned()));
+            }
+            let file = match files.get(place.location.as_str()) {
+                Some(file) => file,
+                None => {
+                    let file = Source::open(&folder.join(&place.location), Backing::Map).map_err(
+                        |error| match error.source.kind() {
+                            std::io::ErrorKind::NotFound => refuse("which is missing".to_owned()),
+                            _ => refuse(format!("which cannot be read: {}", error.source)),
+                        },
+                    )?;
+                    files.entry(&place.location).or_insert(file)
+                }
+            };
+            let number = |text: &Option<String>, what: &str| match text {
+                None => Ok(None),
+                Some(text) => match text.trim().parse::<usize>() {
+                    Ok(number) => Ok(Some(number)),
+                    Err(_) => Err(refuse(format!("at {what} `{text}`, which is no number"))),
+                },
+            };
+            let n_bytes = n_bytes(initializer.dtype, initializer.numel())
+                .ok_or_else(|| refuse("where no strings can be".to_owned()))?;
+            if let Some(length) = number(&place.length, "length")?
+                && length != n_bytes
+            {
+                return Err(refuse(format!(
+                    "where it has {length} bytes, and {} of {:?} has {n_bytes}",
+                    type_name(initializer.dtype),
+                    initializer.shape
+                )));
+            }
+            let offset = number(&place.offset, "offset")?.unwrap_or(0);
+            let data = offset
+                .checked_add(n_bytes)
+                .and_then(|end| file.part(offset..end))
+                .ok_or_else(|| {
+                    refuse(format!(
+                        "which has {} bytes and would have to have {n_bytes} from byte {offset} on",
+                        file.len()
+                    ))
+                })?;
+            found.push((
+                initializer.field.start,
+                External {
+                    name: initializer.name.clone(),
+                    dtype: initializer.dtype,
+                    shape: initializer.shape.clone(),
+                    data,
+                },
+            ));
+        }
+        // The order of the file, so that nothing depends on a hash.
+        found.sort_by_key(|(start, _)| *start);
+        self.external = found.into_iter().map(|(_, external)| external).collect();
+        let small: Vec<External> = self
+            .external
+            .iter()
+            .filter(|external| external.bytes().len() <= SMALL_BYTES || !is_handed_over(external.dtype))
+            .cloned()
+            .collect();
+        if !small.is_empty() {
+            let small: Vec<_> = small
+                .iter()
+                .map(|external| (external.name.as_str(), external.raw_tensor()))
+                .collect();
+            *self = self.with_tensors(&small.into_iter().collect())?;
+        }
+        Ok(())
+    }
+
+    /// The model with other `TensorProto`s under the names of its initialisers.
+    pub(super) fn with_tensors(&self, tensors: &HashMap<&str, Vec<u8>>) -> Result<Model, Error> {
+        let mut of_field: Vec<(usize, &Vec<u8>)> = tensors
+            .iter()
+            .filter_map(|(name, tensor)| Some((self.initializers.get(*name)?.field.start, tensor)))
+            .collect();
+        of_field.sort_unstable_by_key(|(start, _)| *start);
+        let added: usize = tensors.values().map(Vec::len).sum();
+        let mut graph = Vec::with_capacity(self.bytes.len() + added + 16 * tensors.len());
+        let mut replaced = of_field.into_iter().peekable();
+        for field in &self.graph {
+            match replaced.next_if(|(start, _)| *start == field.span.start) {
+                Some((_, tensor)) => wire::put_bytes(&mut graph, 5, tensor),
+                None => graph.extend_from_slice(&self.bytes[field.span.clone()]),
+            }
+        }
+        let mut bytes = Vec::with_capacity(graph.len() + 4096);
+        for field in &self.top {
+            match field.number {
+                7 => wire::put_bytes(&mut bytes, 7, &graph),
+                _ => bytes.extend_from_slice(&self.bytes[field.span.clone()]),
+            }
+        }
+        self.remade(bytes)
+    }
+}
+
+impl External {
+    /// A `TensorProto` that holds the bytes.
+    pub(super) fn raw_tensor(&self) -> Vec<u8> {
+        raw_tensor(&self.name, self.dtype, &self.shape, self.bytes())
+    }
+
+    /// A `TensorProto` that says where in `location` the bytes are.
+    pub(super) fn placed_tensor(&self, location: &str, offset: u64) -> Vec<u8> {
+        let mut tensor = head_of_tensor(&self.name, self.dtype, &self.shape);
+        let entries = [
+            ("location", location.to_owned()),
+            ("offset", offset.to_string()),
+            ("length", self.bytes().len().to_string()),
+        ];
+        for (key, value) in entries {
+            let mut entry = Vec::new();
+            wire::put_bytes(&mut entry, 1, key.as_bytes());
+            wire::put_bytes(&mut entry, 2, value.as_bytes());
+            wire::put_bytes(&mut tensor, 13, &entry);
+        }
+        wire::put_varint(&mut tensor, 14, 1);
+        tensor
+    }
+}
+
+/// Whether ONNX Runtime takes weights of this type from outside: whole bytes, and no floats of 8 bits.
+fn is_handed_over(dtype: i64) -> bool {
+    matches!(dtype, 1..=7 | 9..=13 | 16)
+}
+
+/// A `TensorProto` that holds raw data.
+pub(super) fn raw_tensor(name: &str, dtype: i64, shape: &[usize], bytes: &[u8]) -> Vec<u8> {
+    let mut tensor = head_of_tensor(name, dtype, shape);
+    tensor.reserve(bytes.len() + 16);
+    wire::put_bytes(&mut tensor, 9, bytes);
+    tensor
+}
+
+fn head_of_tensor(name: &str, dtype: i64, shape: &[usize]) -> Vec<u8> {
+    let mut tensor = Vec::new();
+    for &size in shape {
+        wire::put_varint(&mut tensor, 1, size as u64);
+    }
+    wire::put_varint(&mut tensor, 2, dtype.cast_unsigned());
+    wire::put_bytes(&mut tensor, 8, name.as_bytes());
+    tensor
+}
