@@ -24,17 +24,21 @@ import onnxruntime
 import PIL
 import PIL.features
 import safetensors
+import sentence_transformers
 import sklearn
+import tokenizers
 import torch
 import torchvision
+import transformers
 
 import fixtures_checkpoints
 import fixtures_dcp
 import fixtures_digits
 import fixtures_pictures
+import fixtures_text
 
 # What is made; README.md and MANIFEST.json lie beside these.
-PARTS = ("digits", "pictures", "checkpoints", "dcp")
+PARTS = ("digits", "pictures", "checkpoints", "dcp", "text")
 LIMIT_BYTES = 2_000_000
 # Folders of many like files: one digest of the listing instead of a line for each.
 LISTED_AS_ONE = ("digits/pictures/train", "digits/pictures/val")
@@ -52,6 +56,8 @@ PROVENANCE = {
     "pictures": PHOTOGRAPHS,
     "checkpoints/expected.json": "what torch.load reads from the checkpoints beside it",
     "checkpoints": "made from seeded random numbers by tools/fixtures_checkpoints.py",
+    "text/expected.json": "tokens by transformers and vectors by sentence-transformers of the texts in it",
+    "text": "a tiny BERT with seeded random weights and a tokenizer of a few words, by tools/fixtures_text.py",
     "dcp": "made from counted numbers by tools/fixtures_dcp.py; each folder's expected.safetensors by safetensors.torch",
 }
 
@@ -84,6 +90,7 @@ def make(folder: Path) -> dict:
             "pictures": fixtures_pictures.make(folder / "pictures"),
             "checkpoints": fixtures_checkpoints.make(folder / "checkpoints"),
             "dcp": fixtures_dcp.make(folder / "dcp"),
+            "text": fixtures_text.make(folder / "text"),
         }
 
 
@@ -93,6 +100,7 @@ def versions() -> dict:
         "torch": torch.__version__, "torchvision": torchvision.__version__, "scikit-learn": sklearn.__version__,
         "Pillow": PIL.__version__, "libjpeg-turbo": PIL.features.version("libjpeg_turbo"), "zlib-ng": PIL.features.version("zlib_ng"),
         "onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__, "numpy": numpy.__version__, "safetensors": safetensors.__version__,
+        "tokenizers": tokenizers.__version__, "transformers": transformers.__version__, "sentence-transformers": sentence_transformers.__version__,
     }
 
 

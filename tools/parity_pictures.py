@@ -225,7 +225,8 @@ def huggingface_transforms(tally: Tally, paths: list[Path], folder: Path) -> Non
         sparse.write_text(json.dumps(asked))
         processor.save_pretrained(saved.parent)
         for path in paths:
-            picture = reference.open_rgb(path)
+            # Without what Pillow remembers of transparency: transformers would lay it on white.
+            picture = Image.fromarray(np.asarray(reference.open_rgb(path)))
             want = lambda: processor(picture, return_tensors="np")["pixel_values"][0].astype(np.float32)
             tally.check("transformers", path, want, config=str(sparse))
         tally.check("transformers saved", paths[0], lambda: processor(reference.open_rgb(paths[0]), return_tensors="np")["pixel_values"][0].astype(np.float32), config=str(saved))

@@ -48,15 +48,16 @@ fn answer(question: &Question) -> Result<Value, Box<dyn Error>> {
         return reply(question, "|u1", &shape, &pixels.to_rgb(), None, None);
     };
     preprocess.check()?;
-    let mut view = question.view;
-    if let Some((augment, index)) = &question.augment {
+    let view = if let Some((augment, index)) = &question.augment {
         augment.check()?;
-        view = Some(augment.view(
+        Some(augment.view(
             blake3::hash(&bytes).as_bytes(),
             *index,
             preprocess.source_size(&bytes)?,
-        ));
-    }
+        ))
+    } else {
+        question.view
+    };
     let mut numbers = vec![0f32; preprocess.numel()];
     preprocess.prepare(&bytes, view.as_ref(), &mut numbers)?;
     let bytes: Vec<u8> = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
@@ -92,7 +93,7 @@ fn reply(
         file.extend(u16::try_from(header.len())?.to_le_bytes());
         file.extend(header.as_bytes());
         file.extend(data);
-        std::fs::write(path, file)?;
+        std::io::Write::write_all(&mut std::fs::File::create(path)?, &file)?;
     }
     Ok(
         json!({ "shape": shape, "blake3": blake3::hash(data).to_hex().as_str(), "view": view, "preprocess": preprocess }),

@@ -243,7 +243,12 @@ fn with_cuda(
         .with_conv_algorithm_search(ep::cuda::ConvAlgorithmSearch::Heuristic);
     let builder = builder
         .with_execution_providers([provider.build().error_on_failure()])
-        .map_err(text)?;
+        .map_err(text)
+        .map_err(|error| match error.rsplit_once(" : FAIL : ") {
+            // In front of the words stands where in ONNX Runtime's source they were said.
+            Some((_, words)) => words.trim().to_owned(),
+            None => error,
+        })?;
     match fallback {
         CpuFallback::Allowed => Ok(builder),
         CpuFallback::Refused => builder.with_disable_cpu_fallback().map_err(text),

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::ops::Range;
 
+use super::exif::Orientation;
 use super::resize::PIXEL;
 use super::{bmp, gif, jpeg, png, pnm, webp};
 
@@ -139,6 +140,8 @@ pub(super) enum Picture<'b> {
         bytes: &'b [u8],
         decode: fn(&[u8]) -> Result<Pixels, DecodeError>,
     },
+    /// To be turned the right way up.
+    Turned(Box<Picture<'b>>, Orientation),
     Whole(Cow<'b, Pixels>),
 }
 
@@ -168,6 +171,7 @@ impl<'b> Picture<'b> {
             Picture::Jpeg(reader) => reader.size(),
             Picture::Png(reader) => reader.size(),
             Picture::Deferred { size, .. } => *size,
+            Picture::Turned(picture, orientation) => orientation.size(picture.size()),
             Picture::Whole(pixels) => (pixels.width, pixels.height),
         }
     }
@@ -176,6 +180,9 @@ impl<'b> Picture<'b> {
         let (width, height) = self.size();
         match self {
             Picture::Deferred { bytes, decode, .. } => return decode(bytes),
+            Picture::Turned(picture, orientation) => {
+                return picture.into_pixels().map(|pixels| orientation.apply(&pixels));
+            }
             Picture::Whole(pixels) => return Ok(pixels.into_owned()),
             Picture::Jpeg(_) | Picture::Png(_) => {}
         }
@@ -195,7 +202,7 @@ impl<'b> Picture<'b> {
                     reader.next(out)?;
                 }
             }
-            Picture::Deferred { .. } | Picture::Whole(_) => {}
+            Picture::Deferred { .. } | Picture::Turned(..) | Picture::Whole(_) => {}
         }
         Ok(pixels)
     }
@@ -238,8 +245,8 @@ impl<'b> Picture<'b> {
                 }
                 reader.finish()
             }
-            Picture::Deferred { bytes, decode, .. } => {
-                let pixels = Picture::Whole(Cow::Owned(decode(bytes)?));
+            Picture::Deferred { .. } | Picture::Turned(..) => {
+                let pixels = Picture::Whole(Cow::Owned(self.into_pixels()?));
                 pixels.rows(rows, columns, slack, buffer, sink)
             }
             Picture::Whole(pixels) => {

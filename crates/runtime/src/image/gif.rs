@@ -124,11 +124,12 @@ fn expand(bytes: &[u8], data_at: usize, mut take: impl FnMut(u8) -> bool) -> Res
             return Err(broken());
         }
         string.clear();
-        let mut link = code;
-        if code == next {
+        let mut link = if code == next {
             string.push(last_value);
-            link = last_code;
-        }
+            last_code
+        } else {
+            code
+        };
         while link >= clear {
             if string.len() >= TABLE || link >= TABLE {
                 return Err(broken());

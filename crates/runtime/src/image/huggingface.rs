@@ -168,29 +168,10 @@ pub(super) fn read(object: &Map<String, Value>) -> Result<Preprocess, String> {
         matches!(class.rule, Rule::Square | Rule::EfficientNet),
     )?;
     let size = given(object, "size").map_or(Ok(class.size), |value| read_size(value, squares))?;
-    let mut crop = None;
-    if flag(object, "do_center_crop", class.crop.is_some())? {
-        crop = Some(match given(object, "crop_size") {
-            Some(value) => match read_size(value, true)? {
-                Size::Exact(height, width) => (height, width),
-                Size::ShortEdge(side) => (side, side),
-                Size::ShortLong(..) => {
-                    return Err(format!("`crop_size` is {value}, not a height and a width"));
-                }
-            },
-            None => {
-                let side = class.crop.unwrap_or(if class.rule == Rule::EfficientNet {
-                    289
-                } else {
-                    224
-                });
-                (side, side)
-            }
-        });
-    }
-    let mut resize = Resize::Keep;
-    if flag(object, "do_resize", true)? {
-        resize = match (class.rule, size) {
+    let cropped = flag(object, "do_center_crop", class.crop.is_some())?;
+    let mut crop = cropped.then(|| read_crop(object, &class)).transpose()?;
+    let resize = if flag(object, "do_resize", true)? {
+        match (class.rule, size) {
             (Rule::ConvNext, Size::ShortEdge(edge)) if edge < 384 => {
                 let share = match given(object, "crop_pct") {
                     None => 224.0 / 256.0,
@@ -212,8 +193,10 @@ pub(super) fn read(object: &Map<String, Value>) -> Result<Preprocess, String> {
             (_, Size::ShortEdge(edge)) => Resize::ShortSide(edge),
             (_, Size::ShortLong(short, long)) => Resize::ShortSideAtMost { short, long },
             (_, Size::Exact(height, width)) => Resize::Exact(height, width),
-        };
-    }
+        }
+    } else {
+        Resize::Keep
+    };
     let interpolation = match given(object, "resample") {
         None => class.resample,
         Some(value) => value
@@ -254,6 +237,24 @@ pub(super) fn read(object: &Map<String, Value>) -> Result<Preprocess, String> {
         second_std: include_top.then_some(std),
         ..Preprocess::imagenet()
     })
+}
+
+/// Height and width of the crop.
+fn read_crop(object: &Map<String, Value>, class: &Class) -> Result<(usize, usize), String> {
+    let Some(value) = given(object, "crop_size") else {
+        let unused = if class.rule == Rule::EfficientNet {
+            289
+        } else {
+            224
+        };
+        let side = class.crop.unwrap_or(unused);
+        return Ok((side, side));
+    };
+    match read_size(value, true)? {
+        Size::Exact(height, width) => Ok((height, width)),
+        Size::ShortEdge(side) => Ok((side, side)),
+        Size::ShortLong(..) => Err(format!("`crop_size` is {value}, not a height and a width")),
+    }
 }
 
 fn flag(object: &Map<String, Value>, name: &str, default: bool) -> Result<bool, String> {

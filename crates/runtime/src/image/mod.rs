@@ -1,12 +1,14 @@
 //! Pictures to network input, bit for bit as torchvision, timm and transformers do it over Pillow.
 //!
 //! Decoding equals libjpeg-turbo's, resizing equals Pillow's fixed-point arithmetic, and only the pixels that the crop
-//! keeps are computed. Deliberately absent: colour profiles, which torchvision ignores too.
+//! keeps are computed. Deliberately absent: colour profiles and the compositing of transparency, which torchvision ignores
+//! too.
 
 mod bmp;
 mod bytes;
 mod config;
 mod decode;
+mod exif;
 mod filter;
 mod geometry;
 mod gif;

@@ -53,8 +53,8 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Pixels, DecodeError> {
     };
     let mut pixels = Pixels::new(header.width, header.height)?;
     for pixel in pixels.data.chunks_exact_mut(PIXEL).take(n_pixels) {
-        for channel in 0..n_channels {
-            pixel[channel] = value(samples.next().ok_or(DecodeError::Truncated)??);
+        for channel in pixel.iter_mut().take(n_channels) {
+            *channel = value(samples.next().ok_or(DecodeError::Truncated)??);
         }
         if n_channels == 1 {
             (pixel[1], pixel[2]) = (pixel[0], pixel[0]);

@@ -7,6 +7,7 @@ use std::borrow::Cow;
 use std::cell::RefCell;
 
 use super::decode::{DecodeError, Picture, Pixels};
+use super::exif::Orientation;
 use super::geometry::Plan;
 use super::resize::{Buffers, PIXEL, Resampler};
 use super::spec::Preprocess;
@@ -119,6 +120,9 @@ impl Preprocess {
             let (width, height) = reader.size();
             let (width, height) = self.resize.size(self.flavour, width, height);
             reader.draft(width, height);
+        }
+        if let (true, Some(orientation)) = (self.exif, Orientation::of(encoded)) {
+            picture = Picture::Turned(Box::new(picture), orientation);
         }
         Ok(picture)
     }

@@ -13,6 +13,8 @@ mod config;
 mod graph;
 mod pool;
 mod recipe;
+#[cfg(test)]
+mod tests;
 mod tokenize;
 
 pub use batch::{Buckets, TextBatch};

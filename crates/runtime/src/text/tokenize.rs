@@ -75,8 +75,9 @@ impl TextEncoder {
         let bytes = read(&path)?;
         let mut content: Value =
             serde_json::from_slice(&bytes).map_err(|error| bad(&path, format!("it is not JSON: {error}")))?;
-        let mut tokenizer = Tokenizer::from_bytes(&bytes)
-            .map_err(|error| bad(&path, format!("it is no tokenizer that is known here: {error}")))?;
+        let unknown = |error: String| bad(&path, format!("it is no tokenizer that is known here: {error}"));
+        check_template(&content["post_processor"]).map_err(unknown)?;
+        let mut tokenizer = guarded(|| Tokenizer::from_bytes(&bytes)).map_err(unknown)?;
         let in_tokenizer = content["truncation"]["max_length"]
             .as_u64()
             .and_then(|n| usize::try_from(n).ok());
@@ -160,9 +161,7 @@ impl TextEncoder {
     }
 
     fn tokens(&self, text: &str) -> Result<TokenIds, String> {
-        let encoding = self
-            .tokenizer
-            .encode_fast(text, true)
+        let encoding = guarded(|| self.tokenizer.encode_fast(text, true))
             .map_err(|error| format!("the tokenizer fails on the text: {error}"))?;
         if encoding.get_ids().is_empty() {
             return Err("the text has no token that the model knows".to_owned());
@@ -224,6 +223,36 @@ impl TextEncoder {
         }
         Ok(rows)
     }
+}
+
+/// Does what the `tokenizers` crate may panic in, since it takes much of a file at its word.
+fn guarded<T>(work: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, String> {
+    // What is borrowed is only read, or thrown away after a panic.
+    match std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)) {
+        Ok(result) => result.map_err(|error| error.to_string()),
+        Err(_) => Err("its parts do not fit together".to_owned()),
+    }
+}
+
+/// A template's special tokens are defined: the crate takes that for granted, and files made by hand forget it.
+fn check_template(processor: &Value) -> Result<(), String> {
+    if let Some(processors) = processor["processors"].as_array() {
+        return processors.iter().try_for_each(check_template);
+    }
+    if processor["type"] != "TemplateProcessing" {
+        return Ok(());
+    }
+    let pieces = ["single", "pair"]
+        .iter()
+        .flat_map(|kind| processor[kind].as_array());
+    for piece in pieces.flatten() {
+        if let Some(token) = piece["SpecialToken"]["id"].as_str()
+            && processor["special_tokens"].get(token).is_none()
+        {
+            return Err(format!("its template uses `{token}`, which it does not define"));
+        }
+    }
+    Ok(())
 }
 
 fn tokenizer_path(given: &Path) -> Result<PathBuf, Error> {
