@@ -213,6 +213,30 @@ fn a_matrix_that_lost_its_name_is_found_by_its_nodes_module() {
 }
 
 #[test]
+fn a_scale_that_lost_its_name_is_what_is_left_over_in_its_module() {
+    let made = |other: &str| {
+        graph()
+            .input("x", 1, &[0, 2, 4, 4])
+            .weight("onnx::Mul_1", &[1, 2, 1, 1], &[1.0; 2])
+            .weight("onnx::Mul_2", &[2, 1, 1], &[1.0; 2])
+            .named("Mul", "/blocks/blocks.0/Mul", &["x", "onnx::Mul_1"], "a")
+            .named("Mul", other, &["a", "onnx::Mul_2"], "y")
+            .output("y")
+    };
+    let weights = checkpoint(&[("blocks.0.gamma", &[2], &B), ("blocks.1.gamma", &[2], &GAMMA)]);
+    let (model, _) = put(&made("/blocks/blocks.1/Mul"), &weights);
+    assert_eq!(values(&model, "onnx::Mul_1"), B);
+    assert_eq!(values(&model, "onnx::Mul_2"), GAMMA);
+    // Two that would be one are not told apart.
+    let one = checkpoint(&[("blocks.0.gamma", &[2], &B)]);
+    let message = refused(&made("/blocks/blocks.0/Mul_1"), &one);
+    assert!(
+        message.contains("Unexpected key(s) in state_dict: \"blocks.0.gamma\""),
+        "{message}"
+    );
+}
+
+#[test]
 fn one_tensor_that_stood_for_several_is_taken_apart() {
     // The exporter for TorchScript leaves an `Identity`, the tracing one nothing.
     let through_identity = graph()
