@@ -1,13 +1,14 @@
 //! Initialisers whose bytes lie outside the model's own.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::path::{Component, Path};
 
 use pth::{Backing, Source};
 
-use super::graph::Model;
-use super::tensor::{Payload, n_bytes, type_name};
-use super::wire;
+use super::graph::{Model, span_of};
+use super::tensor::{Initializer, Payload, n_bytes, type_name};
+use super::wire::{self, Value};
 use crate::error::Error;
 
 /// An initialiser up to this size is taken into the model.
@@ -140,6 +141,79 @@ impl Model {
         Ok(())
     }
 
+    /// The model with `Constant` nodes whose tensors lie in other files as initialisers, which they are by another
+    /// spelling.
+    ///
+    /// # Errors
+    /// [`Error::Backbone`] for such tensors anywhere else: in subgraphs, functions and sparse weights.
+    pub(super) fn lift_external(&mut self) -> Result<(), Error> {
+        let unsound = |error: wire::WireError| self.not_onnx(error.to_string());
+        let refuse = |what: String| Error::Backbone {
+            path: self.path.clone(),
+            reason: format!("{what} keeps numbers in another file, which only weights and constants can"),
+        };
+        let mut lifted: HashMap<usize, Vec<u8>> = HashMap::new();
+        for (node_idx, node) in self.nodes.iter().enumerate() {
+            let constant = self.constant(node);
+            let is_outside = |found: &Initializer| matches!(found.payload, Payload::External(_));
+            match (constant.filter(is_outside), node.outputs.first()) {
+                (Some(constant), Some(name)) => {
+                    let mut tensor = Vec::new();
+                    for part in wire::each(&self.bytes, constant.field).flatten() {
+                        if part.number != 8 {
+                            tensor.extend_from_slice(&self.bytes[part.span]);
+                        }
+                    }
+                    wire::put_bytes(&mut tensor, 8, name.as_bytes());
+                    lifted.insert(node_idx, tensor);
+                }
+                _ => {
+                    for (_, span) in &node.attributes {
+                        if holds_external(&self.bytes, span.clone(), Kind::Attribute, 0).map_err(unsound)? {
+                            return Err(refuse(format!("its {}", node.title())));
+                        }
+                    }
+                }
+            }
+        }
+        for (fields, number, kind, what) in [
+            (&self.graph, 15, Kind::Sparse, "a sparse weight"),
+            (&self.top, 25, Kind::Function, "a function of its own"),
+        ] {
+            for span in fields.iter().filter_map(|field| span_of(field, number)) {
+                if holds_external(&self.bytes, span, kind, 0).map_err(unsound)? {
+                    return Err(refuse(what.to_owned()));
+                }
+            }
+        }
+        if lifted.is_empty() {
+            return Ok(());
+        }
+        let mut graph = Vec::with_capacity(self.bytes.len());
+        let mut node_idxs = 0..;
+        for field in &self.graph {
+            let node_idx = (field.number == 1).then(|| node_idxs.next()).flatten();
+            match node_idx.and_then(|node_idx| lifted.get(&node_idx)) {
+                Some(tensor) => wire::put_bytes(&mut graph, 5, tensor),
+                None => graph.extend_from_slice(&self.bytes[field.span.clone()]),
+            }
+        }
+        *self = self.with_graph(&graph)?;
+        Ok(())
+    }
+
+    /// The model with another graph message.
+    pub(super) fn with_graph(&self, graph: &[u8]) -> Result<Model, Error> {
+        let mut bytes = Vec::with_capacity(graph.len() + 4096);
+        for field in &self.top {
+            match field.number {
+                7 => wire::put_bytes(&mut bytes, 7, graph),
+                _ => bytes.extend_from_slice(&self.bytes[field.span.clone()]),
+            }
+        }
+        self.remade(bytes)
+    }
+
     /// The model with other `TensorProto`s under the names of its initialisers.
     pub(super) fn with_tensors(&self, tensors: &HashMap<&str, Vec<u8>>) -> Result<Model, Error> {
         let mut of_field: Vec<(usize, &Vec<u8>)> = tensors
@@ -156,14 +230,7 @@ impl Model {
                 None => graph.extend_from_slice(&self.bytes[field.span.clone()]),
             }
         }
-        let mut bytes = Vec::with_capacity(graph.len() + 4096);
-        for field in &self.top {
-            match field.number {
-                7 => wire::put_bytes(&mut bytes, 7, &graph),
-                _ => bytes.extend_from_slice(&self.bytes[field.span.clone()]),
-            }
-        }
-        self.remade(bytes)
+        self.with_graph(&graph)
     }
 }
 
@@ -190,6 +257,56 @@ impl External {
         wire::put_varint(&mut tensor, 14, 1);
         tensor
     }
+}
+
+/// What a message is, of those that tensors can be in.
+#[derive(Debug, Clone, Copy)]
+enum Kind {
+    Attribute,
+    Graph,
+    Node,
+    Function,
+    Tensor,
+    Sparse,
+}
+
+/// Whether any tensor in a message, however deep, lies in another file.
+fn holds_external(
+    bytes: &[u8],
+    span: Range<usize>,
+    kind: Kind,
+    depth: usize,
+) -> Result<bool, wire::WireError> {
+    const MAX_DEPTH: usize = 256;
+    if depth > MAX_DEPTH {
+        return Err(wire::WireError {
+            offset: span.start,
+            what: "messages nested over 256 deep",
+        });
+    }
+    for field in wire::each(bytes, span) {
+        let field = field?;
+        if let (Kind::Tensor, 14, Value::Varint(1)) = (kind, field.number, &field.value) {
+            return Ok(true);
+        }
+        let inner = match (kind, field.number) {
+            (Kind::Attribute, 5 | 10) => Kind::Tensor,
+            (Kind::Attribute, 22 | 23) => Kind::Sparse,
+            (Kind::Attribute, 6 | 11) => Kind::Graph,
+            (Kind::Graph, 5) => Kind::Tensor,
+            (Kind::Graph, 15) => Kind::Sparse,
+            (Kind::Sparse, 1 | 2) => Kind::Tensor,
+            (Kind::Graph, 1) | (Kind::Function, 7) => Kind::Node,
+            (Kind::Node, 5) => Kind::Attribute,
+            _ => continue,
+        };
+        if let Value::Bytes(span) = field.value
+            && holds_external(bytes, span, inner, depth + 1)?
+        {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Whether ONNX Runtime takes weights of this type from outside: whole bytes, and no floats of 8 bits.

@@ -77,6 +77,7 @@ impl Model {
     /// As [`Model::open`].
     pub fn parse(path: &Path, bytes: Vec<u8>) -> Result<Model, Error> {
         let mut model = Model::index(path, bytes)?;
+        model.lift_external()?;
         model.map_external()?;
         model.check()?;
         Ok(model)

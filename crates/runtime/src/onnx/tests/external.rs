@@ -3,7 +3,7 @@ use std::os::unix::fs::FileExt;
 
 use pth::Existing;
 
-use super::build::{Graph, external, graph, tensor, with};
+use super::build::{Graph, external, graph, node, tensor, with};
 use crate::error::Error;
 use crate::onnx::Model;
 
@@ -136,6 +136,56 @@ fn a_model_over_two_gib_is_opened_digested_and_cut() {
     let changed = Model::open(&path).unwrap();
     assert_ne!(changed.prefix_digest("y").unwrap(), whole);
     assert_eq!(changed.prefix_digest("a").unwrap(), prefix);
+}
+
+#[test]
+fn constants_in_other_files_are_weights_and_other_places_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = values(1024);
+    fs::write(folder.path().join("w.bin"), &data).unwrap();
+    let path = folder.path().join("m.onnx");
+    let attribute = |name: &str, number: u32, message: &[u8]| {
+        let attribute = with(Vec::new(), 1, name.as_bytes());
+        with(attribute, number, message)
+    };
+    let outside = external("inner", &[32, 32], &[("location", "w.bin")]);
+    let constant = with(
+        node("Constant", "", "", &[], &["w"]),
+        5,
+        &attribute("value", 5, &outside),
+    );
+    let made = graph()
+        .input("x", 1, &[0, 32])
+        .field(1, constant.clone())
+        .node("MatMul", &["x", "w"], &["y"])
+        .output("y");
+    let model = Model::parse(&path, made.bytes()).unwrap();
+    assert_eq!(model.external()[0].name, "w");
+    assert_eq!(model.external()[0].bytes(), data);
+    let inline = with(tensor("w", 1, &[32, 32]), 9, &data);
+    let inline = graph()
+        .input("x", 1, &[0, 32])
+        .field(5, inline)
+        .node("MatMul", &["x", "w"], &["y"])
+        .output("y");
+    assert_eq!(
+        model.prefix_digest("y").unwrap(),
+        inline.model().prefix_digest("y").unwrap()
+    );
+    // The same constant in a branch of an `If`.
+    let branch = with(Vec::new(), 1, &constant);
+    let branches = with(
+        node("If", "choice", "", &["x"], &["y"]),
+        5,
+        &attribute("then_branch", 6, &branch),
+    );
+    let made = graph().input("x", 9, &[]).field(1, branches).output("y");
+    let error = Model::parse(&path, made.bytes()).unwrap_err().to_string();
+    assert!(
+        error
+            .ends_with("its If `choice` keeps numbers in another file, which only weights and constants can"),
+        "{error}"
+    );
 }
 
 #[test]
