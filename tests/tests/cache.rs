@@ -421,7 +421,7 @@ fn texts_are_embedded_once_each_whatever_their_neighbours() {
     let lines = |texts: &[String]| {
         let rows = texts.iter().enumerate();
         let rows = rows.map(|(n, text)| {
-            serde_json::json!({ "text": text, "label": ["even", "odd"][n % 2] }).to_string()
+            serde_json::json!({ "text": text, "label": if n % 2 == 0 { "even" } else { "odd" } }).to_string()
         });
         rows.collect::<Vec<_>>().join("\n")
     };
