@@ -331,6 +331,3 @@ impl<'f> Window<'f> {
             .ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
     }
 }
-
-#[cfg(test)]
-mod tests;
