@@ -24,7 +24,10 @@ impl Folder {
     pub(super) fn write(&self, name: &str, bytes: impl AsRef<[u8]>) -> PathBuf {
         let path = self.at(name);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-        std::fs::File::create(&path).unwrap().write_all(bytes.as_ref()).unwrap();
+        std::fs::File::create(&path)
+            .unwrap()
+            .write_all(bytes.as_ref())
+            .unwrap();
         path
     }
 }
@@ -47,7 +50,9 @@ pub(super) fn lines(data: &Dataset) -> Vec<String> {
     let mut reader = data.reader();
     (0..data.len())
         .map(|idx| {
-            let class = data.label(idx).map_or("-", |label| &data.classes()[label as usize]);
+            let class = data
+                .label(idx)
+                .map_or("-", |label| &data.classes()[label as usize]);
             let split = match data.split(idx) {
                 Split::Train => "train",
                 Split::Val => "val",
