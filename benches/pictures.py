@@ -34,7 +34,6 @@ SIDES = {
     "resample": ("graftwork", "Pillow", "fast_image_resize", "image"),
     "whole": ("graftwork", "Pillow", "zune-jpeg+fast_image_resize", "image"),
 }
-EXACT = ("graftwork", "Pillow")
 # Name, size, JPEG options; 4:2:0 at quality 90 unless said otherwise.
 PICTURES = (
     ("photograph 500 x 375", (500, 375), {}),

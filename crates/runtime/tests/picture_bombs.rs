@@ -103,7 +103,10 @@ fn claims_are_checked_before_room_is_taken() {
     // Its end marker comes early, and libjpeg then makes up grey, as it does under Pillow; without any room for it.
     let (answer, megabytes) = prepare(&jpeg(false, 13_000, 13_000));
     assert_eq!(answer, Ok(()));
-    assert!(megabytes < 4.0, "{megabytes} MB for a picture that is read row by row");
+    assert!(
+        megabytes < 4.0,
+        "{megabytes} MB for a picture that is read row by row"
+    );
     check_refused("short ppm", b"P6 13000 13000 255\n12345678", "truncated");
     let mut gif = b"GIF89a\x01\0\x01\0\0\0\0,\0\0\0\0".to_vec();
     gif.extend([13_000u16.to_le_bytes(), 13_000u16.to_le_bytes()].concat());

@@ -207,41 +207,49 @@ impl<'b> Picture<'b> {
         Ok(pixels)
     }
 
-    /// Gives `sink` the rows `rows`, each from some column at or before `columns.start` (which it is told) to some column
-    /// at or behind `columns.end`; reads all the others too, for what is wrong with them.
+    /// Gives `sink` the rows `rows`, some at a time (bytes, stride, count), each from some column at or before
+    /// `columns.start` (which it is told last) to some column at or behind `columns.end`; reads all the others too, for
+    /// what is wrong with them.
     pub(super) fn rows(
         self,
         rows: Range<usize>,
         columns: Range<usize>,
         slack: usize,
         buffer: &mut Vec<u8>,
-        sink: &mut impl FnMut(&[u8], usize),
+        sink: &mut impl FnMut(&[u8], usize, usize, usize),
     ) -> Result<(), DecodeError> {
-        /// Rows that one call of libjpeg may give.
+        /// Enough to filter several at once, few enough to stay in the cache.
         const AT_ONCE: usize = 8;
         match self {
             Picture::Jpeg(mut reader) => {
                 let held = reader.start(columns)?;
-                let row_bytes = held.len() * PIXEL;
-                let stride = row_bytes + slack;
+                let stride = held.len() * PIXEL + slack;
                 buffer.resize(AT_ONCE * stride, 0);
                 reader.skip(rows.start)?;
                 let mut row = rows.start;
                 while row < rows.end {
-                    let n_read = reader.next(buffer, stride, (rows.end - row).min(AT_ONCE))?;
-                    for row in buffer.chunks_exact(stride).take(n_read) {
-                        sink(row, held.start);
+                    let n_rows = (rows.end - row).min(AT_ONCE);
+                    let mut n_read = 0;
+                    while n_read < n_rows {
+                        n_read += reader.next(&mut buffer[n_read * stride..], stride, n_rows - n_read)?;
                     }
-                    row += n_read;
+                    sink(buffer, stride, n_rows, held.start);
+                    row += n_rows;
                 }
                 reader.finish()
             }
             Picture::Png(mut reader) => {
-                buffer.resize(columns.end * PIXEL + slack, 0);
+                let stride = columns.end * PIXEL + slack;
+                buffer.resize(AT_ONCE * stride, 0);
                 reader.skip(rows.start)?;
-                for _ in rows {
-                    reader.next(&mut buffer[..columns.end * PIXEL])?;
-                    sink(buffer, 0);
+                let mut row = rows.start;
+                while row < rows.end {
+                    let n_rows = (rows.end - row).min(AT_ONCE);
+                    for out in buffer.chunks_exact_mut(stride).take(n_rows) {
+                        reader.next(&mut out[..columns.end * PIXEL])?;
+                    }
+                    sink(buffer, stride, n_rows, 0);
+                    row += n_rows;
                 }
                 reader.finish()
             }
@@ -251,8 +259,9 @@ impl<'b> Picture<'b> {
             }
             Picture::Whole(pixels) => {
                 let stride = pixels.width * PIXEL;
-                for row in rows {
-                    sink(&pixels.data[row * stride..], 0);
+                for row in rows.clone().step_by(AT_ONCE) {
+                    let n_rows = (rows.end - row).min(AT_ONCE);
+                    sink(&pixels.data[row * stride..], stride, n_rows, 0);
                 }
                 Ok(())
             }
@@ -320,21 +329,24 @@ mod tests {
                 columns.clone(),
                 48,
                 &mut Vec::new(),
-                &mut |row, first_column| {
+                &mut |bytes, stride, n_rows, first_column| {
                     assert!(first_column <= columns.start, "{what}");
-                    let got =
-                        &row[(columns.start - first_column) * PIXEL..(columns.end - first_column) * PIXEL];
-                    let start = (next * whole.width + columns.start) * PIXEL;
-                    let want = &whole.data[start..start + got.len()];
-                    for (x, (got, want)) in got.chunks(PIXEL).zip(want.chunks(PIXEL)).enumerate() {
-                        assert_eq!(
-                            got[..3],
-                            want[..3],
-                            "{what}: row {next}, column {}",
-                            columns.start + x
-                        );
+                    for row in 0..n_rows {
+                        let row = &bytes[row * stride..];
+                        let got = &row
+                            [(columns.start - first_column) * PIXEL..(columns.end - first_column) * PIXEL];
+                        let start = (next * whole.width + columns.start) * PIXEL;
+                        let want = &whole.data[start..start + got.len()];
+                        for (x, (got, want)) in got.chunks(PIXEL).zip(want.chunks(PIXEL)).enumerate() {
+                            assert_eq!(
+                                got[..3],
+                                want[..3],
+                                "{what}: row {next}, column {}",
+                                columns.start + x
+                            );
+                        }
+                        next += 1;
                     }
-                    next += 1;
                 },
             )
             .unwrap();

@@ -177,8 +177,8 @@ impl Preprocess {
             columns,
             slack,
             &mut scratch.rows,
-            &mut |row, first_column| {
-                resampler.push(row, first_column, &mut |row, pixels| {
+            &mut |bytes, stride, n_rows, first_column| {
+                resampler.push(bytes, stride, n_rows, first_column, &mut |row, pixels| {
                     sink(row + plan.pad_top, pixels);
                 });
             },
