@@ -79,9 +79,10 @@ impl<'t> Texts<'t> {
         on_threads(n_threads, || {
             while !self.work.is_stopped() {
                 let batch = lock(&self.buckets).drain();
-                match batch {
-                    Some(batch) => run(batch)?,
-                    None => break,
+                let Some(batch) = batch else { break };
+                if let Err(error) = run(batch) {
+                    self.work.halt();
+                    return Err(error);
                 }
             }
             Ok(())
