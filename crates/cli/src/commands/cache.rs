@@ -34,7 +34,7 @@ enum CacheVerb {
     /// Writes an entry's rows in clip-retrieval's layout: img_emb/*.npy beside metadata/*.parquet
     Export(ExportArgs),
     /// Whether an entry is there for a backbone and its settings, and if not, which settings differ
-    Explain(ExplainArgs),
+    Explain(Box<ExplainArgs>),
 }
 
 #[derive(Debug, Args)]
@@ -100,7 +100,7 @@ struct ExplainArgs {
     recipe: RecipeArgs,
     /// Count how many of these samples have a row
     #[arg(long, value_name = "D")]
-    data: Option<std::path::PathBuf>,
+    data: Option<PathBuf>,
     /// Print JSON
     #[arg(long)]
     json: bool,

@@ -659,7 +659,6 @@ impl Work<'_> {
     }
 
     /// Puts what is missing of a sample into the batch. `None` where there is no more to do.
-    #[expect(clippy::type_complexity, reason = "an outcome, or none, or the job's end")]
     fn place(
         &self,
         preprocess: &Preprocess,
