@@ -1,4 +1,4 @@
-"""Fixtures of pictures: every kind of JPEG and PNG that decode and resize parity must survive, and broken ones.
+"""Fixtures of pictures: every kind of picture that decode and resize parity must survive, and broken ones.
 
 All are cut from the two CC BY photographs that scikit-learn ships. `expected.json` says what Pillow and torchvision make of each.
 """
@@ -28,7 +28,7 @@ ORIENTATION = 0x0112
 def make(folder: Path) -> dict:
     """Writes everything below `folder`; returns the numbers that the manifest records."""
     (folder / "broken").mkdir(parents=True, exist_ok=True)
-    files = jpegs() | pngs()
+    files = jpegs() | pngs() | others()
     for name, data in (files | broken(files)).items():
         (folder / name).write_bytes(data)
     good = {name: describe(folder, name) for name in sorted(files)}
@@ -36,6 +36,7 @@ def make(folder: Path) -> dict:
     expected = {
         "specs": {s.name(): {"resize": s.resize, "crop": s.crop, "interpolation": s.interpolation} for s in SPECS},
         "mean": reference.IMAGENET_MEAN, "std": reference.IMAGENET_STD, "pictures": good, "broken": bad,
+        "transforms": transformed(folder), "views": viewed(folder),
     }
     (folder / "expected.json").write_text(json.dumps(expected, indent=1) + "\n")
     return {"pictures": len(good), "broken": len(bad)}
@@ -95,6 +96,120 @@ def jpegs() -> dict[str, bytes]:
     files["jpeg-440.jpg"] = resampled(jpeg(photograph("china", (80, 64)), subsampling="4:2:2"), 0x21, 0x12, (64, 80))
     files["jpeg-411.jpg"] = resampled(jpeg(photograph("china", (96, 64))), 0x22, 0x41, (192, 32))
     return files
+
+
+def others() -> dict[str, bytes]:
+    """WebP, GIF, BMP and PNM, a few of each of the many that `parity_pictures_make` has."""
+    import parity_pictures_make as make
+
+    def saved(picture: Image.Image, kind: str, **options) -> bytes:
+        out = io.BytesIO()
+        picture.save(out, kind, **options)
+        return out.getvalue()
+
+    flower, china = photograph("flower", (61, 43), 0.7), photograph("china", (61, 43))
+    ramp = Image.fromarray(np.tile(np.linspace(0, 255, 61).astype(np.uint8), (43, 1)))
+    faded = Image.merge("RGBA", (*flower.split(), ramp))
+    indices = np.asarray(flower)[:, :, 0] >> 4
+    palette = [(i * 16, 255 - i * 9, (i * 37) % 256) for i in range(16)]
+    red, green, blue = (np.asarray(flower)[:, :, channel].astype(np.uint32) for channel in range(3))
+    return {
+        "webp-lossy.webp": saved(flower, "WEBP", quality=70),
+        "webp-lossy-alpha.webp": saved(faded, "WEBP", quality=60),
+        "webp-lossless.webp": saved(flower, "WEBP", lossless=True),
+        "webp-lossless-alpha.webp": saved(faded, "WEBP", lossless=True, exact=True),
+        "webp-animated.webp": saved(flower, "WEBP", save_all=True, append_images=[china], quality=40),
+        "gif.gif": saved(flower.quantize(32), "GIF"),
+        "gif-interlaced-transparent.gif": saved(china.quantize(16), "GIF", interlace=True, transparency=2),
+        "gif-animated.gif": saved(flower.quantize(8), "GIF", save_all=True, append_images=[china.quantize(8)], disposal=2),
+        "gif-small-frame.gif": make.raw_gif((20, 15), (5, 4), np.arange(48, dtype=np.uint8).reshape(6, 8) % 4, bytes(range(100, 112)), b"", 2),
+        "gif-beyond-palette.gif": make.wide_gif(np.arange(256, dtype=np.uint8).reshape(16, 16), bytes([9, 8, 7, 1, 2, 3])),
+        "bmp-24.bmp": saved(flower.resize((30, 21)), "BMP"),
+        "bmp-8.bmp": make.bitmap(61, 43, 8, 0, palette[:7], make.pack(indices, 8)),
+        "bmp-4-top-down.bmp": make.bitmap(61, -43, 4, 0, palette, make.pack(indices, 4)),
+        "bmp-1.bmp": saved(flower.convert("1"), "BMP"),
+        "bmp-rle8.bmp": make.bitmap(61, 43, 8, 1, palette, make.rle8(indices[::-1])),
+        "bmp-rle4.bmp": make.bitmap(61, 43, 4, 2, palette, make.rle4(indices[::-1])),
+        "bmp-565.bmp": make.bitmap(61, 43, 16, 3, [], make.words(((red >> 3) << 11) | ((green >> 2) << 5) | (blue >> 3), 2), masks=(0xF800, 0x7E0, 0x1F)),
+        "pnm-rgb.ppm": saved(flower.resize((20, 14)), "PPM"),
+        "pnm-grey16.pgm": b"P5 8 4 65535\n" + np.arange(0, 32 * 20, 20, dtype=">u2").tobytes(),
+        "pnm-bits.pbm": saved(flower.convert("1"), "PPM"),
+        "pnm-plain.pgm": b"P2 # made by hand\n3 2 200\n0 10 20\n100 150 200\n",
+        "png-beyond-palette.png": dict(make.pngs_by_hand())["png-beyond-palette.png"],
+        # Its height loses more than twice as many samples as its width: Pillow resamples it vertically first.
+        "jpeg-tall-180x720.jpg": jpeg(photograph("china", (180, 720)), quality=40),
+    }
+
+
+# Preprocessing as others write it down, for the pictures below; sha256 of the float32 tensor of the library itself.
+TRANSFORMS = (
+    "torchvision:resnet50", "torchvision:vgg16.IMAGENET1K_FEATURES", "torchvision:swin_v2_t",
+    {"input_size": [3, 96, 96], "crop_pct": 0.9, "interpolation": "bicubic", "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]},
+    {"input_size": [3, 64, 96], "crop_pct": 0.8, "interpolation": "lanczos", "crop_mode": "center"},
+    {"input_size": [3, 96, 96], "crop_pct": 0.95, "interpolation": "bilinear", "crop_mode": "squash"},
+    {"input_size": [3, 96, 96], "crop_pct": 1.0, "interpolation": "bicubic", "crop_mode": "border"},
+    {"input_size": [3, 50, 50], "crop_pct": 1.0, "interpolation": "nearest"},
+    {"input_size": [3, 50, 50], "crop_pct": 1.0, "interpolation": "hamming"},
+    {"input_size": [3, 50, 50], "crop_pct": 1.0, "interpolation": "box"},
+    {"image_processor_type": "ViTImageProcessor", "size": 96},
+    {"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 75}, "crop_size": {"height": 90, "width": 70}},
+    {"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 60, "longest_edge": 80}, "crop_size": 64},
+    {"image_processor_type": "ConvNextImageProcessor", "size": {"shortest_edge": 80}, "crop_pct": 0.7},
+    {"image_processor_type": "EfficientNetImageProcessor", "size": {"height": 90, "width": 100}, "rescale_offset": True, "rescale_factor": 1 / 127.5},
+    {"image_processor_type": "SiglipImageProcessor", "size": {"height": 64, "width": 64}, "do_rescale": False},
+)
+TRANSFORMED = ("jpeg-420-odd-113x75.jpg", "jpeg-shrink-420x391.jpg", "jpeg-tall-180x720.jpg", "jpeg-progressive.jpg", "png-rgb.png", "webp-lossy.webp", "jpeg-17x16.jpg")
+
+
+def transformed(folder: Path) -> list[dict]:
+    """For each preprocessing the digest that its own library gives, per picture."""
+    import timm.data
+    import torchvision.models
+    import transformers
+
+    entries = []
+    for config in TRANSFORMS:
+        if isinstance(config, str):
+            model, _, weights = config.removeprefix("torchvision:").partition(".")
+            known = torchvision.models.get_model_weights(model)
+            transform = (known[weights] if weights else known.DEFAULT).transforms()
+            tensor = lambda picture: transform(picture).numpy()
+        elif "input_size" in config:
+            transform = timm.data.create_transform(**timm.data.resolve_data_config(pretrained_cfg=config))
+            tensor = lambda picture: transform(picture).numpy()
+        else:
+            options = {key: value for key, value in config.items() if key != "image_processor_type"}
+            processor = getattr(transformers, config["image_processor_type"] + "Pil")(**options)
+            tensor = lambda picture: processor(picture, return_tensors="np")["pixel_values"][0].astype(np.float32)
+        digests = {name: reference.sha256(np.ascontiguousarray(tensor(reference.open_rgb(folder / name))).tobytes()) for name in TRANSFORMED}
+        entries.append({"config": config, "float32_chw_sha256": digests})
+    return entries
+
+
+def viewed(folder: Path) -> list[dict]:
+    """Regions of pictures, resampled and mirrored by torchvision; one picture the right way up; one scaled by the decoder."""
+    from PIL import ImageOps
+    from torchvision.transforms import functional
+
+    to_tensor, evaluation = reference.values(), reference.Preprocessing(40, 32, "bicubic").evaluation()
+    entries = []
+    for number, name in enumerate(TRANSFORMED):
+        picture = reference.open_rgb(folder / name)
+        left, top = picture.width // 5, picture.height // (3 + number)
+        width, height = max(1, picture.width // 2), max(1, picture.height * 3 // 5)
+        part = functional.resized_crop(picture, top, left, height, width, [32, 32], reference.INTERPOLATIONS["bicubic"])
+        part = functional.hflip(part) if number % 2 else part
+        view = {"region": {"left": left, "top": top, "width": width, "height": height}, "flip": bool(number % 2)}
+        entries.append({"picture": name, "view": view, "exif": False, "scaled_decode": False, "float32_chw_sha256": reference.sha256(to_tensor(part).numpy().tobytes())})
+    upright = ImageOps.exif_transpose(Image.open(folder / "jpeg-exif-orientation6.jpg"))
+    entries.append({"picture": "jpeg-exif-orientation6.jpg", "view": None, "exif": True, "scaled_decode": False, "float32_chw_sha256": reference.sha256(evaluation(upright).numpy().tobytes())})
+    for name in ("jpeg-shrink-420x391.jpg", "jpeg-tall-180x720.jpg"):
+        with Image.open(folder / name) as picture:
+            short, long = sorted(picture.size)
+            size = 40, int(40 * long / short)
+            picture.draft(None, size if picture.width <= picture.height else size[::-1])
+            entries.append({"picture": name, "view": None, "exif": False, "scaled_decode": True, "float32_chw_sha256": reference.sha256(evaluation(picture.convert("RGB")).numpy().tobytes())})
+    return entries
 
 
 def ycck(picture: Image.Image) -> bytes:

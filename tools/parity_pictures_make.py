@@ -133,10 +133,7 @@ def pngs() -> Iterator[tuple[str, bytes]]:
         yield f"png-rgb-trns-{name}.png", pillow_png(rgb, transparency=rgb.getpixel((0, 0)))
         yield f"png-l-trns-{name}.png", pillow_png(rgb.convert("L"), transparency=7)
         yield f"png-1-{name}.png", pillow_png(rgb.convert("1"))
-    indices = np.arange(256, dtype=np.uint8).reshape(16, 16)
-    header = png.chunk(b"IHDR", struct.pack(">IIBBBBB", 16, 16, 8, 3, 0, 0, 0)) + png.chunk(b"PLTE", bytes(range(40, 49)))
-    rows = zlib.compress(b"".join(b"\0" + row.tobytes() for row in indices))
-    yield "png-beyond-palette.png", b"\x89PNG\r\n\x1a\n" + header + png.chunk(b"IDAT", rows) + png.chunk(b"IEND", b"")
+    yield from pngs_by_hand()
     frames = [photograph("china", (80, 60)), photograph("flower", (80, 60))]
     out = io.BytesIO()
     frames[0].save(out, "PNG", save_all=True, append_images=frames[1:])
@@ -145,6 +142,13 @@ def pngs() -> Iterator[tuple[str, bytes]]:
     for share in (0.3, 0.9):
         yield f"png-cut{share}.png", whole[: int(len(whole) * share)]
     yield "png-no-end.png", whole[:-12]
+
+
+def pngs_by_hand() -> Iterator[tuple[str, bytes]]:
+    indices = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    header = png.chunk(b"IHDR", struct.pack(">IIBBBBB", 16, 16, 8, 3, 0, 0, 0)) + png.chunk(b"PLTE", bytes(range(40, 49)))
+    rows = zlib.compress(b"".join(b"\0" + row.tobytes() for row in indices))
+    yield "png-beyond-palette.png", b"\x89PNG\r\n\x1a\n" + header + png.chunk(b"IDAT", rows) + png.chunk(b"IEND", b"")
 
 
 def webps() -> Iterator[tuple[str, bytes]]:

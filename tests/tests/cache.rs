@@ -299,12 +299,12 @@ fn killed_writers_leave_what_one_clean_run_leaves() {
             .collect();
         for writer in &mut writers {
             random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-            std::thread::sleep(Duration::from_millis(20 + (random >> 33) % (40 + 20 * round)));
+            std::thread::sleep(Duration::from_millis((random >> 33) % (30 + 20 * round)));
             writer.kill().unwrap();
             n_killed += usize::from(writer.wait().unwrap().code().is_none());
         }
     }
-    assert!(n_killed > 10, "{n_killed} were killed in time");
+    assert!(n_killed >= 4, "{n_killed} were killed in time");
     let last = extract(&scratch, &data, &[]);
     assert_eq!(rows(&entry_of(&last)), expected);
     run(scratch.command(["cache", "verify", "--cache", "cache"])).ok();
@@ -421,7 +421,7 @@ fn texts_are_embedded_once_each_whatever_their_neighbours() {
     let lines = |texts: &[String]| {
         let rows = texts.iter().enumerate();
         let rows = rows.map(|(n, text)| {
-            serde_json::json!({ "text": text, "label": ["even", "odd"][n % 2] }).to_string()
+            serde_json::json!({ "text": text, "label": if n % 2 == 0 { "even" } else { "odd" } }).to_string()
         });
         rows.collect::<Vec<_>>().join("\n")
     };

@@ -93,7 +93,7 @@ fn reply(
         file.extend(u16::try_from(header.len())?.to_le_bytes());
         file.extend(header.as_bytes());
         file.extend(data);
-        std::io::Write::write_all(&mut std::fs::File::create(path)?, &file)?;
+        std::fs::File::create(path)?.write_all(&file)?;
     }
     Ok(
         json!({ "shape": shape, "blake3": blake3::hash(data).to_hex().as_str(), "view": view, "preprocess": preprocess }),

@@ -267,4 +267,6 @@ fn file_name(path: &Path) -> String {
 }
 
 #[cfg(test)]
+mod testing;
+#[cfg(test)]
 mod tests;

@@ -207,41 +207,49 @@ impl<'b> Picture<'b> {
         Ok(pixels)
     }
 
-    /// Gives `sink` the rows `rows`, each from some column at or before `columns.start` (which it is told) to some column
-    /// at or behind `columns.end`; reads all the others too, for what is wrong with them.
+    /// Gives `sink` the rows `rows`, some at a time (bytes, stride, count), each from some column at or before
+    /// `columns.start` (which it is told last) to some column at or behind `columns.end`; reads all the others too, for
+    /// what is wrong with them.
     pub(super) fn rows(
         self,
         rows: Range<usize>,
         columns: Range<usize>,
         slack: usize,
         buffer: &mut Vec<u8>,
-        sink: &mut impl FnMut(&[u8], usize),
+        sink: &mut impl FnMut(&[u8], usize, usize, usize),
     ) -> Result<(), DecodeError> {
-        /// Rows that one call of libjpeg may give.
+        /// Enough to filter several at once, few enough to stay in the cache.
         const AT_ONCE: usize = 8;
         match self {
             Picture::Jpeg(mut reader) => {
                 let held = reader.start(columns)?;
-                let row_bytes = held.len() * PIXEL;
-                let stride = row_bytes + slack;
+                let stride = held.len() * PIXEL + slack;
                 buffer.resize(AT_ONCE * stride, 0);
                 reader.skip(rows.start)?;
                 let mut row = rows.start;
                 while row < rows.end {
-                    let n_read = reader.next(buffer, stride, (rows.end - row).min(AT_ONCE))?;
-                    for row in buffer.chunks_exact(stride).take(n_read) {
-                        sink(row, held.start);
+                    let n_rows = (rows.end - row).min(AT_ONCE);
+                    let mut n_read = 0;
+                    while n_read < n_rows {
+                        n_read += reader.next(&mut buffer[n_read * stride..], stride, n_rows - n_read)?;
                     }
-                    row += n_read;
+                    sink(buffer, stride, n_rows, held.start);
+                    row += n_rows;
                 }
                 reader.finish()
             }
             Picture::Png(mut reader) => {
-                buffer.resize(columns.end * PIXEL + slack, 0);
+                let stride = columns.end * PIXEL + slack;
+                buffer.resize(AT_ONCE * stride, 0);
                 reader.skip(rows.start)?;
-                for _ in rows {
-                    reader.next(&mut buffer[..columns.end * PIXEL])?;
-                    sink(buffer, 0);
+                let mut row = rows.start;
+                while row < rows.end {
+                    let n_rows = (rows.end - row).min(AT_ONCE);
+                    for out in buffer.chunks_exact_mut(stride).take(n_rows) {
+                        reader.next(&mut out[..columns.end * PIXEL])?;
+                    }
+                    sink(buffer, stride, n_rows, 0);
+                    row += n_rows;
                 }
                 reader.finish()
             }
@@ -251,8 +259,9 @@ impl<'b> Picture<'b> {
             }
             Picture::Whole(pixels) => {
                 let stride = pixels.width * PIXEL;
-                for row in rows {
-                    sink(&pixels.data[row * stride..], 0);
+                for row in rows.clone().step_by(AT_ONCE) {
+                    let n_rows = (rows.end - row).min(AT_ONCE);
+                    sink(&pixels.data[row * stride..], stride, n_rows, 0);
                 }
                 Ok(())
             }
@@ -288,5 +297,141 @@ fn looks_like(bytes: &[u8]) -> &'static str {
         [0x93, b'N', b'U', b'M', b'P', b'Y', ..] => "it is a NumPy array",
         _ if bytes.iter().take(1024).all(|&byte| byte == 0) => "it is all zeros",
         _ => "its first bytes are of none of them",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::{Path, PathBuf};
+
+    use super::*;
+
+    fn fixtures(folder: &str) -> Vec<PathBuf> {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("../../fixtures/pictures")
+            .join(folder);
+        let mut paths: Vec<PathBuf> = std::fs::read_dir(folder)
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .filter(|path| path.is_file() && path.extension().is_some_and(|extension| extension != "json"))
+            .collect();
+        paths.sort();
+        paths
+    }
+
+    /// What `rows` gives of a part, against the same part of the whole picture.
+    fn check_part(bytes: &[u8], whole: &Pixels, rows: Range<usize>, columns: Range<usize>, what: &str) {
+        let mut next = rows.start;
+        let picture = Picture::open(bytes).unwrap();
+        picture
+            .rows(
+                rows.clone(),
+                columns.clone(),
+                48,
+                &mut Vec::new(),
+                &mut |bytes, stride, n_rows, first_column| {
+                    assert!(first_column <= columns.start, "{what}");
+                    for row in 0..n_rows {
+                        let row = &bytes[row * stride..];
+                        let got = &row
+                            [(columns.start - first_column) * PIXEL..(columns.end - first_column) * PIXEL];
+                        let start = (next * whole.width + columns.start) * PIXEL;
+                        let want = &whole.data[start..start + got.len()];
+                        for (x, (got, want)) in got.chunks(PIXEL).zip(want.chunks(PIXEL)).enumerate() {
+                            assert_eq!(
+                                got[..3],
+                                want[..3],
+                                "{what}: row {next}, column {}",
+                                columns.start + x
+                            );
+                        }
+                        next += 1;
+                    }
+                },
+            )
+            .unwrap();
+        assert_eq!(next, rows.end, "{what}");
+    }
+
+    #[test]
+    fn parts_of_a_picture_equal_the_whole() {
+        let mut n_cut = 0;
+        for path in fixtures("") {
+            let bytes = std::fs::read(&path).unwrap();
+            let whole = decode(&bytes).unwrap();
+            let (w, h) = (whole.width, whole.height);
+            // Every start and end modulo the units of the samplings, 8 to 32 columns and rows.
+            for step in 0..40 {
+                let rows = (step * 7 % h)..h - (step * 5 % (h - step * 7 % h));
+                let columns = (step * 11 % w)..w - (step * 13 % (w - step * 11 % w));
+                let what = format!("{} rows {rows:?} columns {columns:?}", path.display());
+                check_part(&bytes, &whole, rows.clone(), columns.clone(), &what);
+                if let Ok(Picture::Jpeg(mut reader)) = Picture::open(&bytes) {
+                    n_cut += usize::from(reader.start(columns).unwrap().len() < w);
+                }
+            }
+        }
+        assert!(n_cut > 400, "columns were left out only {n_cut} times");
+    }
+
+    #[test]
+    fn hostile_bytes_never_panic() {
+        let mut state = 0x2545_f491_4f6c_dd1d_u64;
+        let mut random = || {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state as usize
+        };
+        for path in fixtures("").into_iter().chain(fixtures("broken")) {
+            let bytes = std::fs::read(&path).unwrap();
+            for part in 0..24 {
+                let _: Result<Pixels, DecodeError> = decode(&bytes[..bytes.len() * part / 24]);
+            }
+            for _ in 0..24 {
+                let mut bytes = bytes.clone();
+                for _ in 0..1 + random() % 6 {
+                    // Headers are hit more often than their share.
+                    let at = if random() % 2 == 0 {
+                        random() % bytes.len().clamp(1, 64)
+                    } else {
+                        random() % bytes.len().max(1)
+                    };
+                    if let Some(byte) = bytes.get_mut(at) {
+                        *byte = random() as u8;
+                    }
+                }
+                // A damaged header may claim a hundred megapixels, which is allowed but slow.
+                if size(&bytes).is_ok_and(|(w, h)| w * h < 4_000_000) {
+                    let _: Result<Pixels, DecodeError> = decode(&bytes);
+                    let _: Option<Orientation> = Orientation::of(&bytes);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_no_picture_is_named() {
+        let check = |bytes: &[u8], message: &str| {
+            let error = decode(bytes).unwrap_err().to_string();
+            assert!(error.contains(message), "{error}");
+        };
+        check(b"", "the file is empty");
+        check(b"\n <!DOCTYPE html><html>", "it starts like an HTML or XML page");
+        check(b"\xef\xbb\xbf<html>", "it starts like an HTML or XML page");
+        check(b"{\"error\": 404}", "it starts like JSON");
+        check(
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:",
+            "it is a Git LFS pointer",
+        );
+        check(b"<svg xmlns", "it is an SVG drawing");
+        check(b"II*\0\x08\0\0\0", "it is a TIFF");
+        check(b"\0\0\0\x20ftypavif\0\0", "it is an AVIF picture");
+        check(b"\0\0\0\x20ftypheic\0\0", "it is a HEIF picture");
+        check(b"\0\0\0\x20ftypisom\0\0", "it is an MP4 film");
+        check(b"%PDF-1.7", "it is a PDF");
+        check(b"PK\x03\x04", "it is a zip archive");
+        check(&[0; 4096], "it is all zeros");
+        check(b"hello there", "its first bytes are of none of them");
     }
 }

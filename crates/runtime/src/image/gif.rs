@@ -27,6 +27,10 @@ pub(super) fn size(bytes: &[u8]) -> Result<(usize, usize), DecodeError> {
 
 pub(super) fn decode(bytes: &[u8]) -> Result<Pixels, DecodeError> {
     let header = Header::read(bytes)?;
+    // A code takes two bits at least and stands for 4,096 pixels at most: what cannot be there takes no room.
+    if header.frame_width * header.frame_height / (4 * 4096) > bytes.len() {
+        return Err(DecodeError::Truncated);
+    }
     let mut pixels = Pixels::new(header.width, header.height)?;
     let rgb = |idx: u8| header.palette[usize::from(idx)];
     let [red, green, blue] = rgb(header.background);

@@ -147,7 +147,8 @@ impl<'b> Reader<'b> {
         );
         Pixels::check_size(reader.width, reader.height)?;
         // Of a progressive picture all coefficients are held. Each block costs at least a bit, so that a file shorter
-        // than that is cut, and is told so before any room is taken.
+        // than that is cut, and is told so before any room is taken. (Where an end marker has been put behind the cut,
+        // libjpeg would take the room and make up grey.)
         if reader.has_multiple_scans() && bytes.len() < n_blocks / 8 / MAX_SAMPLING {
             return Err(DecodeError::Truncated);
         }

@@ -14,6 +14,7 @@ mod geometry;
 mod gif;
 mod huggingface;
 mod jpeg;
+mod normalize;
 mod png;
 mod pnm;
 mod prepare;

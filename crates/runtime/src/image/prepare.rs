@@ -9,6 +9,7 @@ use std::cell::RefCell;
 use super::decode::{DecodeError, Picture, Pixels};
 use super::exif::Orientation;
 use super::geometry::Plan;
+use super::normalize::Values;
 use super::resize::{Buffers, PIXEL, Resampler};
 use super::spec::Preprocess;
 use super::view::View;
@@ -18,11 +19,9 @@ use super::view::View;
 struct Scratch {
     buffers: Buffers,
     rows: Vec<u8>,
-    /// The table of the last preprocessing.
-    table: Option<(Preprocess, Box<Table>)>,
+    /// What bytes became in the last preprocessing.
+    values: Option<(Preprocess, Box<Values>)>,
 }
-
-type Table = [[f32; 256]; 3];
 
 /// Buffers above this are given back after the picture that needed them.
 const KEPT_BYTES: usize = 16 << 20;
@@ -47,11 +46,11 @@ fn with_scratch<T>(call: impl FnOnce(&mut Scratch) -> T) -> T {
 }
 
 impl Scratch {
-    fn table(table: &mut Option<(Preprocess, Box<Table>)>, preprocess: &Preprocess) -> Box<Table> {
-        // Taken out, and put back by the caller: the buffers beside it are lent at the same time.
-        match table.take() {
-            Some((known, table)) if known == *preprocess => table,
-            _ => Box::new(preprocess.table()),
+    /// Taken out, and put back by the caller: the buffers beside it are lent at the same time.
+    fn take_values(&mut self, preprocess: &Preprocess) -> Box<Values> {
+        match self.values.take() {
+            Some((known, values)) if known == *preprocess => values,
+            _ => Box::new(Values::new(preprocess)),
         }
     }
 }
@@ -137,24 +136,24 @@ impl Preprocess {
         assert_eq!(out.len(), self.numel(), "the room for one picture");
         let (width, height) = picture.size();
         let plan = self.plan(width, height, view);
-        let table = Scratch::table(&mut scratch.table, self);
+        let values = scratch.take_values(self);
         let n_pixels = plan.out_width * plan.out_height;
         let (red, rest) = out.split_at_mut(n_pixels);
         let (green, blue) = rest.split_at_mut(n_pixels);
         let mut planes = [red, green, blue];
         if (plan.window.width, plan.window.height) != (plan.out_width, plan.out_height) {
-            for ((plane, table), fill) in planes.iter_mut().zip(table.iter()).zip(self.fill) {
-                plane.fill(table[usize::from(fill)]);
+            for ((channel, plane), fill) in planes.iter_mut().enumerate().zip(self.fill) {
+                plane.fill(values.get(channel, fill));
             }
         }
         let result = self.resample(picture, &plan, scratch, &mut |row, pixels| {
             let [red, green, blue] = &mut planes;
             let start = row * plan.out_width + plan.column(0).min(plan.column(plan.window.width - 1));
             let span = start..start + plan.window.width;
-            let planes = (&mut red[span.clone()], &mut green[span.clone()], &mut blue[span]);
-            write_row(&table, pixels, planes, plan.flip);
+            let planes = [&mut red[span.clone()], &mut green[span.clone()], &mut blue[span]];
+            values.write_row(pixels, planes, plan.flip);
         });
-        scratch.table = Some((self.clone(), table));
+        scratch.values = Some((self.clone(), values));
         result
     }
 
@@ -177,8 +176,8 @@ impl Preprocess {
             columns,
             slack,
             &mut scratch.rows,
-            &mut |row, first_column| {
-                resampler.push(row, first_column, &mut |row, pixels| {
+            &mut |bytes, stride, n_rows, first_column| {
+                resampler.push(bytes, stride, n_rows, first_column, &mut |row, pixels| {
                     sink(row + plan.pad_top, pixels);
                 });
             },
@@ -193,31 +192,6 @@ impl Plan {
             self.out_width - 1 - (self.pad_left + x)
         } else {
             self.pad_left + x
-        }
-    }
-}
-
-/// One row of pixels through the table into three planes; there are 256 values per channel.
-fn write_row(
-    table: &Table,
-    pixels: &[u8],
-    (red, green, blue): (&mut [f32], &mut [f32], &mut [f32]),
-    flip: bool,
-) {
-    let write = |pixel: &[u8], red: &mut f32, green: &mut f32, blue: &mut f32| {
-        *red = table[0][usize::from(pixel[0])];
-        *green = table[1][usize::from(pixel[1])];
-        *blue = table[2][usize::from(pixel[2])];
-    };
-    let planes = red.iter_mut().zip(green).zip(blue);
-    let pixels = pixels.chunks_exact(PIXEL);
-    if flip {
-        for (pixel, ((red, green), blue)) in pixels.zip(planes.rev()) {
-            write(pixel, red, green, blue);
-        }
-    } else {
-        for (pixel, ((red, green), blue)) in pixels.zip(planes) {
-            write(pixel, red, green, blue);
         }
     }
 }

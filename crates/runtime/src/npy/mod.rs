@@ -136,7 +136,8 @@ pub(crate) fn features_into(array: &ArrayFile, values: &mut Vec<f32>) -> Result<
     refuse_fortran(array)?;
     match array.header.kind.as_str() {
         "f2" => {
-            array.each_chunk(|bytes| numbers(bytes, half::f16::from_le_bytes, |v| values.push(v.to_f32())))?
+            array
+                .each_chunk(|bytes| numbers(bytes, half::f16::from_le_bytes, |v| values.push(v.to_f32())))?;
         }
         "f4" => array.each_chunk(|bytes| numbers(bytes, f32::from_le_bytes, |v| values.push(v)))?,
         "f8" => array.each_chunk(|bytes| numbers(bytes, f64::from_le_bytes, |v| values.push(v as f32)))?,
@@ -188,8 +189,8 @@ pub(crate) fn label_texts(array: &ArrayFile, mut take: impl FnMut(usize, &str)) 
     match array.header.kind.as_str() {
         "b1" => array.each_chunk(|bytes| {
             numbers(bytes, u8::from_le_bytes, |v| {
-                push(if v == 0 { "False" } else { "True" })
-            })
+                push(if v == 0 { "False" } else { "True" });
+            });
         })?,
         "i1" => array.each_chunk(|bytes| numbers(bytes, i8::from_le_bytes, |v| push(&v.to_string())))?,
         "i2" => array.each_chunk(|bytes| numbers(bytes, i16::from_le_bytes, |v| push(&v.to_string())))?,

@@ -8,6 +8,8 @@
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 mod taps;
+#[cfg(target_arch = "x86_64")]
+mod vnni;
 
 pub(super) use taps::{Axis, TapsCache};
 
@@ -134,44 +136,79 @@ impl<'b> Resampler<'b> {
         self.columns.as_ref().map_or(0, |taps| taps.reach() * PIXEL)
     }
 
-    /// Takes the next source row, which begins with column `first_column`, and hands out the rows of the window that
-    /// are ready by then.
-    pub(super) fn push(&mut self, row: &[u8], first_column: usize, sink: &mut impl FnMut(usize, &[u8])) {
-        // The row from its first wanted column.
-        let row = &row[(self.first_wanted - first_column) * PIXEL..];
+    /// Takes the next `n_rows` source rows, `stride` bytes apart, which begin with column `first_column`, and hands out
+    /// the rows of the window that are ready by then.
+    pub(super) fn push(
+        &mut self,
+        source: &[u8],
+        stride: usize,
+        n_rows: usize,
+        first_column: usize,
+        sink: &mut impl FnMut(usize, &[u8]),
+    ) {
+        // Rows from their first wanted column.
+        let source = &source[(self.first_wanted - first_column) * PIXEL..];
         let base = self.first_wanted - self.plan.region.left;
         let columns = self.columns.as_deref();
-        let buffers = &mut *self.buffers;
-        let Some(rows) = &self.rows else {
-            filter_or_copy(columns, row, base, &mut buffers.finished, &mut buffers.tail);
-            sink(self.next_out, &buffers.finished);
-            self.next_out += 1;
+        let Some(rows) = self.rows.clone() else {
+            for row in 0..n_rows {
+                let buffers = &mut *self.buffers;
+                filter_or_copy(
+                    columns,
+                    &source[row * stride..],
+                    base,
+                    &mut buffers.finished,
+                    &mut buffers.tail,
+                );
+                sink(self.next_out, &buffers.finished);
+                self.next_out += 1;
+            }
             return;
         };
-        let row_bytes = if self.vertical_first {
-            columns.map_or(0, |taps| taps.span().len() * PIXEL)
-        } else {
-            self.plan.window.width * PIXEL
+        let buffers = &mut *self.buffers;
+        let row_bytes = match columns {
+            Some(taps) if self.vertical_first => taps.span().len() * PIXEL,
+            _ => self.plan.window.width * PIXEL,
         };
         let n_held = buffers.held.len();
-        if self.vertical_first {
-            buffers.held.extend_from_slice(&row[..row_bytes]);
-        } else {
-            buffers.held.resize(n_held + row_bytes, 0);
-            filter_or_copy(columns, row, base, &mut buffers.held[n_held..], &mut buffers.tail);
+        match columns {
+            Some(taps) if !self.vertical_first => {
+                buffers.held.resize(n_held + n_rows * row_bytes, 0);
+                horizontal(
+                    source,
+                    stride,
+                    n_rows,
+                    base,
+                    taps,
+                    &mut buffers.held[n_held..],
+                    &mut buffers.tail,
+                );
+            }
+            _ => {
+                for row in 0..n_rows {
+                    buffers
+                        .held
+                        .extend_from_slice(&source[row * stride..][..row_bytes]);
+                }
+            }
         }
-        self.next_in += 1;
+        self.next_in += n_rows;
         let top = self.plan.region.top;
         while let Some((start, n_taps)) = rows.windows.get(self.next_out)
             && start + n_taps + top <= self.next_in
         {
             let from = &buffers.held[(start + top - self.held_from) * row_bytes..];
-            let weights = rows.weights_of(self.next_out);
             if self.vertical_first {
                 // Behind the row there is room for what vector loads read beside it.
                 let slack = columns.map_or(0, |taps| taps.reach() * PIXEL);
                 buffers.line.resize(row_bytes + slack, 0);
-                column_sums(from, row_bytes, weights, &mut buffers.line[..row_bytes]);
+                column_sums(
+                    from,
+                    row_bytes,
+                    &rows,
+                    self.next_out,
+                    &mut buffers.line[..row_bytes],
+                );
                 filter_or_copy(
                     columns,
                     &buffers.line,
@@ -180,7 +217,7 @@ impl<'b> Resampler<'b> {
                     &mut buffers.tail,
                 );
             } else {
-                column_sums(from, row_bytes, weights, &mut buffers.finished);
+                column_sums(from, row_bytes, &rows, self.next_out, &mut buffers.finished);
             }
             sink(self.next_out, &buffers.finished);
             self.next_out += 1;
@@ -196,41 +233,79 @@ impl<'b> Resampler<'b> {
     }
 }
 
-/// The horizontal pass, or its absence.
+/// The horizontal pass of one row, or its absence.
 fn filter_or_copy(columns: Option<&Taps>, row: &[u8], base: usize, out: &mut [u8], tail: &mut Vec<u8>) {
     match columns {
         None => out.copy_from_slice(&row[..out.len()]),
-        Some(taps) => horizontal(row, base, taps, out, tail),
+        Some(taps) => horizontal(row, row.len(), 1, base, taps, out, tail),
     }
 }
 
-/// Filters one row along x into one pixel per output sample. `row` begins with sample `base` of the region.
-fn horizontal(row: &[u8], base: usize, taps: &Taps, out: &mut [u8], tail: &mut Vec<u8>) {
+/// Filters `n_rows` rows along x into rows of one pixel per output sample. Rows begin with sample `base` of the region.
+fn horizontal(
+    source: &[u8],
+    stride: usize,
+    n_rows: usize,
+    base: usize,
+    taps: &Taps,
+    out: &mut [u8],
+    tail: &mut Vec<u8>,
+) {
+    let out_bytes = taps.windows.len() * PIXEL;
     #[cfg(target_arch = "x86_64")]
     if avx2::is_available() {
         let n_bytes = (taps.span().end - base + taps.reach()) * PIXEL;
-        if row.len() >= n_bytes {
-            avx2::horizontal(row, base, taps, out);
-        } else {
-            tail.clear();
-            tail.extend_from_slice(row);
-            tail.resize(n_bytes, 0);
-            avx2::horizontal(tail, base, taps, out);
+        // Rows that vector loads do not leave; the last of a picture may be too near to its end.
+        let n_safe = (0..n_rows)
+            .take_while(|row| row * stride + n_bytes <= source.len())
+            .count();
+        let mut row = 0;
+        while vnni::is_available() && taps.has_digits && row + 1 < n_safe {
+            let count = (n_safe - row).min(vnni::ROWS);
+            let rows: [&[u8]; vnni::ROWS] =
+                std::array::from_fn(|offset| &source[(row + offset.min(count - 1)) * stride..]);
+            vnni::horizontal(&rows[..count], base, taps, &mut out[row * out_bytes..], out_bytes);
+            row += count;
+        }
+        for row in row..n_rows {
+            let out = &mut out[row * out_bytes..][..out_bytes];
+            let row = &source[row * stride..];
+            if row.len() >= n_bytes {
+                avx2::horizontal(row, base, taps, out);
+            } else {
+                tail.clear();
+                tail.extend_from_slice(row);
+                tail.resize(n_bytes, 0);
+                avx2::horizontal(tail, base, taps, out);
+            }
         }
         return;
     }
     let _ = tail;
-    horizontal_scalar(row, base, taps, out);
+    for row in 0..n_rows {
+        horizontal_scalar(
+            &source[row * stride..],
+            base,
+            taps,
+            &mut out[row * out_bytes..][..out_bytes],
+        );
+    }
 }
 
-/// One output row as the weighted sum of `weights.len()` rows of `out.len()` bytes.
-fn column_sums(source: &[u8], row_bytes: usize, weights: &[i32], out: &mut [u8]) {
+/// Output row `out_idx` as the weighted sum of the rows of its window, which `source` begins with.
+fn column_sums(source: &[u8], row_bytes: usize, taps: &Taps, out_idx: usize, out: &mut [u8]) {
     #[cfg(target_arch = "x86_64")]
-    if avx2::is_available() {
-        avx2::column_sums(source, row_bytes, weights, out);
+    if vnni::is_available() && taps.has_digits {
+        let n_rows = taps.windows[out_idx].1;
+        vnni::column_sums(source, row_bytes, taps.digits_of(out_idx), n_rows, out);
         return;
     }
-    column_sums_scalar(source, row_bytes, weights, out);
+    #[cfg(target_arch = "x86_64")]
+    if avx2::is_available() {
+        avx2::column_sums(source, row_bytes, taps.weights_of(out_idx), out);
+        return;
+    }
+    column_sums_scalar(source, row_bytes, taps.weights_of(out_idx), out);
 }
 
 fn horizontal_scalar(row: &[u8], base: usize, taps: &Taps, out: &mut [u8]) {

@@ -36,6 +36,11 @@ pub(in super::super) struct Taps {
     /// Per output sample and group of four taps the pairs (w0, w1) four times and (w2, w3) four times, first of the
     /// weights' high parts and then of the low ones: what one multiply-add of 16-bit lanes takes.
     pub(super) groups: Vec<[i16; 32]>,
+    /// Per output sample and group of four taps three numbers of four signed bytes: the weights' balanced digits to the
+    /// base 256, the lowest first.
+    pub(super) digits: Vec<[i32; 3]>,
+    /// Whether every weight has three such digits; all filters' weights have, being below two.
+    pub(super) has_digits: bool,
 }
 
 impl Taps {
@@ -52,6 +57,19 @@ impl Taps {
                 group[lane] = (weight >> LOW_BITS) as i16;
                 group[lane + 16] = (weight & ((1 << LOW_BITS) - 1)) as i16;
             }
+        }
+        taps.digits = vec![[0; 3]; taps.weights.len() / 4];
+        for (digits, weights) in taps.digits.iter_mut().zip(taps.weights.chunks_exact(4)) {
+            let mut bytes = [[0i8; 4]; 3];
+            for (tap, &weight) in weights.iter().enumerate() {
+                let low = weight as i8;
+                let rest = (weight - i32::from(low)) >> 8;
+                let middle = rest as i8;
+                let high = (rest - i32::from(middle)) >> 8;
+                taps.has_digits &= i8::try_from(high).is_ok();
+                (bytes[0][tap], bytes[1][tap], bytes[2][tap]) = (low, middle, high as i8);
+            }
+            *digits = bytes.map(|digits| i32::from_le_bytes(digits.map(|digit| digit as u8)));
         }
         taps
     }
@@ -93,6 +111,8 @@ impl Taps {
             weights,
             stride,
             groups: Vec::new(),
+            digits: Vec::new(),
+            has_digits: true,
         }
     }
 
@@ -114,6 +134,8 @@ impl Taps {
             weights,
             stride: 4,
             groups: Vec::new(),
+            digits: Vec::new(),
+            has_digits: true,
         }
     }
 
@@ -121,6 +143,13 @@ impl Taps {
     pub(super) fn weights_of(&self, out_idx: usize) -> &[i32] {
         let start = out_idx * self.stride;
         &self.weights[start..start + self.windows[out_idx].1]
+    }
+
+    /// The same weights as digits, four taps at a time.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn digits_of(&self, out_idx: usize) -> &[[i32; 3]] {
+        let n_groups = self.stride / 4;
+        &self.digits[out_idx * n_groups..(out_idx + 1) * n_groups]
     }
 
     /// The input samples that any output sample reads; windows ascend.
@@ -139,7 +168,7 @@ impl Taps {
     }
 
     fn n_bytes(&self) -> usize {
-        self.weights.len() * 4 + self.groups.len() * 64 + self.windows.len() * 16
+        self.weights.len() * 4 + self.groups.len() * 76 + self.windows.len() * 16
     }
 }
 

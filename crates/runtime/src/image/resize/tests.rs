@@ -80,7 +80,7 @@ fn streamed(source: &Pixels, plan: Plan, filter: Interpolation) -> Vec<u8> {
         // Rows are cut to the wanted columns, so that a read beside them would be seen.
         let start = (row * source.width + columns.start) * PIXEL;
         let row = &source.data[start..start + columns.len() * PIXEL];
-        resampler.push(row, columns.start, &mut |idx, row| {
+        resampler.push(row, row.len(), 1, columns.start, &mut |idx, row| {
             assert_eq!(idx * row.len(), out.len());
             out.extend_from_slice(row);
         });
@@ -157,6 +157,7 @@ fn windows_of_regions_equal_the_whole() {
                 ] {
                     let got = streamed(&source, plan(region, to_w, to_h, window), filter);
                     assert_eq!(got.len(), window.width * window.height * PIXEL);
+                    assert_eq!(at_once(&source, plan(region, to_w, to_h, window), filter), got);
                     for (idx, pixel) in got.chunks_exact(PIXEL).enumerate() {
                         let (x, y) = (idx % window.width, idx / window.width);
                         let at = ((y + window.top) * to_w + x + window.left) * PIXEL;
@@ -169,27 +170,75 @@ fn windows_of_regions_equal_the_whole() {
     }
 }
 
+/// All rows at once, as whole pictures are pushed.
+fn at_once(source: &Pixels, plan: Plan, filter: Interpolation) -> Vec<u8> {
+    let mut buffers = Buffers::default();
+    let mut resampler = Resampler::new(plan, filter, &mut buffers);
+    let rows = resampler.wanted_rows();
+    let mut out = Vec::new();
+    let from = &source.data[rows.start * source.width * PIXEL..];
+    resampler.push(from, source.width * PIXEL, rows.len(), 0, &mut |_, row| {
+        out.extend_from_slice(row);
+    });
+    out
+}
+
 #[test]
 fn vectors_equal_scalars() {
     let source = noise(131, 64);
-    let taps = Taps::new(Axis {
-        filter: Interpolation::Bicubic,
-        n_in: 131,
-        n_out: 50,
-        first: 3,
-        count: 40,
-    });
-    let (mut fast, mut slow) = (vec![0; 40 * PIXEL], vec![0; 40 * PIXEL]);
-    horizontal(&source.data, 0, &taps, &mut fast, &mut Vec::new());
-    horizontal_scalar(&source.data, 0, &taps, &mut slow);
-    assert_eq!(fast, slow);
-    let taps = whole_axis(Interpolation::Lanczos, 64, 21);
-    for (idx, (start, _)) in taps.windows.iter().enumerate() {
-        let (mut fast, mut slow) = (vec![0; 131 * PIXEL], vec![0; 131 * PIXEL]);
-        let rows = &source.data[start * 131 * PIXEL..];
-        column_sums(rows, 131 * PIXEL, taps.weights_of(idx), &mut fast);
-        column_sums_scalar(rows, 131 * PIXEL, taps.weights_of(idx), &mut slow);
-        assert_eq!(fast, slow);
+    let stride = 131 * PIXEL;
+    for (filter, n_out, first, count) in [
+        (Interpolation::Bicubic, 50, 3, 40),
+        (Interpolation::Lanczos, 17, 0, 17),
+        (Interpolation::Bilinear, 300, 10, 99),
+        (Interpolation::Nearest, 77, 0, 77),
+    ] {
+        let taps = Taps::new(Axis {
+            filter,
+            n_in: 131,
+            n_out,
+            first,
+            count,
+        });
+        assert!(taps.has_digits);
+        for n_rows in [1, 2, 3, 4, 5, 9, 64] {
+            let mut want = vec![0; n_rows * count * PIXEL];
+            for (row, out) in want.chunks_exact_mut(count * PIXEL).enumerate() {
+                horizontal_scalar(&source.data[row * stride..], 0, &taps, out);
+            }
+            let mut got = vec![0; want.len()];
+            horizontal(&source.data, stride, n_rows, 0, &taps, &mut got, &mut Vec::new());
+            assert_eq!(got, want, "{filter:?}, {n_rows} rows");
+            #[cfg(target_arch = "x86_64")]
+            if avx2::is_available() && n_rows < 64 {
+                for (row, out) in got.chunks_exact_mut(count * PIXEL).enumerate() {
+                    avx2::horizontal(&source.data[row * stride..], 0, &taps, out);
+                }
+                assert_eq!(got, want, "{filter:?}, AVX2");
+            }
+        }
+    }
+    for (filter, n_out) in [
+        (Interpolation::Lanczos, 21),
+        (Interpolation::Bilinear, 200),
+        (Interpolation::Bicubic, 63),
+    ] {
+        let taps = whole_axis(filter, 64, n_out);
+        for (idx, (start, _)) in taps.windows.iter().enumerate() {
+            let rows = &source.data[start * stride..];
+            // Also widths that are no multiple of a vector's.
+            for n_bytes in [stride, 64, 60, 4, 224] {
+                let (mut fast, mut slow) = (vec![0; n_bytes], vec![0; n_bytes]);
+                column_sums_scalar(rows, stride, taps.weights_of(idx), &mut slow);
+                column_sums(rows, stride, &taps, idx, &mut fast);
+                assert_eq!(fast, slow, "{filter:?}");
+                #[cfg(target_arch = "x86_64")]
+                if avx2::is_available() {
+                    avx2::column_sums(rows, stride, taps.weights_of(idx), &mut fast);
+                    assert_eq!(fast, slow, "{filter:?}, AVX2");
+                }
+            }
+        }
     }
 }
 
