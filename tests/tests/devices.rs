@@ -18,9 +18,8 @@ fn a_gpu_that_is_not_there_is_an_error_with_a_hint() {
     let scratch = Scratch::new();
     let doctor = run(scratch.command(["doctor", "--json"])).ok().json();
     let reason = doctor["cuda"]["reason"].as_str();
-    if let Some(devices) = doctor["cuda"]["devices"].as_array() {
+    if doctor["cuda"]["devices"].is_array() {
         // The one check of a real GPU that a machine with one allows here: a number too high.
-        eprintln!("skipped: this machine has {} GPUs", devices.len());
         extract(&scratch, &["--device", "cuda:999"]).fails(5, "cuda:999 cannot be used: ");
         return;
     }

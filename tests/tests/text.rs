@@ -1,4 +1,8 @@
 //! Texts to vectors, equal to sentence-transformers', whatever else is in the batch.
+#![expect(
+    clippy::unwrap_used,
+    reason = "in helpers of tests, too, a panic is the answer"
+)]
 
 use std::fs;
 

@@ -1,5 +1,5 @@
 //! Lists a data set as JSON lines, for comparison with what Python's readers make of the same files:
-//! `list_data SOURCE [--loose] [--fraction F] [--keep] [--texts] [--threads N] [--label-col NAME] [--path-col NAME] …`.
+//! `list_data SOURCE [--loose] [--fraction F] [--keep] [--texts] [--names] [--threads N] [--label-col NAME] [--path-col NAME] …`.
 
 #![expect(clippy::print_stdout, reason = "an example for the terminal")]
 
@@ -12,7 +12,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut args = std::env::args().skip(1);
     let source = PathBuf::from(args.next().ok_or("which source?")?);
     let mut options = DataOptions::new(SplitRule::Folders);
-    let mut n_threads = 1;
+    let (mut n_threads, mut names_only) = (1, false);
     while let Some(flag) = args.next() {
         let mut value = || args.next().ok_or("this flag takes a value");
         match flag.as_str() {
@@ -23,6 +23,7 @@ fn main() -> Result<(), Box<dyn Error>> {
                     seed: 0,
                 }
             }
+            "--names" => names_only = true,
             "--keep" => options.unlabelled = Unlabelled::Keep,
             "--texts" => options.wanted = Wanted::Texts,
             "--threads" => n_threads = value()?.parse()?,
@@ -35,6 +36,14 @@ fn main() -> Result<(), Box<dyn Error>> {
         }
     }
     let data = Dataset::open(&source, &options)?;
+    if names_only {
+        println!(
+            "{} samples, digest {}",
+            data.len(),
+            data.listing_digest().to_hex()
+        );
+        return Ok(());
+    }
     for line in rows(&data, n_threads) {
         println!("{line}");
     }

@@ -11,7 +11,7 @@ mod text;
 mod views;
 
 pub(crate) use backbone::BackboneArgs;
-pub(crate) use data::DataArgs;
+pub(crate) use data::{ColumnArgs, DataArgs};
 pub(crate) use engine::{BatchArgs, EngineArgs};
 pub(crate) use features::{CacheArg, KeepArgs, age, size};
 pub(crate) use preprocess::PreprocessArgs;

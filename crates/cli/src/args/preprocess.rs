@@ -64,8 +64,8 @@ impl FromStr for ResizeArg {
     type Err = String;
 
     fn from_str(text: &str) -> Result<ResizeArg, String> {
-        let kinds: [(&str, fn(usize, usize) -> Resize); 2] =
-            [("cover:", Resize::Cover), ("inside:", Resize::Inside)];
+        type Kind = fn(usize, usize) -> Resize;
+        let kinds: [(&str, Kind); 2] = [("cover:", Resize::Cover), ("inside:", Resize::Inside)];
         for (prefix, kind) in kinds {
             if let Some((height, width)) = text.strip_prefix(prefix).and_then(rectangle) {
                 return Ok(ResizeArg(kind(height, width)));

@@ -1,18 +1,21 @@
 //! `graftwork cache`: looks after a folder of cached features.
 
+use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use clap::{Args, Subcommand};
-use runtime::data::{Dataset, Unlabelled};
+use runtime::data::{Dataset, Unlabelled, Wanted};
+use runtime::exchange::{ClipRetrievalWriter, Modality, Precision, WriteOptions};
 use runtime::features::{
-    DEFAULT_BLOCK_ROWS, EntryInfo, ExtractConfig, GarbageOptions, Key, KeyState, Store, collect_garbage,
-    explain, keys, list_entries, verify_cache,
+    DEFAULT_BLOCK_ROWS, EntryInfo, ExtractConfig, FeatureType, GarbageOptions, Key, KeyState, Manifest,
+    Recipe, Store, collect_garbage, explain, keys, list_entries, verify_cache,
 };
 
-use super::extract::RecipeArgs;
+use super::extract::{Input, RecipeArgs};
 use crate::args::{CacheArg, age, size};
 use crate::errors::code;
 use crate::text;
+use crate::usage::UsageError;
 
 #[derive(Debug, Args)]
 pub(crate) struct CacheArgs {
@@ -28,8 +31,10 @@ enum CacheVerb {
     Verify(VerifyArgs),
     /// Removes leftovers of killed writers, and entries by age or size
     Gc(GcArgs),
+    /// Writes an entry's rows in clip-retrieval's layout: img_emb/*.npy beside metadata/*.parquet
+    Export(ExportArgs),
     /// Whether an entry is there for a backbone and its settings, and if not, which settings differ
-    Explain(ExplainArgs),
+    Explain(Box<ExplainArgs>),
 }
 
 #[derive(Debug, Args)]
@@ -72,12 +77,30 @@ struct GcArgs {
 }
 
 #[derive(Debug, Args)]
+struct ExportArgs {
+    /// The entry's folder, as extract prints it
+    entry: PathBuf,
+    /// The folder to write
+    #[arg(short, long, value_name = "FOLDER")]
+    output: PathBuf,
+    /// One of the entry's label manifests [default: its newest]
+    #[arg(long, value_name = "FILE")]
+    labels: Option<PathBuf>,
+    /// Rows in a partition
+    #[arg(long, value_name = "N", default_value_t = 1_000_000)]
+    partition_rows: usize,
+    /// Replace partitions that are there
+    #[arg(long)]
+    force: bool,
+}
+
+#[derive(Debug, Args)]
 struct ExplainArgs {
     #[command(flatten)]
     recipe: RecipeArgs,
     /// Count how many of these samples have a row
     #[arg(long, value_name = "D")]
-    data: Option<std::path::PathBuf>,
+    data: Option<PathBuf>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -88,6 +111,7 @@ pub(crate) fn run(args: &CacheArgs) -> anyhow::Result<u8> {
         CacheVerb::Ls(args) => ls(args),
         CacheVerb::Verify(args) => verify(args),
         CacheVerb::Gc(args) => gc(args),
+        CacheVerb::Export(args) => export(args),
         CacheVerb::Explain(args) => explain_miss(args),
     }
 }
@@ -187,6 +211,12 @@ fn verify(args: &VerifyArgs) -> anyhow::Result<u8> {
                 text::plain(&problem.reason)
             ))?;
         }
+        if seen.n_disagreeing > 0 {
+            text::remark(&format!(
+                "{} rows are there twice with other last digits, computed on another machine or in another batch; the first is used",
+                text::grouped(seen.n_disagreeing)
+            ));
+        }
         text::remark(&format!(
             "{} entries, {} files, {} rows ({} of them twice): {}",
             seen.n_entries,
@@ -238,6 +268,62 @@ fn gc(args: &GcArgs) -> anyhow::Result<u8> {
     Ok(0)
 }
 
+fn export(args: &ExportArgs) -> anyhow::Result<u8> {
+    let store = Store::open_entry(&args.entry)?;
+    let path = match &args.labels {
+        Some(path) => path.clone(),
+        None => Manifest::list(&args.entry)?.into_iter().next().ok_or_else(|| {
+            UsageError::new(format!("`{}` holds no labels", args.entry.display()))
+                .with_hint("graftwork extract writes them")
+        })?,
+    };
+    let manifest = Manifest::open(&path)?;
+    let key = Key::open(&args.entry)?;
+    let lines = || manifest.lines().filter(|line| line.id.is_some());
+    let mut writer = ClipRetrievalWriter::create(
+        &args.output,
+        WriteOptions {
+            modality: match key.recipe() {
+                Recipe::Picture(_) => Modality::Images,
+                Recipe::Text(_) => Modality::Texts,
+            },
+            precision: match store.dtype() {
+                FeatureType::Float16 => Precision::F16,
+                FeatureType::Float32 => Precision::F32,
+            },
+            n_features: store.n_features().unwrap_or(1),
+            n_rows: lines().count(),
+            partition_rows: args.partition_rows,
+            existing: if args.force {
+                pth::Existing::Replace
+            } else {
+                pth::Existing::Refuse
+            },
+        },
+    )?;
+    let (mut row, mut n_rows) = (Vec::new(), 0);
+    for line in lines() {
+        let id = line.id.unwrap_or_default();
+        if !store.read(&id, &mut row)? {
+            let text = format!("`{}` is not in the cache entry", line.name);
+            return Err(runtime::Error::Features(text).into());
+        }
+        let class = line
+            .label
+            .and_then(|label| manifest.header.classes.get(label as usize));
+        writer.push(&line.name, class.map(String::as_str), &row)?;
+        row.clear();
+        n_rows += 1;
+    }
+    let n_partitions = writer.finish()?;
+    text::remark(&format!(
+        "wrote {} rows in {n_partitions} partitions to `{}`",
+        text::grouped(n_rows),
+        args.output.display()
+    ));
+    Ok(0)
+}
+
 fn explain_miss(args: &ExplainArgs) -> anyhow::Result<u8> {
     /// Entries that are named beside the one that is looked for.
     const N_NAMED: usize = 3;
@@ -261,6 +347,9 @@ fn explain_miss(args: &ExplainArgs) -> anyhow::Result<u8> {
         Some(path) => {
             let mut options = runtime::data::DataOptions::new(runtime::data::SplitRule::Loose);
             options.unlabelled = Unlabelled::Keep;
+            if let Input::Texts(_) = checked.input {
+                options.wanted = Wanted::Texts;
+            }
             Some(Dataset::open(path, &options)?)
         }
     };
@@ -290,9 +379,13 @@ fn answer(
 ) -> anyhow::Result<serde_json::Value> {
     let name = key.digest();
     let folder = cache.join(&name);
-    let mut answer = serde_json::json!({ "entry": name, "hit": folder.join("key.json").exists() });
-    if answer["hit"] == true {
-        let store = Store::open_entry(&folder)?;
+    let mut answer = serde_json::json!({ "entry": name, "hit": false });
+    let store = match folder.join("key.json").exists() {
+        true => Some(Store::open_entry(&folder)?),
+        false => None,
+    };
+    if let Some(store) = store.filter(|store| store.n_rows() > 0) {
+        answer["hit"] = true.into();
         answer["rows"] = store.n_rows().into();
         if let Some(data) = data {
             let mut reader = data.reader();

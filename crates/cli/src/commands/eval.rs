@@ -10,7 +10,7 @@ use runtime::metrics::Metrics;
 use runtime::onnx::Model;
 
 use super::train::FeatureArgs;
-use crate::args::EngineArgs;
+use crate::args::{ColumnArgs, EngineArgs};
 use crate::progress::Watch;
 use crate::table;
 use crate::text;
@@ -20,7 +20,7 @@ use crate::usage::UsageError;
 pub(crate) struct EvalArgs {
     /// A run folder
     run: PathBuf,
-    /// Image folder: its val (or test) where it has a train, else all of it; runs the exported model
+    /// Labelled samples, as for fit: those for validation where it has some for training, else all; runs the exported model
     #[arg(
         long,
         value_name = "D",
@@ -34,6 +34,8 @@ pub(crate) struct EvalArgs {
     /// Class indices [N] of an array, or one of the entry's label files [default: its newest]
     #[arg(long, value_name = "y.npy", requires = "features")]
     labels: Option<PathBuf>,
+    #[command(flatten)]
+    columns: ColumnArgs,
     #[command(flatten)]
     engine: EngineArgs,
     /// Print JSON
@@ -66,7 +68,10 @@ fn on_pictures(args: &EvalArgs, data: &std::path::Path) -> anyhow::Result<(Metri
     let model = Model::open(&super::predict::model_path(&args.run)?)?;
     let (engine, device) = args.engine.open()?;
     let classifier = Classifier::new(model, engine, device, args.engine.threads())?;
-    let options = DataOptions::new(SplitRule::Loose);
+    let options = DataOptions {
+        columns: args.columns.columns(),
+        ..DataOptions::new(SplitRule::Loose)
+    };
     let data = Dataset::open_for_eval(data, &options, classifier.classes())?;
     let pictures: Vec<usize> = (0..data.len()).collect();
     let answers = Watch::new().run(|monitor| classifier.classify(&data, &pictures, monitor))?;

@@ -1,7 +1,7 @@
 //! `graftwork extract`: features of a data set into the cache.
 
 use clap::Args;
-use runtime::data::{Dataset, Unlabelled, Wanted};
+use runtime::data::{Dataset, Wanted};
 use runtime::features::{ExtractConfig, Extraction, Preparation, Shard, Tap, Views, extract};
 use runtime::image::Preprocess;
 use runtime::job::ExtractSummary;
@@ -97,11 +97,11 @@ pub(crate) struct ExtractArgs {
 pub(crate) fn run(args: &ExtractArgs) -> anyhow::Result<u8> {
     let shard = args.shard()?;
     let checked = args.recipe.checked()?;
-    let mut options = args.data.options();
-    options.unlabelled = Unlabelled::Keep;
-    if let Input::Texts(_) = checked.input {
-        options.wanted = Wanted::Texts;
-    }
+    let mut options = args.data.options_to_extract();
+    options.wanted = match checked.input {
+        Input::Texts(_) => Wanted::Texts,
+        Input::Pictures(_) => Wanted::Pictures,
+    };
     let data = Dataset::open(&args.data.data, &options)?;
     let (engine, device) = args.recipe.engine.open()?;
     let cache = args.recipe.cache.folder()?;

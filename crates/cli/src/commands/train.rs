@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use pth::Existing;
 use runtime::data::Split;
+use runtime::exchange::{Modality, read_clip_retrieval};
 use runtime::features::{Labelled, Manifest, Store};
 use runtime::job::{TrainConfig, Trained, train_to_folder};
 use runtime::npy;
@@ -18,8 +19,8 @@ use crate::usage::UsageError;
 /// Features and labels: a cache entry, or arrays.
 #[derive(Debug, Args)]
 pub(crate) struct FeatureArgs {
-    /// A cache entry that `extract` printed, or an array [N, D]
-    #[arg(long, value_name = "ENTRY|X.npy")]
+    /// A cache entry that `extract` printed, an array [N, D] (.npy, .npz), or a folder of clip-retrieval's embeddings
+    #[arg(long, value_name = "ENTRY|X.npy|FOLDER")]
     pub(crate) features: PathBuf,
     /// Class indices [N] of an array, or one of the entry's label files [default: its newest]
     #[arg(long, value_name = "y.npy")]
@@ -143,6 +144,16 @@ pub(crate) fn report(trained: &Trained) {
 
 impl FeatureArgs {
     pub(crate) fn read(&self) -> anyhow::Result<Source> {
+        let embeddings = [("img_emb", Modality::Images), ("text_emb", Modality::Texts)];
+        let there = embeddings
+            .iter()
+            .find(|(folder, _)| self.features.join(folder).is_dir());
+        if let Some((_, modality)) = there {
+            return self.read_embeddings(*modality);
+        }
+        if self.features.extension().is_some_and(|ending| ending == "npz") && self.labels.is_none() {
+            return self.read_npz();
+        }
         if self.features.is_dir() {
             let manifest = match &self.labels {
                 Some(path) => Manifest::open(path)?,
@@ -172,6 +183,12 @@ impl FeatureArgs {
             if n_unlabelled > 0 {
                 text::remark(&format!("{n_unlabelled} samples have no label and are left out"));
             }
+            if train.n_missing_views > 0 {
+                text::remark(&format!(
+                    "{} views are not in the cache any more; extract computes them",
+                    train.n_missing_views
+                ));
+            }
             if train.labels.is_empty() {
                 let text = format!("`{}` holds no labelled training samples", self.features.display());
                 return Err(UsageError::new(text).into());
@@ -199,6 +216,96 @@ impl FeatureArgs {
     }
 }
 
+impl FeatureArgs {
+    /// Arrays of one file: `X` and `y`, or Keras's `x_train`, `y_train`, `x_test`, `y_test`.
+    fn read_npz(&self) -> anyhow::Result<Source> {
+        let labelled = |features, labels: Option<Vec<u32>>| {
+            let labels = labels.ok_or_else(|| {
+                let text = format!("`{}` holds features and no labels", self.features.display());
+                UsageError::new(text).with_hint("--labels y.npy")
+            })?;
+            Ok::<_, anyhow::Error>(Labelled {
+                features,
+                labels,
+                names: Vec::new(),
+                n_unlabelled: 0,
+                n_missing_views: 0,
+            })
+        };
+        let arrays = npy::read_npz(&self.features)?;
+        let train = labelled(arrays.features, arrays.labels)?;
+        let val = arrays
+            .val
+            .map(|(features, labels)| labelled(features, labels))
+            .transpose()?;
+        let mut all = train.labels.clone();
+        all.extend(val.iter().flat_map(|val| &val.labels));
+        let mut source = Source {
+            classes: Vec::new(),
+            train,
+            val,
+        };
+        source.extend_classes(&all);
+        Ok(source)
+    }
+
+    /// clip-retrieval's layout; labels from its metadata or from an array.
+    fn read_embeddings(&self, modality: Modality) -> anyhow::Result<Source> {
+        let read = read_clip_retrieval(&self.features, modality)?;
+        if let Some(labels) = &self.labels {
+            let labels = npy::read_labels(labels)?;
+            if labels.len() != read.features.n_rows() {
+                let text = format!("{} labels for {} rows", labels.len(), read.features.n_rows());
+                return Err(runtime::Error::Features(text).into());
+            }
+            let mut source = Source {
+                classes: Vec::new(),
+                train: Labelled {
+                    features: read.features,
+                    labels: labels.clone(),
+                    names: read.names,
+                    n_unlabelled: 0,
+                    n_missing_views: 0,
+                },
+                val: None,
+            };
+            source.extend_classes(&labels);
+            return Ok(source);
+        }
+        let mut classes: Vec<String> = read.labels.iter().flatten().cloned().collect();
+        classes.sort();
+        classes.dedup();
+        let (mut rows, mut labels, mut names) = (Vec::new(), Vec::new(), Vec::new());
+        for (row, label) in read.labels.iter().enumerate() {
+            if let Some(label) = label {
+                let class = classes.binary_search(label).expect("collected above");
+                rows.push(row);
+                labels.push(u32::try_from(class)?);
+                names.extend(read.names.get(row).cloned());
+            }
+        }
+        if rows.is_empty() {
+            let text = format!("the metadata of `{}` hold no `label`", self.features.display());
+            return Err(UsageError::new(text).with_hint("--labels y.npy").into());
+        }
+        let n_unlabelled = read.features.n_rows() - rows.len();
+        if n_unlabelled > 0 {
+            text::remark(&format!("{n_unlabelled} rows have no label and are left out"));
+        }
+        Ok(Source {
+            classes,
+            train: Labelled {
+                features: read.features.select(&rows),
+                labels,
+                names,
+                n_unlabelled,
+                n_missing_views: 0,
+            },
+            val: None,
+        })
+    }
+}
+
 impl Source {
     /// Arrays carry no class names: a class is called by its index.
     fn extend_classes(&mut self, labels: &[u32]) {
@@ -216,6 +323,7 @@ fn read_arrays(features: &Path, labels: &Path) -> anyhow::Result<Labelled> {
         labels: npy::read_labels(labels)?,
         names: Vec::new(),
         n_unlabelled: 0,
+        n_missing_views: 0,
     };
     if read.features.n_rows() != read.labels.len() {
         let (rows, n_labels) = (read.features.n_rows(), read.labels.len());

@@ -14,7 +14,7 @@ mod left_out;
 mod listing;
 mod metadata;
 mod options;
-mod parquet;
+pub(crate) mod parquet;
 pub(crate) mod positional;
 mod reader;
 mod shards;
@@ -266,5 +266,7 @@ fn file_name(path: &Path) -> String {
     name.to_string_lossy().into_owned()
 }
 
+#[cfg(test)]
+mod testing;
 #[cfg(test)]
 mod tests;

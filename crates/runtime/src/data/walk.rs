@@ -102,7 +102,7 @@ fn go(
             ),
             (false, _) if !is_file_wanted => {}
             (false, None) => {
-                left_out.push(UNLISTED, format!("{prefix}{lossy}"), "the file name is not UTF-8")
+                left_out.push(UNLISTED, format!("{prefix}{lossy}"), "the file name is not UTF-8");
             }
             (false, Some(_)) if !is_file => {
                 left_out.push(UNLISTED, format!("{prefix}{lossy}"), "it is not a regular file");

@@ -13,7 +13,7 @@ use super::block::{Block, check_name};
 use super::key::{Difference, Key};
 use super::manifest::Manifest;
 use super::shard::{JOBS, Job};
-use super::store::{RowId, USED, block_names, folder_size};
+use super::store::{RowId, USED, block_names, folder_size, is_in_use};
 use crate::error::Error;
 
 /// One entry, from names and headers alone: no row is read.
@@ -119,6 +119,8 @@ pub struct Problem {
     pub path: PathBuf,
     /// What is wrong, in one sentence.
     pub reason: String,
+    /// Whether its bytes are not those that were written; otherwise it could not be read, or another version wrote it.
+    pub is_damage: bool,
 }
 
 /// What [`verify_cache`] saw.
@@ -134,6 +136,8 @@ pub struct Verification {
     pub n_duplicates: usize,
     /// Files whose every byte was read: blocks, keys, manifests, shard markers.
     pub n_files: usize,
+    /// Rows that are there twice with other numbers: another processor, ONNX Runtime or batch size computed them.
+    pub n_disagreeing: usize,
     /// What is wrong.
     pub problems: Vec<Problem>,
 }
@@ -225,26 +229,28 @@ fn compare_rows(
         }
     });
     if let Err(reason) = read {
-        let path = path.to_owned();
-        seen.problems.push(Problem { path, reason });
+        seen.problems.push(Problem {
+            path: path.to_owned(),
+            reason,
+            is_damage: false,
+        });
     }
     for (row, of, first) in repeated {
         let other = sound.get(of).unwrap_or(block);
         match (block.row_bytes(row), other.row_bytes(first)) {
             (Ok(ours), Ok(theirs)) if ours == theirs => seen.n_duplicates += 1,
-            (Ok(_), Ok(_)) => seen.problems.push(Problem {
-                path: path.to_owned(),
-                reason: format!("row {row} is in another block too, with other numbers"),
-            }),
+            (Ok(_), Ok(_)) => seen.n_disagreeing += 1,
             (Err(reason), _) | (_, Err(reason)) => seen.problems.push(Problem {
                 path: path.to_owned(),
                 reason,
+                is_damage: false,
             }),
         }
     }
 }
 
 fn problem(path: &Path, error: &Error) -> Problem {
+    let is_damage = matches!(error, Error::BadFile { reason, .. } if reason.contains("damaged"));
     let reason = match error {
         Error::BadFile { reason, .. } => reason.clone(),
         other => {
@@ -260,6 +266,7 @@ fn problem(path: &Path, error: &Error) -> Problem {
     Problem {
         path: path.to_owned(),
         reason,
+        is_damage,
     }
 }
 
@@ -335,7 +342,11 @@ pub fn collect_garbage(cache: &Path, options: GarbageOptions) -> Result<Vec<Remo
         }
     }
     if options.damaged {
-        for problem in verify_cache(cache)?.problems {
+        for problem in verify_cache(cache)?
+            .problems
+            .into_iter()
+            .filter(|problem| problem.is_damage)
+        {
             let name = problem
                 .path
                 .file_name()
@@ -365,7 +376,10 @@ pub fn collect_garbage(cache: &Path, options: GarbageOptions) -> Result<Vec<Remo
                 .is_ok_and(|age| age > unused_for)
         };
         for entry in entries.iter().filter(|entry| is_old(entry)) {
-            remove(cache.join(&entry.name), "not used for that long".to_owned())?;
+            let folder = cache.join(&entry.name);
+            if !is_in_use(&folder) {
+                remove(folder, "not used for that long".to_owned())?;
+            }
         }
         entries.retain(|entry| !is_old(entry));
     }
@@ -373,10 +387,11 @@ pub fn collect_garbage(cache: &Path, options: GarbageOptions) -> Result<Vec<Remo
         let mut total: u64 = entries.iter().map(|entry| entry.n_bytes).sum();
         while total > max_bytes {
             let Some(entry) = entries.pop() else { break };
-            remove(
-                cache.join(&entry.name),
-                "the least recently used, to make room".to_owned(),
-            )?;
+            let folder = cache.join(&entry.name);
+            if is_in_use(&folder) {
+                continue;
+            }
+            remove(folder, "the least recently used, to make room".to_owned())?;
             total -= entry.n_bytes;
         }
     }

@@ -227,6 +227,8 @@ impl Extraction<'_> {
 /// As [`Model::prefix_digest`].
 pub fn keys(model: &Model, config: &ExtractConfig<'_>) -> Result<Vec<Vec<Key>>, Error> {
     let recipe = config.input.recipe();
+    let boundaries: Vec<&str> = config.taps.iter().map(|tap| tap.boundary.as_str()).collect();
+    let prefixes = model.prefix_digests(&boundaries)?;
     let spec = |pool, view| KeySpec {
         pool,
         recipe: &recipe,
@@ -237,8 +239,9 @@ pub fn keys(model: &Model, config: &ExtractConfig<'_>) -> Result<Vec<Vec<Key>>, 
     config
         .taps
         .iter()
-        .map(|tap| {
-            let plain = Key::new(model, &tap.boundary, spec(tap.pool, None))?;
+        .zip(prefixes)
+        .map(|(tap, prefix)| {
+            let plain = Key::new(prefix, spec(tap.pool, None));
             let views = config.views.iter().flat_map(|views| {
                 (0..views.count).map(|index| {
                     Some(ViewKey {
@@ -291,7 +294,7 @@ pub fn extract<'d>(
                     names.iter().map(|names| names[1..].to_vec()).collect(),
                 ),
                 data.source(),
-                (data.len(), data.listing_digest()),
+                (data.len(), data.listing_digest(), labels_digest(data)),
                 data.classes(),
                 shard,
             );
@@ -414,7 +417,7 @@ pub fn extract<'d>(
         });
     }
     if let Some((shard, job)) = &extraction.shard {
-        job.mark_done(*shard, extraction.elapsed.as_secs_f64(), || extraction.lines())?;
+        job.mark_done(*shard, || extraction.lines())?;
     }
     Ok(extraction)
 }
@@ -476,6 +479,17 @@ pub(crate) fn check_input(model: &Model, preprocess: &Preprocess, batch_size: us
         });
     }
     checked_batch(*batch)
+}
+
+/// What the parts of a job must agree on beside the samples' names.
+fn labels_digest(data: &Dataset) -> blake3::Hash {
+    let mut hasher = blake3::Hasher::new_derive_key("graftwork 2026-11 labels and splits in order");
+    for sample in 0..data.len() {
+        let label = data.label(sample).map_or(u64::MAX, u64::from);
+        hasher.update(&label.to_le_bytes());
+        hasher.update(&[u8::from(data.split(sample) == Split::Train)]);
+    }
+    hasher.finalize()
 }
 
 /// Checks what is asked of texts; returns how many go into a batch.
@@ -560,7 +574,7 @@ impl Work<'_> {
                 let mut outcome = Ok(());
                 loop {
                     let step = match receiver.recv_timeout(TICK) {
-                        Ok(computed) => writer.push(&computed),
+                        Ok(computed) => writer.push(&computed).and_then(|()| writer.flush_old()),
                         Err(mpsc::RecvTimeoutError::Timeout) => writer.flush_old(),
                         Err(mpsc::RecvTimeoutError::Disconnected) => break,
                     };
@@ -645,7 +659,6 @@ impl Work<'_> {
     }
 
     /// Puts what is missing of a sample into the batch. `None` where there is no more to do.
-    #[expect(clippy::type_complexity, reason = "an outcome, or none, or the job's end")]
     fn place(
         &self,
         preprocess: &Preprocess,

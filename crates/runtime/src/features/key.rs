@@ -8,7 +8,6 @@ use serde::{Deserialize, Serialize};
 use super::pool::Pool;
 use crate::error::Error;
 use crate::image::{Augment, Preprocess};
-use crate::onnx::Model;
 use crate::text::TextRecipe;
 
 /// Raised when the same fields would give other numbers.
@@ -60,7 +59,8 @@ pub struct ViewKey {
 #[serde(deny_unknown_fields)]
 pub struct Key {
     format: u32,
-    /// Content of the graph in front of the boundary: see [`Model::prefix_digest`].
+    /// Content of the graph in front of the boundary: see
+    /// [`Model::prefix_digest`](crate::onnx::Model::prefix_digest).
     prefix: String,
     /// What becomes of a spatial boundary.
     pool: Pool,
@@ -86,7 +86,7 @@ pub struct KeySpec<'k> {
     pub view: Option<ViewKey>,
     /// Stored number type.
     pub dtype: FeatureType,
-    /// Class of device: `cpu`, `cuda`, `cuda+tf32`.
+    /// Class of device: `cpu`, `cuda`, `cuda-tf32`.
     pub provider: &'k str,
 }
 
@@ -102,20 +102,18 @@ pub struct Difference {
 }
 
 impl Key {
-    /// The key of `model` cut at `boundary`.
-    ///
-    /// # Errors
-    /// As [`Model::prefix_digest`].
-    pub fn new(model: &Model, boundary: &str, spec: KeySpec<'_>) -> Result<Key, Error> {
-        Ok(Key {
+    /// The key of a graph whose content up to the boundary has the digest `prefix`: see
+    /// [`Model::prefix_digest`](crate::onnx::Model::prefix_digest).
+    pub fn new(prefix: blake3::Hash, spec: KeySpec<'_>) -> Key {
+        Key {
             format: FORMAT,
-            prefix: model.prefix_digest(boundary)?.to_hex().to_string(),
+            prefix: prefix.to_hex().to_string(),
             pool: spec.pool,
             input: spec.recipe.clone(),
             view: spec.view,
             dtype: spec.dtype,
             provider: spec.provider.to_owned(),
-        })
+        }
     }
 
     /// The key of another view of the same samples; none is the plain one.

@@ -104,6 +104,8 @@ pub struct Labelled {
     pub names: Vec<String>,
     /// Samples of the split that have a row and no label, which are not among the others.
     pub n_unlabelled: usize,
+    /// Rows of views that are not in their stores.
+    pub n_missing_views: usize,
 }
 
 impl Manifest {
@@ -178,6 +180,7 @@ impl Manifest {
             labels: Vec::new(),
             names: Vec::new(),
             n_unlabelled: 0,
+            n_missing_views: 0,
         };
         let mut values = Vec::new();
         for line in self.lines().filter(|line| line.split == split) {
@@ -191,7 +194,9 @@ impl Manifest {
                 return Err(Error::Features(text));
             }
             for view in views {
-                view.read(&id, &mut values)?;
+                if !view.read(&id, &mut values)? {
+                    labelled.n_missing_views += 1;
+                }
             }
             if let Some(value) = values.iter().find(|value| !value.is_finite()) {
                 let text = format!("the backbone gives {value} for `{}`", line.name);
@@ -377,12 +382,12 @@ mod tests {
         let read = Manifest::open(&path).unwrap();
         assert_eq!(read.lines().collect::<Vec<_>>(), lines().collect::<Vec<_>>());
         assert_eq!(read, Manifest::new(header, lines()));
-        assert_eq!(Manifest::list(dir.path()).unwrap(), [path.clone()]);
+        assert_eq!(Manifest::list(dir.path()).unwrap(), std::slice::from_ref(&path));
         let good = std::fs::read(&path).unwrap();
         for at in 0..good.len() {
             let mut bytes = good.clone();
             bytes[at] ^= 1;
-            std::fs::write(&path, bytes).unwrap();
+            super::super::store::write_whole(&path, &bytes).unwrap();
             assert!(Manifest::open(&path).is_err(), "byte {at}");
         }
     }

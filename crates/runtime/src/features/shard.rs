@@ -14,6 +14,7 @@ use super::block::check_name;
 use super::key::digest_of;
 use super::manifest::{Header, Line, Manifest, save_lines, save_manifest};
 use super::store::Store;
+use crate::data::Split;
 use crate::error::Error;
 
 /// Where jobs lie in a cache.
@@ -68,6 +69,14 @@ impl Shard {
     /// # Errors
     /// A sentence for the caller, where variables are set and make no sense.
     pub fn from_environment(
+        variable: impl Fn(&str) -> Option<String>,
+    ) -> Result<Option<(Shard, &'static str)>, String> {
+        // A job of one process is no job in parts: its label manifest is wanted at once.
+        let found = Shard::in_environment(variable)?;
+        Ok(found.filter(|(shard, _)| shard.count > 1))
+    }
+
+    fn in_environment(
         variable: impl Fn(&str) -> Option<String>,
     ) -> Result<Option<(Shard, &'static str)>, String> {
         let number = |name: &str| -> Result<Option<usize>, String> {
@@ -158,6 +167,8 @@ pub struct Plan {
     pub n: usize,
     /// Digest of their names in order.
     pub listing: String,
+    /// Digest of their labels and splits in order.
+    pub labels: String,
     /// How many parts.
     pub shards: usize,
     /// Class names in order.
@@ -169,17 +180,22 @@ impl Plan {
     pub fn new(
         (entries, views): (Vec<String>, Vec<Vec<String>>),
         source: &Path,
-        (n, listing): (usize, blake3::Hash),
+        (n, listing, labels): (usize, blake3::Hash, blake3::Hash),
         classes: &[String],
         shard: Shard,
     ) -> Plan {
+        // However the path was written, and from wherever: a pattern of tars is no path that could be resolved.
+        let source = fs::canonicalize(source)
+            .or_else(|_| std::path::absolute(source))
+            .unwrap_or_else(|_| source.to_owned());
         Plan {
             format: 1,
             entries,
             views,
-            source: source.to_owned(),
+            source,
             n,
             listing: listing.to_hex().to_string(),
+            labels: labels.to_hex().to_string(),
             shards: shard.count,
             classes: classes.to_vec(),
         }
@@ -218,6 +234,9 @@ impl Plan {
         if self.classes != begun.classes {
             return Some("its source had other classes when it was begun".to_owned());
         }
+        if self.labels != begun.labels {
+            return Some("its samples had other labels or another split when it was begun".to_owned());
+        }
         (self != begun).then(|| "it was begun by another version of graftwork".to_owned())
     }
 }
@@ -236,7 +255,6 @@ struct Sealed {
 struct MarkerHead {
     shard: usize,
     n: usize,
-    seconds: f64,
 }
 
 /// A job in a cache.
@@ -358,20 +376,25 @@ impl Job {
     pub fn mark_done<'l, I: Iterator<Item = Line<'l>>>(
         &self,
         shard: Shard,
-        seconds: f64,
         lines: impl Fn() -> I,
     ) -> Result<(), Error> {
         let prefix = marker_prefix(shard.index);
         let head = MarkerHead {
             shard: shard.index,
             n: shard.range(self.plan.n).len(),
-            seconds,
         };
+        // Two runs of one part that see the same write the same file. Where they do not, what lies longest goes.
         let written = save_lines(&self.folder, &prefix, &head, lines)?;
-        // A part that ran twice is done once.
+        let modified = |path: &Path| fs::metadata(path).and_then(|metadata| metadata.modified()).ok();
+        let since = modified(&written);
         for old in self.markers_of(shard.index)? {
-            if old != written {
-                fs::remove_file(&old).map_err(FileError::at("remove", &old))?;
+            if old != written && modified(&old) < since {
+                match fs::remove_file(&old) {
+                    Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                        return Err(FileError::at("remove", &old)(error).into());
+                    }
+                    _ => {}
+                }
             }
         }
         Ok(())
@@ -400,6 +423,8 @@ impl Job {
                 .into_owned();
             name.starts_with(&prefix)
         });
+        // The newest last.
+        files.sort_by_key(|path| fs::metadata(path).and_then(|metadata| metadata.modified()).ok());
         Ok(files)
     }
 
@@ -499,6 +524,18 @@ impl Job {
                 if line.id.is_some_and(|id| !store.contains(&id)) {
                     let text = format!(
                         "the row of `{}` is not in `{}`",
+                        line.name,
+                        store.folder().display()
+                    );
+                    return Err(Error::Features(text));
+                }
+            }
+            for view in views {
+                let store = Store::open_entry(&cache.join(view))?;
+                let mut train = whole.lines().filter(|line| line.split == Split::Train);
+                if let Some(line) = train.find(|line| line.id.is_some_and(|id| !store.contains(&id))) {
+                    let text = format!(
+                        "a view of `{}` is not in `{}`",
                         line.name,
                         store.folder().display()
                     );

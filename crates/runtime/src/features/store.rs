@@ -94,6 +94,9 @@ pub struct Store {
     /// By half of the id: the other half is compared when a row is read.
     rows: HashMap<[u8; 16], (u32, u32), foldhash::fast::RandomState>,
     row_shape: Option<Vec<usize>>,
+    /// Locked as long as the entry is open, so that `gc` leaves it; where a file system has no locks nothing is lost but
+    /// that.
+    _in_use: Option<fs::File>,
 }
 
 impl Store {
@@ -118,8 +121,12 @@ impl Store {
     pub fn open_entry(folder: &Path) -> Result<Store, Error> {
         let key = Key::open(folder)?;
         // What `cache gc` goes by; an entry that may not be written to is used all the same.
-        let _ = fs::File::create(folder.join(USED));
+        let in_use = fs::File::create(folder.join(USED)).ok();
+        if let Some(file) = &in_use {
+            let _ = file.lock_shared();
+        }
         let mut store = Store {
+            _in_use: in_use,
             folder: folder.to_owned(),
             dtype: key.dtype(),
             blocks: Vec::new(),
@@ -141,10 +148,19 @@ impl Store {
         let dtype = self.dtype;
         let blocks = names
             .par_iter()
-            .map(|name| Block::open(&self.folder.join(name), dtype))
-            .collect::<Result<Vec<Block>, Error>>()?;
+            .map(|name| {
+                let path = self.folder.join(name);
+                match Block::open(&path, dtype) {
+                    // `gc` has found its rows in other blocks meanwhile.
+                    Err(_) if !path.exists() => Ok(None),
+                    opened => opened.map(Some),
+                }
+            })
+            .collect::<Result<Vec<Option<Block>>, Error>>()?;
         for (block, name) in blocks.into_iter().zip(names) {
-            self.add(block, name)?;
+            if let Some(block) = block {
+                self.add(block, name)?;
+            }
         }
         Ok(())
     }
@@ -242,6 +258,12 @@ impl Store {
 
 /// Its time of change is when the entry was last used.
 pub(super) const USED: &str = "used";
+
+/// Whether a process has the entry open.
+pub(super) fn is_in_use(folder: &Path) -> bool {
+    let file = fs::File::options().write(true).open(folder.join(USED));
+    file.is_ok_and(|file| matches!(file.try_lock(), Err(fs::TryLockError::WouldBlock)))
+}
 
 /// Names of an entry's blocks in order.
 pub(super) fn block_names(folder: &Path) -> Result<Vec<String>, Error> {

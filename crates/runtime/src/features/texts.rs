@@ -79,9 +79,10 @@ impl<'t> Texts<'t> {
         on_threads(n_threads, || {
             while !self.work.is_stopped() {
                 let batch = lock(&self.buckets).drain();
-                match batch {
-                    Some(batch) => run(batch)?,
-                    None => break,
+                let Some(batch) = batch else { break };
+                if let Err(error) = run(batch) {
+                    self.work.halt();
+                    return Err(error);
                 }
             }
             Ok(())
@@ -145,10 +146,12 @@ impl<'t> Texts<'t> {
 fn on_threads(n_threads: usize, work: impl Fn() -> Result<(), Error> + Sync) -> Result<(), Error> {
     std::thread::scope(|scope| {
         let threads: Vec<_> = (0..n_threads.max(1)).map(|_| scope.spawn(&work)).collect();
-        threads.into_iter().fold(Ok(()), |outcome, thread| {
+        let mut outcome = Ok(());
+        for thread in threads {
             let result = thread.join().expect("threads that embed texts do not panic");
-            outcome.and(result)
-        })
+            outcome = outcome.and(result);
+        }
+        outcome
     })
 }
 

@@ -144,8 +144,8 @@ mod avx2 {
                 n_pixels,
                 n_vector,
                 flip,
-            )
-        };
+            );
+        }
     }
 
     #[target_feature(enable = "avx2,fma")]

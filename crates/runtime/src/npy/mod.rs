@@ -123,11 +123,21 @@ pub(crate) fn features_of(array: &ArrayFile) -> Result<Features, Error> {
             array.header.shape
         )));
     };
-    refuse_fortran(array)?;
     let mut values = Vec::with_capacity(reserve(array));
+    features_into(array, &mut values)?;
+    Features::new(values, n_features).map_err(|error| match error {
+        Error::Features(reason) => array.bad(reason),
+        other => other,
+    })
+}
+
+/// Adds the values of a float array to others.
+pub(crate) fn features_into(array: &ArrayFile, values: &mut Vec<f32>) -> Result<(), Error> {
+    refuse_fortran(array)?;
     match array.header.kind.as_str() {
         "f2" => {
-            array.each_chunk(|bytes| numbers(bytes, half::f16::from_le_bytes, |v| values.push(v.to_f32())))?
+            array
+                .each_chunk(|bytes| numbers(bytes, half::f16::from_le_bytes, |v| values.push(v.to_f32())))?;
         }
         "f4" => array.each_chunk(|bytes| numbers(bytes, f32::from_le_bytes, |v| values.push(v)))?,
         "f8" => array.each_chunk(|bytes| numbers(bytes, f64::from_le_bytes, |v| values.push(v as f32)))?,
@@ -137,10 +147,7 @@ pub(crate) fn features_of(array: &ArrayFile) -> Result<Features, Error> {
             )));
         }
     }
-    Features::new(values, n_features).map_err(|error| match error {
-        Error::Features(reason) => array.bad(reason),
-        other => other,
-    })
+    Ok(())
 }
 
 /// The values of an integer array `[N]` or `[N, 1]`.
@@ -182,8 +189,8 @@ pub(crate) fn label_texts(array: &ArrayFile, mut take: impl FnMut(usize, &str)) 
     match array.header.kind.as_str() {
         "b1" => array.each_chunk(|bytes| {
             numbers(bytes, u8::from_le_bytes, |v| {
-                push(if v == 0 { "False" } else { "True" })
-            })
+                push(if v == 0 { "False" } else { "True" });
+            });
         })?,
         "i1" => array.each_chunk(|bytes| numbers(bytes, i8::from_le_bytes, |v| push(&v.to_string())))?,
         "i2" => array.each_chunk(|bytes| numbers(bytes, i16::from_le_bytes, |v| push(&v.to_string())))?,

@@ -38,7 +38,12 @@ impl Model {
         let mut digests = self.weight_digests(&needed);
         for (input_idx, input) in self.inputs.iter().enumerate() {
             let mut hasher = blake3::Hasher::new();
-            hasher.update(b"input").update(&(input_idx as u64).to_le_bytes());
+            hasher.update(b"input").update(&input.elem_type.to_le_bytes());
+            // Several inputs are told apart by their names, as those of encoders of texts are fed; one needs no name.
+            match self.inputs.len() {
+                1 => hasher.update(&(input_idx as u64).to_le_bytes()),
+                _ => hasher.update(input.name.as_bytes()),
+            };
             digests.insert(&input.name, hasher.finalize());
         }
         // `parse` has seen to topological order, so that every input has its digest by the time it is read.

@@ -73,8 +73,9 @@ impl Model {
 
         let mut tail = Vec::new();
         let mut last = boundary.to_owned();
-        if self.input()?.elem_type != FLOAT {
-            // A graph of float16; where the boundary is float32 all the same this does nothing.
+        let about = self.infos.get(boundary).map(|info| info.about.elem_type);
+        if about != Some(FLOAT) && (about.is_some() || self.input()?.elem_type != FLOAT || self.has_casts()) {
+            // A graph of float16, wholly or inside; where the boundary is float32 all the same this does nothing.
             let single = free("head.float32");
             let cast = node(
                 "Cast",
@@ -152,6 +153,13 @@ impl Model {
 }
 
 impl Model {
+    /// Whether numbers change their type somewhere, so that the input's tells nothing about a boundary's.
+    fn has_casts(&self) -> bool {
+        self.nodes
+            .iter()
+            .any(|node| matches!(node.op_type.as_str(), "Cast" | "CastLike"))
+    }
+
     /// Whether the head's operators are in the model's operator set.
     ///
     /// # Errors

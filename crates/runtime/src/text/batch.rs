@@ -68,6 +68,17 @@ impl<K> Buckets<K> {
                 "the network takes texts of {len} tokens, and {max_len} are allowed"
             )));
         }
+        // A graph's file may claim any size.
+        const MAX_FIXED: usize = 1 << 24;
+        let (batch, len) = (
+            graph.fixed_batch().unwrap_or(1),
+            graph.fixed_len().unwrap_or(max_len),
+        );
+        if batch.checked_mul(len).is_none_or(|n_tokens| n_tokens > MAX_FIXED) {
+            return Err(Error::Usage(format!(
+                "the network takes {batch} texts of {len} tokens at once, which is too much"
+            )));
+        }
         Ok(Buckets {
             waiting: BTreeMap::new(),
             max_texts: max_texts.max(1),

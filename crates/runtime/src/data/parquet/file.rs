@@ -9,6 +9,7 @@ use std::path::Path;
 use super::super::positional;
 
 use bytes::Bytes;
+use parquet::basic::Compression;
 use parquet::errors::{ParquetError, Result as ParquetResult};
 use parquet::file::metadata::ParquetMetaData;
 use parquet::file::properties::ReaderProperties;
@@ -54,6 +55,18 @@ impl ParquetFile {
         let reader = guarded(|| SerializedFileReader::new_with_options(bounded, options))
             .map_err(|reason| format!("it is no whole Parquet file: {reason}"))?;
         for group in reader.metadata().row_groups() {
+            for column in group.columns() {
+                match column.compression() {
+                    Compression::UNCOMPRESSED | Compression::SNAPPY | Compression::ZSTD(_) => {}
+                    other => {
+                        let codec = format!("{other:?}");
+                        let codec = codec.split('(').next().unwrap_or_default();
+                        return Err(format!(
+                            "it is compressed with {codec}; what is read is snappy, zstd and plain"
+                        ));
+                    }
+                }
+            }
             let n_rows = u64::try_from(group.num_rows()).unwrap_or(u64::MAX);
             // A sample that differs from the others takes a byte at least.
             if n_rows > len {

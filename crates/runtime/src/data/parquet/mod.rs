@@ -2,6 +2,7 @@
 
 mod cells;
 mod file;
+mod rows;
 mod schema;
 mod window;
 
@@ -10,16 +11,15 @@ use std::path::{Path, PathBuf};
 
 use cells::{Cell, Cells};
 use file::ParquetFile;
+use rows::list_file;
 use schema::{Column, Kind, class_names, columns};
 pub(super) use window::{Source, Value, Window};
 
 use super::columns::{Found, list};
-use super::gather::{BROKEN, Gather};
+use super::gather::Gather;
 use super::labels::Labels;
-use super::listing::Place;
 use super::options::{Unlabelled, Wanted};
 use super::shards::Shard;
-use super::split::Tag;
 use super::table::FileRows;
 use super::{Backing, Parts, Request, bad};
 use crate::error::Error;
@@ -208,189 +208,6 @@ fn picture_column(columns: &[Column], usual: Option<usize>) -> Option<usize> {
         .or(only)
 }
 
-/// Adds a file's rows; a row group whose plain columns cannot be read is left out by the rows that are missing.
-fn list_file(
-    file: &ParquetFile,
-    plan: &Plan,
-    shard: &Shard,
-    base: u64,
-    gather: &mut Gather<'_>,
-    rows: &mut FileRows,
-) -> Result<(), Error> {
-    let prefix = format!("{}#", shard.name);
-    let shard_tag = gather.tag(shard.split.as_deref())?;
-    let folder = gather.listing.names.folder(&prefix);
-    let mut start = 0u64;
-    for (group, n_rows) in file.group_rows().into_iter().enumerate() {
-        let end = start + n_rows;
-        let mut at = start;
-        let mut read = || -> Result<(), GroupError> {
-            let open = |leaf: Option<usize>| leaf.map(|leaf| Cells::open(file, group, leaf)).transpose();
-            let path = match plan.mode {
-                Mode::Files => pick(file, &plan.column)?.bytes,
-                _ => None,
-            };
-            let (mut path, mut label) = (open(path)?, open(plan.label)?);
-            let (mut split, mut id) = (open(plan.split)?, open(plan.id)?);
-            if path.is_none() && label.is_none() && split.is_none() && id.is_none() {
-                // No plain column says how many rows there are: the pages of the samples do.
-                let picked = pick(file, &plan.column)?;
-                if let Some(leaf) = picked.bytes.or(picked.path) {
-                    let wanted = usize::try_from(n_rows).unwrap_or(usize::MAX);
-                    let n_there = Cells::open(file, group, leaf)?.skip(wanted)?;
-                    if n_there != wanted {
-                        return Err(format!("only {n_there} of its {n_rows} rows are there").into());
-                    }
-                }
-            }
-            while at < end {
-                let n = usize::try_from(end - at).unwrap_or(BATCH_ROWS).min(BATCH_ROWS);
-                let next = |cells: &mut Option<Cells>| match cells {
-                    None => Ok(vec![Cell::Null; n]),
-                    Some(cells) => match cells.read(n)? {
-                        values if values.len() == n => Ok(values),
-                        _ => Err("the row group ends before them".to_owned()),
-                    },
-                };
-                let (paths, labels) = (next(&mut path)?, next(&mut label)?);
-                let (splits, ids) = (next(&mut split)?, next(&mut id)?);
-                for (((path, label), split), id) in paths.iter().zip(&labels).zip(&splits).zip(&ids) {
-                    let cells = RowCells {
-                        path,
-                        label,
-                        split,
-                        id,
-                    };
-                    add_row(plan, shard, shard_tag, &cells, at, base, folder, gather, rows)?;
-                    at += 1;
-                }
-            }
-            Ok(())
-        };
-        match read() {
-            Ok(()) => {}
-            Err(GroupError::Fatal(error)) => return Err(error),
-            Err(GroupError::Damaged(reason)) => {
-                let last = end.saturating_sub(1);
-                let n_rows = usize::try_from(end - at).unwrap_or(usize::MAX);
-                let reason = format!("these {n_rows} rows cannot be read: {reason}");
-                gather
-                    .left_out
-                    .push_many(BROKEN, format!("{prefix}{at}..{last}"), reason, n_rows);
-            }
-        }
-        start = end;
-    }
-    Ok(())
-}
-
-/// Why a row group was not listed.
-enum GroupError {
-    /// It is damaged; the others may not be.
-    Damaged(String),
-    /// The listing ends.
-    Fatal(Error),
-}
-
-impl From<String> for GroupError {
-    fn from(reason: String) -> GroupError {
-        GroupError::Damaged(reason)
-    }
-}
-
-impl From<Error> for GroupError {
-    fn from(error: Error) -> GroupError {
-        GroupError::Fatal(error)
-    }
-}
-
-struct RowCells<'c> {
-    path: &'c Cell,
-    label: &'c Cell,
-    split: &'c Cell,
-    id: &'c Cell,
-}
-
-#[expect(
-    clippy::too_many_arguments,
-    reason = "one row of many tables; a struct would be made for this call alone"
-)]
-fn add_row(
-    plan: &Plan,
-    shard: &Shard,
-    shard_tag: Tag,
-    cells: &RowCells<'_>,
-    row: u64,
-    base: u64,
-    folder: u32,
-    gather: &mut Gather<'_>,
-    rows: &mut FileRows,
-) -> Result<(), Error> {
-    let name = || format!("{}#{row}", shard.name);
-    let text = |cell: &Cell| cell.text().map(|text| text.map(Cow::into_owned));
-    let (label, split) = match (label_of(plan, cells.label), text(cells.split)) {
-        (Ok(label), Ok(split)) => (label, split),
-        (Err(reason), _) => {
-            gather.leave_out(name(), format!("its label cannot be read: {reason}"));
-            return Ok(());
-        }
-        (_, Err(reason)) => {
-            gather.leave_out(name(), format!("its split cannot be read: {reason}"));
-            return Ok(());
-        }
-    };
-    let tag = match split {
-        Some(split) => gather.tag(Some(&split))?,
-        None => shard_tag,
-    };
-    let id = cells.id.text().unwrap_or(None);
-    if plan.mode == Mode::Files {
-        return match cells.path.text() {
-            Ok(Some(path)) => rows.add(
-                gather,
-                &shard.below,
-                &path,
-                id.as_deref(),
-                label.as_deref(),
-                tag,
-                row + 1,
-                &name,
-            ),
-            Ok(None) => {
-                gather.leave_out(name(), "it has no path");
-                Ok(())
-            }
-            Err(reason) => {
-                gather.leave_out(name(), format!("its path cannot be read: {reason}"));
-                Ok(())
-            }
-        };
-    }
-    match id {
-        Some(id) => gather.folders.push(&mut gather.listing.names, &id),
-        None => gather.listing.names.push(folder, &row.to_string()),
-    }
-    let place = Place {
-        at: base + row,
-        len: 0,
-    };
-    gather.add_rest(label.as_deref(), tag, place)
-}
-
-/// A label's text; that of its class where the file names its classes, in which a negative number is none.
-fn label_of(plan: &Plan, cell: &Cell) -> Result<Option<String>, String> {
-    match (&plan.class_names, cell) {
-        (Some(_), Cell::Int(number)) if *number < 0 => Ok(None),
-        (Some(names), Cell::Int(number)) => {
-            match usize::try_from(*number).ok().and_then(|at| names.get(at)) {
-                Some(name) => Ok(Some(name.clone())),
-                None => Err(format!("{number} is beyond its {} classes", names.len())),
-            }
-        }
-        _ => Ok(cell.text()?.map(Cow::into_owned)),
-    }
-}
-
 /// The names of a file's columns.
 ///
 /// # Errors
@@ -398,6 +215,51 @@ fn label_of(plan: &Plan, cell: &Cell) -> Result<Option<String>, String> {
 pub(super) fn column_names(path: &Path) -> Result<Vec<String>, String> {
     let file = ParquetFile::open(path)?;
     Ok(columns(&file).into_iter().map(|column| column.name).collect())
+}
+
+/// Hands the texts of some columns, row by row, to `take`; which of the columns there are.
+///
+/// # Errors
+/// Why the file cannot be read.
+pub(crate) fn each_text_row(
+    path: &Path,
+    names: &[&str],
+    mut take: impl FnMut(&[Option<Cow<'_, str>>]),
+) -> Result<Vec<bool>, String> {
+    let file = ParquetFile::open(path)?;
+    let columns = columns(&file);
+    let leaf = |name: &&str| {
+        let column = columns.iter().find(|column| column.name == **name)?;
+        column.kind.leaf()
+    };
+    let leaves: Vec<Option<usize>> = names.iter().map(leaf).collect();
+    for (group, n_rows) in file.group_rows().into_iter().enumerate() {
+        let open = |leaf: &Option<usize>| leaf.map(|leaf| Cells::open(&file, group, leaf)).transpose();
+        let mut cells: Vec<Option<Cells>> = leaves.iter().map(open).collect::<Result<_, _>>()?;
+        let mut left = n_rows;
+        while left > 0 {
+            let n = usize::try_from(left).unwrap_or(BATCH_ROWS).min(BATCH_ROWS);
+            let mut batch = Vec::with_capacity(cells.len());
+            for cells in &mut cells {
+                batch.push(match cells {
+                    None => vec![Cell::Null; n],
+                    Some(cells) => cells.read(n)?,
+                });
+            }
+            for row in 0..n {
+                let text = |column: &Vec<Cell>| match column.get(row) {
+                    Some(cell) => cell
+                        .text()
+                        .map(|text| text.map(|text| Cow::Owned(text.into_owned()))),
+                    None => Err("a row group ends before its rows do".to_owned()),
+                };
+                let texts: Vec<Option<Cow<'_, str>>> = batch.iter().map(text).collect::<Result<_, _>>()?;
+                take(&texts);
+            }
+            left -= n as u64;
+        }
+    }
+    Ok(leaves.iter().map(Option::is_some).collect())
 }
 
 /// A `metadata.parquet` of an image folder, in the folder `below`.

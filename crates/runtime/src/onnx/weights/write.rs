@@ -56,11 +56,11 @@ pub(super) fn write(
             let value = value(like.dtype, like.numel(), &places[use_idx], names)?;
             Ok((use_idx, value))
         })
-        .collect::<Result<_, surgery::Error>>()?;
+        .collect::<Result<_, Error>>()?;
     let biases: Vec<Vec<u8>> = biases
         .iter()
         .map(|bias| value(bias.dtype, bias.n_channels, &bias.place, names))
-        .collect::<Result<_, surgery::Error>>()?;
+        .collect::<Result<_, Error>>()?;
     assemble(model, uses, resolved, &edits, values, &biases)
 }
 
@@ -183,17 +183,17 @@ fn free(wanted: &str, taken: &mut HashSet<String>) -> String {
 }
 
 /// The elements that go into an initialiser, in its type.
-fn value(dtype: i64, numel: usize, place: &Place, names: &Names<'_>) -> Result<Vec<u8>, surgery::Error> {
+fn value(dtype: i64, numel: usize, place: &Place, names: &Names<'_>) -> Result<Vec<u8>, Error> {
     let dtype = DType::from_name(type_name(dtype)).expect("types were compared");
     let given = |name: &str| names.tensor(name).expect("it was found there").cast(dtype);
     let rounded = |values: Vec<f64>| {
         let bytes = values.iter().flat_map(|value| value.to_le_bytes()).collect();
         let tensor =
             Tensor::from_bytes(DType::Float64, &[values.len()], bytes).map_err(surgery::Error::Computed)?;
-        LazyTensor::stored(tensor).cast(dtype).to_bytes()
+        Ok(LazyTensor::stored(tensor).cast(dtype).to_bytes()?)
     };
     match place {
-        Place::Same(name) => given(name).to_bytes(),
+        Place::Same(name) => Ok(given(name).to_bytes()?),
         Place::Transposed(name) => {
             let tensor = given(name);
             let columns = tensor.shape().get(1).copied().unwrap_or(1);
