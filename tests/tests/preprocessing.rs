@@ -1,7 +1,5 @@
 //! `--preprocess`: other people's configs and presets, with flags over them, and their part in the cache's key.
 
-use std::path::Path;
-
 use harness::{Said, Scratch, fixture, run};
 
 /// Extracts the digits' features; the entry's folder is on stdout.
@@ -16,9 +14,9 @@ fn extract(scratch: &Scratch, more: &[&str]) -> Said {
     run(command)
 }
 
-fn entry(said: Said) -> String {
-    let name = said.ok().stdout.trim().to_owned();
-    assert!(Path::new(&name).is_dir(), "{name}");
+fn entry(scratch: &Scratch, more: &[&str]) -> String {
+    let name = extract(scratch, more).ok().stdout.trim().to_owned();
+    assert!(scratch.path(&name).is_dir(), "{name}");
     name
 }
 
@@ -28,7 +26,7 @@ fn a_config_file_is_the_flags_that_it_says() {
     let timm = r#"{"architecture": "digits", "pretrained_cfg": {"input_size": [3, 32, 32], "crop_pct": 0.8, "interpolation": "bicubic",
         "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}}"#;
     scratch.write("config.json", timm.as_bytes());
-    let by_file = entry(extract(&scratch, &["--preprocess", "config.json"]));
+    let by_file = entry(&scratch, &["--preprocess", "config.json"]);
     let flags = [
         "--resize",
         "40",
@@ -39,20 +37,17 @@ fn a_config_file_is_the_flags_that_it_says() {
         "--mean",
         "0.5,0.5,0.5",
     ];
-    let by_flags = entry(extract(
-        &scratch,
-        &[&flags[..], &["--std", "0.25,0.25,0.25"]].concat(),
-    ));
+    let by_flags = entry(&scratch, &[&flags[..], &["--std", "0.25,0.25,0.25"]].concat());
     assert_eq!(by_file, by_flags);
     // A flag changes the part that it names, and with it the key.
-    let changed = entry(extract(
+    let changed = entry(
         &scratch,
         &["--preprocess", "config.json", "--interpolation", "bilinear"],
-    ));
+    );
     assert_ne!(by_file, changed);
-    let upright = entry(extract(&scratch, &["--preprocess", "config.json", "--exif"]));
+    let upright = entry(&scratch, &["--preprocess", "config.json", "--exif"]);
     assert_ne!(by_file, upright);
-    let squashed = entry(extract(
+    let squashed = entry(
         &scratch,
         &[
             "--preprocess",
@@ -62,7 +57,7 @@ fn a_config_file_is_the_flags_that_it_says() {
             "--crop",
             "none",
         ],
-    ));
+    );
     assert_ne!(by_file, squashed);
     let named = [
         "--preprocess",
@@ -73,7 +68,7 @@ fn a_config_file_is_the_flags_that_it_says() {
         "32",
     ];
     let plain = ["--resize", "32", "--crop", "32"];
-    assert_eq!(entry(extract(&scratch, &named)), entry(extract(&scratch, &plain)));
+    assert_eq!(entry(&scratch, &named), entry(&scratch, &plain));
 }
 
 #[test]
