@@ -80,6 +80,7 @@ def arguments():
     source.add_argument("--photographs", type=int, metavar="N", help="make N photographs of 0.2 megapixels and use those")
     parser.add_argument("--limit", type=int, help="use only so many pictures of --data, evenly spread")
     parser.add_argument("--subset", type=int, default=512, help="pictures for choosing workers and for the parts (default %(default)s)")
+    parser.add_argument("--worker-rounds", type=int, default=WORKER_ROUNDS, help="rounds for choosing workers (default %(default)s)")
     parser.add_argument("--repeats", type=int, default=3, help="default %(default)s")
     parser.add_argument("--cut", help="boundary tensor")
     parser.add_argument("--torch", help="also run torchvision's or timm's model of this name, which the ONNX file was exported from")
@@ -145,7 +146,7 @@ def try_workers(args, data: Path, *more) -> dict[int, float]:
     One round would be unfair to the peer: the first run finds its libraries cold, and a busy moment of the machine picks the wrong number.
     """
     best = dict.fromkeys(WORKERS, 0.0)
-    for _ in range(WORKER_ROUNDS):
+    for _ in range(args.worker_rounds):
         for workers in WORKERS:
             run = peer(args, data, "--workers", workers, "--limit", args.subset, *more)
             best[workers] = max(best[workers], run["n"] / run["wall_s"])
@@ -215,7 +216,7 @@ def render(args, what, load_before, onnx_side, torch_side, ours, parts) -> str:
               f"Parts per image: decode {1000 * parts['decode_s']:.2f} ms and resize + crop {1000 * parts['resize_s']:.2f} ms (Pillow, one thread), "
               f"normalise {1000 * parts['normalise_s']:.2f} ms (torchvision, one thread, not in the sum), "
               f"inference {1000 * parts['inference_s']:.2f} ms (onnxruntime, ready tensors, batch {parts['inference_batch']}, the best of 1, 8 and 32, default threads); best of four rounds each.",
-              "DataLoader workers tried on a subset, the best of three: " + ", ".join(f"{w}: {r:.0f} images/s" for w, r in tried.items()) + "."]
+              f"DataLoader workers tried on a subset, the best of {args.worker_rounds}: " + ", ".join(f"{w}: {r:.0f} images/s" for w, r in tried.items()) + "."]
     if torch_tried:
         lines.append("With PyTorch: " + ", ".join(f"{w}: {r:.0f} images/s" for w, r in torch_tried.items()) + ".")
     if ours:
