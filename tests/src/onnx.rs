@@ -114,6 +114,30 @@ impl Graph {
         self
     }
 
+    /// A float32 initialiser whose bytes lie in the file `location` beside the model.
+    pub fn external(mut self, name: &str, shape: &[u64], location: &str, offset: usize) -> Graph {
+        let n_bytes = 4 * shape.iter().product::<u64>();
+        let mut tensor = Vec::new();
+        for &size in shape {
+            put_varint(&mut tensor, 1, size);
+        }
+        put_varint(&mut tensor, 2, dtype::FLOAT);
+        put_bytes(&mut tensor, 8, name.as_bytes());
+        for (key, value) in [
+            ("location", location.to_owned()),
+            ("offset", offset.to_string()),
+            ("length", n_bytes.to_string()),
+        ] {
+            let mut entry = Vec::new();
+            put_bytes(&mut entry, 1, key.as_bytes());
+            put_bytes(&mut entry, 2, value.as_bytes());
+            put_bytes(&mut tensor, 13, &entry);
+        }
+        put_varint(&mut tensor, 14, 1);
+        put_bytes(&mut self.bytes, 5, &tensor);
+        self
+    }
+
     /// The model file.
     pub fn build(mut self) -> Vec<u8> {
         put_bytes(&mut self.bytes, 2, b"graph");
