@@ -411,3 +411,63 @@ fn a_number_that_float16_cannot_hold_is_named() {
     ));
     said.fails(2, "hint: --dtype float32");
 }
+
+#[test]
+fn texts_are_embedded_once_each_whatever_their_neighbours() {
+    let scratch = Scratch::new();
+    let texts: Vec<String> = (0..60)
+        .map(|n| format!("the {} dog runs {}", n % 7, "and again ".repeat(n % 30)))
+        .collect();
+    let lines = |texts: &[String]| {
+        let rows = texts.iter().enumerate();
+        let rows = rows.map(|(n, text)| {
+            serde_json::json!({ "text": text, "label": ["even", "odd"][n % 2] }).to_string()
+        });
+        rows.collect::<Vec<_>>().join("\n")
+    };
+    scratch.write("all.jsonl", lines(&texts).as_bytes());
+    scratch.write("few.jsonl", lines(&texts[20..25]).as_bytes());
+    let embed = |data: &str, cache: &str, more: &[&str]| {
+        let mut extract = scratch.command([
+            "extract",
+            "--json",
+            "--data",
+            data,
+            "--dtype",
+            "float32",
+            "--val-fraction",
+            "0.2",
+        ]);
+        extract.arg("--cache").arg(scratch.path(cache));
+        extract
+            .arg("--backbone")
+            .arg(fixture("text/model.onnx"))
+            .args(more);
+        run(extract).ok().json()
+    };
+    let all = embed("all.jsonl", "cache", &[]);
+    assert_eq!(all["n"], 60);
+    // The same texts twice are one row each.
+    let distinct: std::collections::BTreeSet<&String> = texts.iter().collect();
+    assert_eq!(
+        Store::open_entry(&entry_of(&all)).unwrap().n_rows(),
+        distinct.len()
+    );
+    assert_eq!(embed("few.jsonl", "cache", &[])["cache"]["misses"], 0);
+    let few = rows(&entry_of(&embed("few.jsonl", "other", &[])));
+    let whole = rows(&entry_of(&all));
+    assert!(
+        few.iter().all(|(id, row)| whole[id] == *row),
+        "a text's row depends on its neighbours"
+    );
+    assert_eq!(
+        embed("few.jsonl", "cache", &["--max-length", "8"])["cache"]["misses"],
+        5
+    );
+    let mut pool = scratch.command(["extract", "--data", "few.jsonl", "--pool", "avg"]);
+    pool.arg("--cache")
+        .arg(scratch.path("cache"))
+        .arg("--backbone")
+        .arg(fixture("text/model.onnx"));
+    run(pool).fails(2, "--text-pool");
+}

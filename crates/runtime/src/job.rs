@@ -13,7 +13,7 @@ use crate::engine::{Device, Engine, Input, SessionOptions};
 use crate::error::Error;
 use crate::export::{Classifier, Expected, Verified, assemble, verify};
 use crate::features::{
-    ExtractConfig, Extraction, FeatureType, Labelled, Pool, Recipe, Tap, Views, check_input, extract,
+    ExtractConfig, Extraction, FeatureType, Labelled, Pool, Preparation, Tap, Views, check_input, extract,
 };
 use crate::head::LinearHead;
 use crate::image::Preprocess;
@@ -257,7 +257,7 @@ pub fn fit(config: &FitConfig, monitor: Monitor<'_>) -> Result<FitReport, Error>
                 boundary: boundary.clone(),
                 pool: config.pool,
             }],
-            recipe: &Recipe::Picture(config.preprocess.clone()),
+            input: Preparation::Pictures(&config.preprocess),
             views: config.views.as_ref(),
             dtype: config.dtype,
             device: config.device,

@@ -9,6 +9,7 @@
 pub mod data;
 pub mod engine;
 mod error;
+pub mod exchange;
 pub mod export;
 pub mod features;
 pub mod head;

@@ -7,6 +7,7 @@ mod data;
 mod engine;
 mod features;
 mod preprocess;
+mod text;
 mod views;
 
 pub(crate) use backbone::BackboneArgs;
@@ -14,6 +15,7 @@ pub(crate) use data::DataArgs;
 pub(crate) use engine::{BatchArgs, EngineArgs};
 pub(crate) use features::{CacheArg, KeepArgs, age, size};
 pub(crate) use preprocess::PreprocessArgs;
+pub(crate) use text::TextArgs;
 pub(crate) use views::ViewArgs;
 
 /// How a checkpoint is read.

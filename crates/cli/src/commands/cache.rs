@@ -246,7 +246,7 @@ fn explain_miss(args: &ExplainArgs) -> anyhow::Result<u8> {
     let config = ExtractConfig {
         cache: &cache,
         taps: &checked.taps,
-        recipe: &checked.recipe,
+        input: checked.input.preparation(),
         views: checked.views.as_ref(),
         dtype: args.recipe.keep.dtype(),
         device: args.recipe.engine.device()?,

@@ -1,13 +1,15 @@
 //! `graftwork extract`: features of a data set into the cache.
 
 use clap::Args;
-use runtime::data::{Dataset, Unlabelled};
-use runtime::features::{ExtractConfig, Extraction, Recipe, Shard, Tap, Views, extract};
+use runtime::data::{Dataset, Unlabelled, Wanted};
+use runtime::features::{ExtractConfig, Extraction, Preparation, Shard, Tap, Views, extract};
+use runtime::image::Preprocess;
 use runtime::job::ExtractSummary;
 use runtime::onnx::Model;
+use runtime::text::{TextEncoder, TextGraph};
 
 use crate::args::{
-    BackboneArgs, BatchArgs, CacheArg, DataArgs, EngineArgs, KeepArgs, PreprocessArgs, ViewArgs,
+    BackboneArgs, BatchArgs, CacheArg, DataArgs, EngineArgs, KeepArgs, PreprocessArgs, TextArgs, ViewArgs,
 };
 use crate::progress::Watch;
 use crate::text;
@@ -23,6 +25,8 @@ pub(crate) struct RecipeArgs {
     #[command(flatten)]
     pub(crate) preprocess: PreprocessArgs,
     #[command(flatten)]
+    pub(crate) texts: TextArgs,
+    #[command(flatten)]
     pub(crate) keep: KeepArgs,
     #[command(flatten)]
     pub(crate) views: ViewArgs,
@@ -34,21 +38,41 @@ pub(crate) struct RecipeArgs {
 pub(crate) struct Checked {
     pub(crate) model: Model,
     pub(crate) taps: Vec<Tap>,
-    pub(crate) recipe: Recipe,
+    pub(crate) input: Input,
     pub(crate) views: Option<Views>,
+}
+
+/// What the backbone takes.
+pub(crate) enum Input {
+    Pictures(Preprocess),
+    Texts(Box<TextEncoder>),
+}
+
+impl Input {
+    pub(crate) fn preparation(&self) -> Preparation<'_> {
+        match self {
+            Input::Pictures(preprocess) => Preparation::Pictures(preprocess),
+            Input::Texts(encoder) => Preparation::Texts(encoder),
+        }
+    }
 }
 
 impl RecipeArgs {
     pub(crate) fn checked(&self) -> anyhow::Result<Checked> {
-        let recipe = Recipe::Picture(self.preprocess.checked()?);
+        let preprocess = self.preprocess.checked()?;
         let views = self.views.checked()?;
         let (model, cuts) = self.backbone.open()?;
+        let input = if TextGraph::is_for_text(&model) {
+            Input::Texts(Box::new(self.texts.open(model.path())?))
+        } else {
+            Input::Pictures(preprocess)
+        };
         let pool = self.keep.pool();
         let taps = cuts.into_iter().map(|boundary| Tap { boundary, pool }).collect();
         Ok(Checked {
             model,
             taps,
-            recipe,
+            input,
             views,
         })
     }
@@ -75,13 +99,16 @@ pub(crate) fn run(args: &ExtractArgs) -> anyhow::Result<u8> {
     let checked = args.recipe.checked()?;
     let mut options = args.data.options();
     options.unlabelled = Unlabelled::Keep;
+    if let Input::Texts(_) = checked.input {
+        options.wanted = Wanted::Texts;
+    }
     let data = Dataset::open(&args.data.data, &options)?;
     let (engine, device) = args.recipe.engine.open()?;
     let cache = args.recipe.cache.folder()?;
     let config = ExtractConfig {
         cache: &cache,
         taps: &checked.taps,
-        recipe: &checked.recipe,
+        input: checked.input.preparation(),
         views: checked.views.as_ref(),
         dtype: args.recipe.keep.dtype(),
         device,

@@ -4,10 +4,9 @@ use std::path::PathBuf;
 
 use clap::Args;
 use pth::Existing;
-use runtime::features::Recipe;
 use runtime::job::{FitConfig, FitReport, fit};
 
-use super::extract::RecipeArgs;
+use super::extract::{Input, RecipeArgs};
 use crate::args::{BatchArgs, CArg, DataArgs};
 use crate::progress::Watch;
 use crate::table;
@@ -41,7 +40,12 @@ pub(crate) fn run(args: &FitArgs) -> anyhow::Result<u8> {
     let [tap] = checked.taps.as_slice() else {
         return Err(UsageError::new("a head stands on one boundary: fit takes one --cut").into());
     };
-    let Recipe::Picture(preprocess) = checked.recipe;
+    let Input::Pictures(preprocess) = checked.input else {
+        let text = "fit writes one model for pictures, and this backbone takes texts";
+        return Err(UsageError::new(text)
+            .with_hint("graftwork extract, then graftwork train on the entry")
+            .into());
+    };
     let config = FitConfig {
         cut: Some(tap.boundary.clone()),
         pool: tap.pool,

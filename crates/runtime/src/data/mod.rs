@@ -14,7 +14,7 @@ mod left_out;
 mod listing;
 mod metadata;
 mod options;
-mod parquet;
+pub(crate) mod parquet;
 pub(crate) mod positional;
 mod reader;
 mod shards;

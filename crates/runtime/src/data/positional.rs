@@ -28,6 +28,20 @@ pub(crate) fn read_up_to(file: &File, buffer: &mut [u8], at: u64) -> io::Result<
     Ok(n)
 }
 
+/// Writes all of it at a place.
+pub(crate) fn write_all_at(file: &File, bytes: &[u8], at: u64) -> io::Result<()> {
+    #[cfg(unix)]
+    return std::os::unix::fs::FileExt::write_all_at(file, bytes, at);
+    #[cfg(windows)]
+    {
+        let mut n = 0;
+        while n < bytes.len() {
+            n += std::os::windows::fs::FileExt::seek_write(file, &bytes[n..], at + n as u64)?;
+        }
+        Ok(())
+    }
+}
+
 /// Opens a regular file for reading.
 ///
 /// # Errors

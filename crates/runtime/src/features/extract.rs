@@ -17,13 +17,15 @@ use super::pipeline::{Filler, Pipeline, Spent};
 use super::pool::Pool;
 use super::shard::{Job, Plan, Shard};
 use super::store::{Budget, RowId, Store};
+use super::texts::Texts;
 use super::writer::{Computed, Entry, Writer};
-use crate::data::{Content, Dataset, LeftOut, Split};
+use crate::data::{Content, Dataset, LeftOut, Reader, Split};
 use crate::engine::{Device, Engine, OutputView, SessionOptions};
 use crate::error::Error;
 use crate::image::{Augment, Pixels, Preprocess, View};
 use crate::monitor::{Monitor, Stage};
 use crate::onnx::Model;
+use crate::text::TextEncoder;
 
 /// A batch of pixels stays below this, whatever the graph or the caller asks for.
 const MAX_BATCH_BYTES: usize = 1 << 30;
@@ -48,6 +50,25 @@ pub struct Views {
     pub count: u32,
 }
 
+/// How samples become input.
+#[derive(Debug, Clone, Copy)]
+pub enum Preparation<'c> {
+    /// Pictures, for a graph with one input `[N, 3, H, W]`.
+    Pictures(&'c Preprocess),
+    /// Texts, for a graph that takes `input_ids`.
+    Texts(&'c TextEncoder),
+}
+
+impl Preparation<'_> {
+    /// What of it belongs to a cache key.
+    pub fn recipe(&self) -> Recipe {
+        match self {
+            Preparation::Pictures(preprocess) => Recipe::Picture((*preprocess).clone()),
+            Preparation::Texts(encoder) => Recipe::Text(encoder.recipe().clone()),
+        }
+    }
+}
+
 /// How features are computed.
 #[derive(Debug, Clone)]
 pub struct ExtractConfig<'c> {
@@ -56,7 +77,7 @@ pub struct ExtractConfig<'c> {
     /// The tensors to cut at, at least one; all are computed in one pass.
     pub taps: &'c [Tap],
     /// How samples become input.
-    pub recipe: &'c Recipe,
+    pub input: Preparation<'c>,
     /// Random views of the training samples.
     pub views: Option<&'c Views>,
     /// Stored number type.
@@ -205,9 +226,10 @@ impl Extraction<'_> {
 /// # Errors
 /// As [`Model::prefix_digest`].
 pub fn keys(model: &Model, config: &ExtractConfig<'_>) -> Result<Vec<Vec<Key>>, Error> {
+    let recipe = config.input.recipe();
     let spec = |pool, view| KeySpec {
         pool,
-        recipe: config.recipe,
+        recipe: &recipe,
         view,
         dtype: config.dtype,
         provider: config.device.class(),
@@ -244,8 +266,10 @@ pub fn extract<'d>(
     monitor: Monitor<'_>,
 ) -> Result<Extraction<'d>, Error> {
     let start = Instant::now();
-    let Recipe::Picture(preprocess) = config.recipe;
-    let batch_size = check_input(model, preprocess, config.batch_size)?;
+    let batch_size = match config.input {
+        Preparation::Pictures(preprocess) => check_input(model, preprocess, config.batch_size)?,
+        Preparation::Texts(_) => check_text(config)?,
+    };
     let keys = keys(model, config)?;
     let n_slots = keys[0].len();
     let mut entries = Vec::new();
@@ -285,24 +309,15 @@ pub fn extract<'d>(
     let boundaries: Vec<&str> = config.taps.iter().map(|tap| tap.boundary.as_str()).collect();
     let cut = model.cut(&boundaries)?;
     let (n_sessions, intra_threads) = sessions_for(&cut, config.device, config.threads);
-    let [channels, height, width] = preprocess.shape();
-    let pipeline = Pipeline {
-        engine,
-        model: &cut,
-        options: SessionOptions {
-            intra_threads,
-            device: config.device,
-        },
-        n_sessions,
-        n_threads: config.threads.max(1),
-        shape: vec![batch_size, channels, height, width],
+    let options = SessionOptions {
+        intra_threads,
+        device: config.device,
     };
     let work = Work {
         data,
         entries: &entries,
         n_slots,
         config,
-        preprocess,
         end: range.end,
         first: range.start,
         next: AtomicUsize::new(range.start),
@@ -322,7 +337,29 @@ pub fn extract<'d>(
     });
     let spent = Spent::default();
     let writer = Writer::new(&entries, note.to_string(), config.block_rows, budget.as_ref());
-    work.run(&pipeline, &spent, writer)?;
+    match config.input {
+        Preparation::Pictures(preprocess) => {
+            let [channels, height, width] = preprocess.shape();
+            let pipeline = Pipeline {
+                engine,
+                model: &cut,
+                options,
+                n_sessions,
+                n_threads: config.threads.max(1),
+                shape: vec![batch_size, channels, height, width],
+            };
+            work.run(writer, |sender| {
+                let sink = |tags: &[Tag], outputs: &[OutputView<'_>]| work.hand_over(tags, outputs, sender);
+                pipeline.run(&spent, |filler| work.fill(preprocess, filler), sink)
+            })?;
+        }
+        Preparation::Texts(encoder) => {
+            let texts = Texts::new(&work, encoder, &cut, batch_size)?;
+            work.run(writer, |sender| {
+                texts.run(&spent, n_sessions, sender, &|| engine.session(&cut, options))
+            })?;
+        }
+    }
     if monitor.is_cancelled() {
         return Err(Error::Interrupted {
             done: work.done.into_inner(),
@@ -441,6 +478,18 @@ pub(crate) fn check_input(model: &Model, preprocess: &Preprocess, batch_size: us
     checked_batch(*batch)
 }
 
+/// Checks what is asked of texts; returns how many go into a batch.
+fn check_text(config: &ExtractConfig<'_>) -> Result<usize, Error> {
+    if config.taps.iter().any(|tap| tap.pool != Pool::None) {
+        let text = "--pool is for pictures; texts are pooled as their model says, or by --text-pool";
+        return Err(Error::Usage(text.to_owned()));
+    }
+    if config.views.is_some() {
+        return Err(Error::Usage("random views are for pictures".to_owned()));
+    }
+    Ok(config.batch_size)
+}
+
 /// How many sessions of how many threads. On the processor each holds its own copy of the weights, and together they
 /// stay below 2 GiB; a GPU has one.
 pub(crate) fn sessions_for(model: &Model, device: Device, threads: usize) -> (usize, usize) {
@@ -478,14 +527,13 @@ pub(crate) fn prepare(
 /// One row on its way through the network: which picture and which of its views.
 type Tag = (RowId, usize);
 
-struct Work<'w> {
+pub(super) struct Work<'w> {
     data: &'w Dataset,
     /// Per tap, per slot.
     entries: &'w [Entry],
     /// The plain picture and its views.
     n_slots: usize,
     config: &'w ExtractConfig<'w>,
-    preprocess: &'w Preprocess,
     first: usize,
     end: usize,
     next: AtomicUsize,
@@ -497,11 +545,16 @@ struct Work<'w> {
 }
 
 impl Work<'_> {
-    fn run(&self, pipeline: &Pipeline<'_>, spent: &Spent, mut writer: Writer<'_>) -> Result<(), Error> {
+    /// Lets `compute` send rows to a thread that makes them durable.
+    fn run(
+        &self,
+        mut writer: Writer<'_>,
+        compute: impl FnOnce(&mpsc::SyncSender<Computed>) -> Result<(), Error>,
+    ) -> Result<(), Error> {
         /// How often the writer looks for blocks that have waited long.
         const TICK: Duration = Duration::from_secs(1);
         // Bounded: a slow disk holds the threads back instead of filling memory.
-        let (sender, receiver) = mpsc::sync_channel::<Computed>(2 * pipeline.n_threads);
+        let (sender, receiver) = mpsc::sync_channel::<Computed>(2 * self.config.threads.max(1));
         std::thread::scope(|scope| {
             let written = scope.spawn(move || {
                 let mut outcome = Ok(());
@@ -521,32 +574,25 @@ impl Work<'_> {
                 while receiver.recv().is_ok() {}
                 outcome.and(writer.flush())
             });
-            let sink = |tags: &[Tag], outputs: &[OutputView<'_>]| self.hand_over(tags, outputs, &sender);
-            let run = pipeline.run(spent, |filler| self.fill(filler), sink);
+            let computed = compute(&sender);
             drop(sender);
-            run.and(written.join().expect("the writer does not panic"))
+            computed.and(written.join().expect("the writer does not panic"))
         })
     }
 
-    /// Takes samples until there are none.
-    fn fill(&self, filler: &mut Filler<'_, Tag>) -> Result<(), Error> {
+    /// Calls `each` with sample after sample until there are none, or it says that there is no more to do.
+    pub(super) fn take_samples(
+        &self,
+        mut each: impl FnMut(&mut Reader<'_>, usize) -> Result<bool, Error>,
+    ) -> Result<(), Error> {
         let mut reader = self.data.reader();
         loop {
             let first = self.next.fetch_add(CHUNK, Ordering::Relaxed);
             let last = (first + CHUNK).min(self.end);
             for sample in first..last {
-                if self.stop.load(Ordering::Relaxed) || self.monitor.is_cancelled() {
+                if self.is_stopped() || !each(&mut reader, sample)? {
                     return Ok(());
                 }
-                let content = filler.prepare(|| reader.read(sample));
-                let outcome = match content {
-                    Ok(content) => match self.place(filler, sample, &content)? {
-                        Some(outcome) => outcome,
-                        None => return Ok(()),
-                    },
-                    Err(reason) => Err(reason),
-                };
-                self.note(sample, outcome);
             }
             if first >= self.end {
                 return Ok(());
@@ -554,7 +600,39 @@ impl Work<'_> {
         }
     }
 
-    fn note(&self, sample: usize, outcome: Result<RowId, String>) {
+    /// Whether someone has failed or cancelled.
+    pub(super) fn is_stopped(&self) -> bool {
+        self.stop.load(Ordering::Relaxed) || self.monitor.is_cancelled()
+    }
+
+    /// Makes all threads stop at their next sample.
+    pub(super) fn halt(&self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether rows of a sample are missing in a slot.
+    pub(super) fn is_missing(&self, id: &RowId, slot: usize) -> bool {
+        let mut entries = self.entries.iter().skip(slot).step_by(self.n_slots);
+        !entries.all(|entry| entry.contains(id))
+    }
+
+    /// Takes samples until there are none, and puts into batches what is missing of them.
+    fn fill(&self, preprocess: &Preprocess, filler: &mut Filler<'_, Tag>) -> Result<(), Error> {
+        self.take_samples(|reader, sample| {
+            let content = filler.prepare(|| reader.read(sample));
+            let outcome = match content {
+                Ok(content) => match self.place(preprocess, filler, sample, &content)? {
+                    Some(outcome) => outcome,
+                    None => return Ok(false),
+                },
+                Err(reason) => Err(reason),
+            };
+            self.note(sample, outcome);
+            Ok(true)
+        })
+    }
+
+    pub(super) fn note(&self, sample: usize, outcome: Result<RowId, String>) {
         let offset = sample - self.first;
         let mut outcomes = self.outcomes.lock().unwrap_or_else(PoisonError::into_inner);
         match outcome {
@@ -570,6 +648,7 @@ impl Work<'_> {
     #[expect(clippy::type_complexity, reason = "an outcome, or none, or the job's end")]
     fn place(
         &self,
+        preprocess: &Preprocess,
         filler: &mut Filler<'_, Tag>,
         sample: usize,
         content: &Content<'_>,
@@ -582,11 +661,12 @@ impl Work<'_> {
         };
         let mut is_miss = false;
         for slot in 0..n_slots {
-            let mut entries = self.entries.iter().skip(slot).step_by(self.n_slots);
-            if entries.all(|entry| entry.contains(&id)) {
+            if !self.is_missing(&id, slot) {
                 continue;
             }
-            let placed = filler.fill((id, slot), |out| self.prepare(content, &id, slot, out))?;
+            let placed = filler.fill((id, slot), |out| {
+                self.prepare(preprocess, content, &id, slot, out)
+            })?;
             match placed {
                 None => return Ok(None),
                 Some(Err(reason)) => return Ok(Some(Err(reason))),
@@ -594,25 +674,35 @@ impl Work<'_> {
             }
         }
         if is_miss {
-            self.misses.fetch_add(1, Ordering::Relaxed);
+            self.count_miss();
         }
         Ok(Some(Ok(id)))
     }
 
-    fn prepare(&self, content: &Content<'_>, id: &RowId, slot: usize, out: &mut [f32]) -> Result<(), String> {
+    pub(super) fn count_miss(&self) {
+        self.misses.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn prepare(
+        &self,
+        preprocess: &Preprocess,
+        content: &Content<'_>,
+        id: &RowId,
+        slot: usize,
+        out: &mut [f32],
+    ) -> Result<(), String> {
         match self.config.views.filter(|_| slot > 0) {
-            None => prepare(self.preprocess, content, None, out),
+            None => prepare(preprocess, content, None, out),
             Some(views) => {
                 let size = match content {
-                    Content::Encoded(bytes) => self
-                        .preprocess
-                        .source_size(bytes)
-                        .map_err(|error| error.to_string())?,
+                    Content::Encoded(bytes) => {
+                        preprocess.source_size(bytes).map_err(|error| error.to_string())?
+                    }
                     Content::Pixels { width, height, .. } => (*width, *height),
                     Content::Text(_) => (0, 0),
                 };
                 let view = views.augment.view(id, slot as u32 - 1, size);
-                prepare(self.preprocess, content, Some(&view), out)
+                prepare(preprocess, content, Some(&view), out)
             }
         }
     }

@@ -9,6 +9,7 @@ use super::pool::Pool;
 use crate::error::Error;
 use crate::image::{Augment, Preprocess};
 use crate::onnx::Model;
+use crate::text::TextRecipe;
 
 /// Raised when the same fields would give other numbers.
 const FORMAT: u32 = 2;
@@ -39,6 +40,8 @@ impl FeatureType {
 pub enum Recipe {
     /// Decoded, resized, cropped, normalised.
     Picture(Preprocess),
+    /// Cut into tokens; what the network gives for them is pooled.
+    Text(TextRecipe),
 }
 
 /// One random view of every picture.
@@ -185,13 +188,15 @@ impl Key {
 
     /// What a person tells entries apart by, in one line.
     pub fn summary(&self) -> String {
-        let Recipe::Picture(preprocess) = &self.input;
-        let [_, height, width] = preprocess.shape();
-        let mut text = format!(
-            "graph {}, {height} x {width}, {}",
-            &self.prefix[..8.min(self.prefix.len())],
-            self.provider
-        );
+        let input = match &self.input {
+            Recipe::Picture(preprocess) => {
+                let [_, height, width] = preprocess.shape();
+                format!("{height} x {width}")
+            }
+            Recipe::Text(recipe) => format!("texts of {} tokens", recipe.max_length()),
+        };
+        let prefix = &self.prefix[..8.min(self.prefix.len())];
+        let mut text = format!("graph {prefix}, {input}, {}", self.provider);
         if self.pool != Pool::None {
             text.push_str(if self.pool == Pool::Avg {
                 ", average"

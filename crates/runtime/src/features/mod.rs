@@ -14,13 +14,14 @@ mod pipeline;
 mod pool;
 mod shard;
 mod store;
+mod texts;
 mod writer;
 
 pub use cache::{
     EntryInfo, GarbageOptions, KeyState, Problem, Removed, Verification, collect_garbage, explain,
     list_entries, verify_cache,
 };
-pub use extract::{ExtractConfig, Extraction, Tap, Views, extract, keys};
+pub use extract::{ExtractConfig, Extraction, Preparation, Tap, Views, extract, keys};
 pub(crate) use extract::{check_input, prepare, sessions_for};
 pub use key::{Difference, FeatureType, Key, KeySpec, Recipe, ViewKey};
 pub use manifest::{Header, Labelled, Line, Manifest, save_manifest};

@@ -36,7 +36,7 @@ pub(crate) struct Spent {
 }
 
 impl Spent {
-    fn add(counter: &AtomicU64, since: Instant) {
+    pub(super) fn add(counter: &AtomicU64, since: Instant) {
         let nanoseconds = since.elapsed().as_nanos();
         counter.fetch_add(u64::try_from(nanoseconds).unwrap_or(u64::MAX), Ordering::Relaxed);
     }

@@ -181,6 +181,19 @@ pub(crate) fn write(descr: &str, shape: &[usize]) -> Vec<u8> {
     bytes
 }
 
+/// The same header with spaces in front of its end, so that it fills `n_bytes` that were kept free for a longer one.
+pub(crate) fn write_padded(header: &[u8], n_bytes: usize) -> Vec<u8> {
+    const BEFORE: usize = 10;
+    let text = header.get(BEFORE..).unwrap_or_default().trim_ascii_end();
+    let n_text = n_bytes.saturating_sub(BEFORE);
+    let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
+    bytes.extend(u16::try_from(n_text).unwrap_or(0).to_le_bytes());
+    bytes.extend(text);
+    bytes.resize(n_bytes.saturating_sub(1), b' ');
+    bytes.push(b'\n');
+    bytes
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -123,8 +123,17 @@ pub(crate) fn features_of(array: &ArrayFile) -> Result<Features, Error> {
             array.header.shape
         )));
     };
-    refuse_fortran(array)?;
     let mut values = Vec::with_capacity(reserve(array));
+    features_into(array, &mut values)?;
+    Features::new(values, n_features).map_err(|error| match error {
+        Error::Features(reason) => array.bad(reason),
+        other => other,
+    })
+}
+
+/// Adds the values of a float array to others.
+pub(crate) fn features_into(array: &ArrayFile, values: &mut Vec<f32>) -> Result<(), Error> {
+    refuse_fortran(array)?;
     match array.header.kind.as_str() {
         "f2" => {
             array.each_chunk(|bytes| numbers(bytes, half::f16::from_le_bytes, |v| values.push(v.to_f32())))?
@@ -137,10 +146,7 @@ pub(crate) fn features_of(array: &ArrayFile) -> Result<Features, Error> {
             )));
         }
     }
-    Features::new(values, n_features).map_err(|error| match error {
-        Error::Features(reason) => array.bad(reason),
-        other => other,
-    })
+    Ok(())
 }
 
 /// The values of an integer array `[N]` or `[N, 1]`.

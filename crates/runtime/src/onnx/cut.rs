@@ -14,6 +14,11 @@ impl Model {
     /// # Errors
     /// [`Error::Backbone`] where the graph has several outputs and no classifier to choose by.
     pub fn default_boundary(&self) -> Result<String, Error> {
+        // An encoder of texts ends in what is wanted of it: one vector per text or per token.
+        if self.inputs.iter().any(|input| input.name == "input_ids") {
+            let whole = self.outputs.iter().find(|name| *name == "sentence_embedding");
+            return Ok(whole.unwrap_or(&self.outputs[0]).clone());
+        }
         let constants = self.constants();
         let producers = self.producers();
         let output = &self.outputs[0];

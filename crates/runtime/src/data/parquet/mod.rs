@@ -400,6 +400,51 @@ pub(super) fn column_names(path: &Path) -> Result<Vec<String>, String> {
     Ok(columns(&file).into_iter().map(|column| column.name).collect())
 }
 
+/// Hands the texts of some columns, row by row, to `take`; which of the columns there are.
+///
+/// # Errors
+/// Why the file cannot be read.
+pub(crate) fn each_text_row(
+    path: &Path,
+    names: &[&str],
+    mut take: impl FnMut(&[Option<Cow<'_, str>>]),
+) -> Result<Vec<bool>, String> {
+    let file = ParquetFile::open(path)?;
+    let columns = columns(&file);
+    let leaf = |name: &&str| {
+        let column = columns.iter().find(|column| column.name == **name)?;
+        column.kind.leaf()
+    };
+    let leaves: Vec<Option<usize>> = names.iter().map(leaf).collect();
+    for (group, n_rows) in file.group_rows().into_iter().enumerate() {
+        let open = |leaf: &Option<usize>| leaf.map(|leaf| Cells::open(&file, group, leaf)).transpose();
+        let mut cells: Vec<Option<Cells>> = leaves.iter().map(open).collect::<Result<_, _>>()?;
+        let mut left = n_rows;
+        while left > 0 {
+            let n = usize::try_from(left).unwrap_or(BATCH_ROWS).min(BATCH_ROWS);
+            let mut batch = Vec::with_capacity(cells.len());
+            for cells in &mut cells {
+                batch.push(match cells {
+                    None => vec![Cell::Null; n],
+                    Some(cells) => cells.read(n)?,
+                });
+            }
+            for row in 0..n {
+                let text = |column: &Vec<Cell>| match column.get(row) {
+                    Some(cell) => cell
+                        .text()
+                        .map(|text| text.map(|text| Cow::Owned(text.into_owned()))),
+                    None => Err("a row group ends before its rows do".to_owned()),
+                };
+                let texts: Vec<Option<Cow<'_, str>>> = batch.iter().map(text).collect::<Result<_, _>>()?;
+                take(&texts);
+            }
+            left -= n as u64;
+        }
+    }
+    Ok(leaves.iter().map(Option::is_some).collect())
+}
+
 /// A `metadata.parquet` of an image folder, in the folder `below`.
 pub(super) fn add_metadata(
     path: &Path,
