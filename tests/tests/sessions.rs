@@ -153,6 +153,34 @@ fn what_does_not_fit_is_said() {
 }
 
 #[test]
+fn weights_beside_the_model_are_read_where_they_lie() {
+    let weights: [f32; 2] = [2.0, -0.5];
+    // At 6 the file does not align them to their type.
+    for offset in [0, 4, 6, 4096] {
+        let scratch = harness::Scratch::new();
+        let mut data = vec![0xff; offset];
+        data.extend(weights.iter().flat_map(|weight| weight.to_le_bytes()));
+        scratch.write("w.bin", &data);
+        let graph = Graph::new()
+            .input("x", dtype::FLOAT, &ROWS)
+            .external("w", dtype::FLOAT, &[2], "w.bin", offset as u64)
+            .node("Mul", &["x", "w"], &["y"])
+            .output("y", dtype::FLOAT);
+        let model = Model::open(&scratch.write("m.onnx", &graph.build())).unwrap();
+        let engine = Engine::open(Some(harness::onnx_runtime())).unwrap();
+        let options = SessionOptions {
+            intra_threads: 1,
+            device: Device::Cpu,
+        };
+        let mut session = engine.session(&model, options).unwrap();
+        // The session holds what it reads, whatever becomes of the model.
+        drop(model);
+        let output = session.run(&[f32s(&[1, 2], &[3.0, 8.0])]).unwrap().remove(0);
+        assert_eq!(output.values, [6.0, -4.0], "offset {offset}");
+    }
+}
+
+#[test]
 fn an_operator_that_onnx_runtime_does_not_know_is_named() {
     let error = session(
         Graph::new()
