@@ -5,7 +5,7 @@
 
 Compares the uint8 pixels of each picture, the float32 tensors of torchvision's, timm's and transformers' evaluation transforms, random
 views, EXIF orientation and scaled decoding. What Pillow refuses must be refused. Prints the number of checks and mismatches; exits
-with 1 on any mismatch. `--graftwork BIN` in addition runs the binary's own reading of `--preprocess`.
+with 1 on any mismatch.
 """
 
 from __future__ import annotations

@@ -3,10 +3,9 @@
 //! `cargo bench --package graftwork-benches -- FOLDER [RESIZE CROP]`
 
 use std::hint::black_box;
-use std::path::Path;
 use std::time::Instant;
 
-use runtime::data::list_pictures;
+use runtime::data::{Content, Dataset};
 use runtime::image::{Preprocess, decode};
 
 /// Each picture is done this often; the best counts, for the machine is shared.
@@ -26,10 +25,13 @@ fn main() {
         crop: side(2, 224).into(),
         ..Preprocess::imagenet()
     };
-    let pictures: Vec<Vec<u8>> = list_pictures(Path::new(folder))
-        .expect("a folder that can be read")
-        .iter()
-        .map(|path| std::fs::read(path).expect("a picture that can be read"))
+    let data = Dataset::of_pictures(&[folder.into()]).expect("a folder of pictures");
+    let mut reader = data.reader();
+    let pictures: Vec<Vec<u8>> = (0..data.len())
+        .filter_map(|picture| match reader.read(picture) {
+            Ok(Content::Encoded(bytes)) => Some(bytes.into_owned()),
+            _ => None,
+        })
         .collect();
     let mut input = vec![0.0; preprocess.numel()];
     let (mut decode_s, mut transform_s, mut prepare_s, mut n) = (0.0, 0.0, 0.0, 0);

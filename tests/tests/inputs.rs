@@ -28,7 +28,8 @@ fn digits() -> Vec<(String, String, String, Vec<u8>)> {
     let root = fixture("digits/pictures");
     let mut all = Vec::new();
     for split in ["train", "val"] {
-        let mut paths: Vec<PathBuf> = runtime::data::list_pictures(&root.join(split)).unwrap();
+        let files = |folder: PathBuf| fs::read_dir(folder).unwrap().map(|file| file.unwrap().path());
+        let mut paths: Vec<PathBuf> = files(root.join(split)).flat_map(files).collect();
         paths.sort();
         for path in paths {
             let below = path.strip_prefix(&root).unwrap().to_str().unwrap().to_owned();

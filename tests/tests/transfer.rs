@@ -106,7 +106,7 @@ fn features_are_those_of_torchvision_and_onnxruntime() {
         let scale = want.iter().fold(0f32, |top, value| top.max(value.abs()));
         for (got, want) in got.iter().zip(want) {
             assert!(
-                (got - want).abs() <= 1e-4 * want.abs().max(1e-3 * scale),
+                (got - want).abs() <= 1e-5 * want.abs().max(1e-3 * scale),
                 "{path}: {got} and {want}"
             );
         }

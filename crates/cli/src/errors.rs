@@ -140,7 +140,7 @@ fn judge_io(error: &io::Error) -> (u8, Option<String>) {
 
 fn judge_runtime(error: &runtime::Error) -> Option<(u8, Option<String>)> {
     use runtime::Error::{
-        BadFile, CacheFull, Cancelled, CropMismatch, CudaMissing, Exists, HalfOverflow, Install, Interrupted,
+        CacheFull, Cancelled, CropMismatch, CudaMissing, Damaged, Exists, HalfOverflow, Install, Interrupted,
         JobDiffers, JobUnfinished, NoSplit, OrtMissing, OrtUnusable, UnknownTensor, Usage,
     };
     Some(match error {
@@ -158,7 +158,7 @@ fn judge_runtime(error: &runtime::Error) -> Option<(u8, Option<String>)> {
         ),
         NoSplit { .. } => (code::USAGE, Some("--val-fraction 0.2".to_owned())),
         Usage(_) => (code::USAGE, None),
-        BadFile { path, .. } if is_of_cache(path) => (
+        Damaged { .. } => (
             code::BAD_INPUT,
             Some(
                 "graftwork cache verify --repair removes what is damaged; it is computed again then"
@@ -219,13 +219,4 @@ fn cuda_hint(missing: &runtime::engine::CudaMissing) -> &'static str {
         }
         _ => "graftwork doctor lists what there is",
     }
-}
-
-/// Whether a damaged file is one that the cache can do without.
-fn is_of_cache(path: &std::path::Path) -> bool {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let ours = ["block-", "labels-", "done-"]
-        .iter()
-        .any(|start| name.starts_with(start));
-    ours || name == "key.json" || name == "job.json"
 }

@@ -133,6 +133,14 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
+    /// A file of the cache whose bytes are not those that were written.
+    #[error("`{}` is damaged: {reason}", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// How that shows.
+        reason: String,
+    },
     /// Features that no head can be trained on.
     #[error("the features cannot be used: {0}")]
     Features(String),

@@ -188,6 +188,10 @@ pub struct ExtractSummary {
     pub n_left_out: usize,
     /// The first of them, at most ten.
     pub left_out: Vec<LeftOut>,
+    /// Samples of splits that are for neither training nor validation: which, and how many.
+    pub set_aside: Vec<(String, usize)>,
+    /// Whether a GPU was asked for and some operators ran on the processor all the same.
+    pub partly_on_cpu: bool,
     /// Wall time.
     pub elapsed: std::time::Duration,
 }
@@ -203,6 +207,8 @@ impl ExtractSummary {
             misses: extraction.misses,
             n_left_out: extraction.n_left_out,
             left_out: extraction.left_out().take(N_NAMED).collect(),
+            set_aside: extraction.set_aside().to_vec(),
+            partly_on_cpu: extraction.partly_on_cpu,
             elapsed: extraction.elapsed,
         }
     }

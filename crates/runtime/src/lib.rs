@@ -1,10 +1,10 @@
 //! Frozen ONNX backbone -> cached features -> trained head -> one deployable model.
 //!
 //! A picture's way: [`data`] lists it, [`image`] makes network input of it, [`engine`] runs the graph that [`onnx`] cut,
-//! [`features`] keeps the result, [`solve`] fits a head on all of them, [`export`] puts head and graph together and
+//! [`features`] keeps the result ([`text`] is for graphs that take tokens), [`solve`] fits a head on all of them, [`export`] puts head and graph together and
 //! proves that they agree. [`job::fit`] is all of it in one call.
 //!
-//! Deliberately absent: fine-tuning of the backbone, CUDA, text.
+//! Deliberately absent: fine-tuning of the backbone.
 
 pub mod data;
 pub mod engine;

@@ -2,21 +2,11 @@
 
 use std::str::FromStr;
 
-use clap::{Args, ValueEnum};
+use clap::Args;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use runtime::image::{Crop, Interpolation, Preprocess, Resize};
 
 use crate::usage::UsageError;
-
-/// Filters by name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum InterpolationArg {
-    Nearest,
-    Box,
-    Bilinear,
-    Hamming,
-    Bicubic,
-    Lanczos,
-}
 
 /// How pictures become network input; the defaults are torchvision's for ImageNet.
 #[derive(Debug, Args)]
@@ -33,8 +23,8 @@ pub(crate) struct PreprocessArgs {
     #[arg(long, value_name = "SIZE")]
     pub(crate) crop: Option<CropArg>,
     /// Filter of the resize [default: bilinear]
-    #[arg(long, value_enum)]
-    pub(crate) interpolation: Option<InterpolationArg>,
+    #[arg(long, value_name = "FILTER", value_parser = filters())]
+    pub(crate) interpolation: Option<Interpolation>,
     /// What bytes are multiplied by before mean and deviation [default: 1/255]
     #[arg(long, value_name = "FACTOR")]
     pub(crate) rescale: Option<f64>,
@@ -95,6 +85,12 @@ impl FromStr for CropArg {
     }
 }
 
+/// The filters by the names that the library gives them.
+fn filters() -> impl TypedValueParser<Value = Interpolation> {
+    PossibleValuesParser::new(Interpolation::ALL.map(Interpolation::name))
+        .try_map(|name| Interpolation::from_name(&name).ok_or("no such filter"))
+}
+
 /// Height and width from `HEIGHTxWIDTH`.
 fn rectangle(text: &str) -> Option<(usize, usize)> {
     let (height, width) = text.split_once('x')?;
@@ -102,6 +98,22 @@ fn rectangle(text: &str) -> Option<(usize, usize)> {
 }
 
 impl PreprocessArgs {
+    /// The first of the flags that was given: a network for texts has no use for it.
+    pub(crate) fn given(&self) -> Option<&'static str> {
+        let flags = [
+            ("--preprocess", self.preprocess.is_some()),
+            ("--resize", self.resize.is_some()),
+            ("--crop", self.crop.is_some()),
+            ("--interpolation", self.interpolation.is_some()),
+            ("--rescale", self.rescale.is_some()),
+            ("--mean", self.mean.is_some()),
+            ("--std", self.std.is_some()),
+            ("--exif", self.exif),
+            ("--scaled-decode", self.scaled_decode),
+        ];
+        flags.into_iter().find(|(_, given)| *given).map(|(flag, _)| flag)
+    }
+
     pub(crate) fn checked(&self) -> anyhow::Result<Preprocess> {
         let mut preprocess = match &self.preprocess {
             None => Preprocess::imagenet(),
@@ -114,14 +126,7 @@ impl PreprocessArgs {
             preprocess.crop = crop;
         }
         if let Some(filter) = self.interpolation {
-            preprocess.interpolation = match filter {
-                InterpolationArg::Nearest => Interpolation::Nearest,
-                InterpolationArg::Box => Interpolation::Box,
-                InterpolationArg::Bilinear => Interpolation::Bilinear,
-                InterpolationArg::Hamming => Interpolation::Hamming,
-                InterpolationArg::Bicubic => Interpolation::Bicubic,
-                InterpolationArg::Lanczos => Interpolation::Lanczos,
-            };
+            preprocess.interpolation = filter;
         }
         let triple = |flag: &str, values: &Option<Vec<f32>>, default: [f32; 3]| match values.as_deref() {
             None => Ok(default),

@@ -29,6 +29,18 @@ pub(crate) struct TextArgs {
 }
 
 impl TextArgs {
+    /// The first of the flags that was given: a network for pictures has no use for it.
+    pub(crate) fn given(&self) -> Option<&'static str> {
+        let flags = [
+            ("--tokenizer", self.tokenizer.is_some()),
+            ("--max-length", self.max_length.is_some()),
+            ("--text-pool", !self.text_pool.is_empty()),
+            ("--normalize", self.normalize.is_some()),
+            ("--prompt", self.prompt.is_some()),
+        ];
+        flags.into_iter().find(|(_, given)| *given).map(|(flag, _)| flag)
+    }
+
     /// The encoder for a backbone; what was assumed is said.
     pub(crate) fn open(&self, backbone: &Path) -> anyhow::Result<TextEncoder> {
         let options = TextOptions {

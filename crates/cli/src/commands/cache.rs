@@ -4,14 +4,14 @@ use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use clap::{Args, Subcommand};
-use runtime::data::{Dataset, Unlabelled, Wanted};
+use runtime::data::{Dataset, Unlabelled};
 use runtime::exchange::{ClipRetrievalWriter, Modality, Precision, WriteOptions};
 use runtime::features::{
     DEFAULT_BLOCK_ROWS, EntryInfo, ExtractConfig, FeatureType, GarbageOptions, Key, KeyState, Manifest,
     Recipe, Store, collect_garbage, explain, keys, list_entries, verify_cache,
 };
 
-use super::extract::{Input, RecipeArgs};
+use super::extract::RecipeArgs;
 use crate::args::{CacheArg, age, size};
 use crate::errors::code;
 use crate::text;
@@ -347,9 +347,7 @@ fn explain_miss(args: &ExplainArgs) -> anyhow::Result<u8> {
         Some(path) => {
             let mut options = runtime::data::DataOptions::new(runtime::data::SplitRule::Loose);
             options.unlabelled = Unlabelled::Keep;
-            if let Input::Texts(_) = checked.input {
-                options.wanted = Wanted::Texts;
-            }
+            options.wanted = checked.input.wanted();
             Some(Dataset::open(path, &options)?)
         }
     };

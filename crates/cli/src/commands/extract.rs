@@ -49,6 +49,14 @@ pub(crate) enum Input {
 }
 
 impl Input {
+    /// What of samples that have several parts.
+    pub(crate) fn wanted(&self) -> Wanted {
+        match self {
+            Input::Texts(_) => Wanted::Texts,
+            Input::Pictures(_) => Wanted::Pictures,
+        }
+    }
+
     pub(crate) fn preparation(&self) -> Preparation<'_> {
         match self {
             Input::Pictures(preprocess) => Preparation::Pictures(preprocess),
@@ -62,7 +70,17 @@ impl RecipeArgs {
         let preprocess = self.preprocess.checked()?;
         let views = self.views.checked()?;
         let (model, cuts) = self.backbone.open()?;
-        let input = if TextGraph::is_for_text(&model) {
+        let is_for_text = TextGraph::is_for_text(&model);
+        let stray = if is_for_text {
+            self.preprocess.given().map(|flag| (flag, "pictures", "texts"))
+        } else {
+            self.texts.given().map(|flag| (flag, "texts", "pictures"))
+        };
+        if let Some((flag, of, takes)) = stray {
+            let text = format!("{flag} is for {of}, and this backbone takes {takes}");
+            return Err(UsageError::new(text).into());
+        }
+        let input = if is_for_text {
             Input::Texts(Box::new(self.texts.open(model.path())?))
         } else {
             Input::Pictures(preprocess)
@@ -98,10 +116,7 @@ pub(crate) fn run(args: &ExtractArgs) -> anyhow::Result<u8> {
     let shard = args.shard()?;
     let checked = args.recipe.checked()?;
     let mut options = args.data.options_to_extract();
-    options.wanted = match checked.input {
-        Input::Texts(_) => Wanted::Texts,
-        Input::Pictures(_) => Wanted::Pictures,
-    };
+    options.wanted = checked.input.wanted();
     let data = Dataset::open(&args.data.data, &options)?;
     let (engine, device) = args.recipe.engine.open()?;
     let cache = args.recipe.cache.folder()?;
@@ -175,7 +190,7 @@ fn to_json(extraction: &Extraction<'_>, labels: Option<&std::path::Path>) -> ser
             "preparing": extraction.preparing.as_secs_f64(),
             "running": extraction.running.as_secs_f64(),
         },
-        "images_per_second": extraction.images_per_second(),
+        "images_per_second": ExtractSummary::of(extraction).images_per_second(),
     })
 }
 
@@ -206,6 +221,12 @@ pub(crate) fn report(extraction: &ExtractSummary) {
         extraction.images_per_second(),
         extraction.boundary
     ));
+    if extraction.partly_on_cpu {
+        text::remark("some operators ran on the processor: the GPU's provider has no kernel for them");
+    }
+    for (split, n) in &extraction.set_aside {
+        text::remark(&format!("set aside: {n} samples of `{split}`"));
+    }
     for left_out in &extraction.left_out {
         text::remark(&format!("left out `{}`: {}", left_out.name, left_out.reason));
     }

@@ -304,20 +304,5 @@ fn class_names(folder: &Path, left_out: &mut LeftOuts) -> Result<Vec<String>, Er
     Ok(classes)
 }
 
-/// Pictures in a folder and the folders below it, by ending, in order of paths; hidden files are left out.
-///
-/// # Errors
-/// A folder that cannot be read.
-pub fn list_pictures(folder: &Path) -> Result<Vec<PathBuf>, Error> {
-    fs::read_dir(folder).map_err(FileError::at("read", folder))?;
-    let mut names = Names::default();
-    walk(folder, "", &is_picture, &mut names, &mut LeftOuts::default())?;
-    let path = |idx| {
-        let (prefix, name) = names.parts(idx);
-        folder.join(prefix).join(name)
-    };
-    Ok((0..names.len()).map(path).collect())
-}
-
 #[cfg(test)]
 mod tests;

@@ -28,7 +28,6 @@ use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
 pub use content::Content;
-pub use folder::list_pictures;
 pub use left_out::LeftOut;
 pub use options::{Columns, DataOptions, Unlabelled, Wanted};
 pub use reader::Reader;

@@ -97,7 +97,7 @@ impl Rows {
 /// Whether a file is what its name says; the digest is of all its bytes, read through a buffer.
 ///
 /// # Errors
-/// [`Error::BadFile`] where it is not.
+/// [`Error::Damaged`] where it is not.
 pub(super) fn check_name(path: &Path) -> Result<(), Error> {
     const BUFFER: usize = 1 << 18;
     let mut file = File::open(path).map_err(FileError::at("read", path))?;
@@ -116,9 +116,9 @@ pub(super) fn check_name(path: &Path) -> Result<(), Error> {
     if stated == Some(&hasher.finalize().to_hex()[..32]) {
         return Ok(());
     }
-    Err(Error::BadFile {
+    Err(Error::Damaged {
         path: path.to_owned(),
-        reason: "it is damaged: its content does not match the digest in its name".to_owned(),
+        reason: "its content does not match the digest in its name".to_owned(),
     })
 }
 
@@ -126,7 +126,7 @@ impl Block {
     /// Checks a block's digest and maps it.
     ///
     /// # Errors
-    /// [`Error::BadFile`] where a byte of it has changed or it holds other rows than the entry's.
+    /// [`Error::Damaged`] where a byte of it has changed; [`Error::BadFile`] where it holds other rows than the entry's.
     pub(super) fn open(path: &Path, dtype: FeatureType) -> Result<Block, Error> {
         check_name(path)?;
         Block::map(path, dtype)

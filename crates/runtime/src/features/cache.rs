@@ -250,9 +250,9 @@ fn compare_rows(
 }
 
 fn problem(path: &Path, error: &Error) -> Problem {
-    let is_damage = matches!(error, Error::BadFile { reason, .. } if reason.contains("damaged"));
+    let is_damage = matches!(error, Error::Damaged { .. });
     let reason = match error {
-        Error::BadFile { reason, .. } => reason.clone(),
+        Error::BadFile { reason, .. } | Error::Damaged { reason, .. } => reason.clone(),
         other => {
             let mut reason = other.to_string();
             let mut source = std::error::Error::source(other);

@@ -129,16 +129,13 @@ pub struct Extraction<'d> {
     pub preparing: Duration,
     /// What all threads together spent in ONNX Runtime.
     pub running: Duration,
+    /// Whether a GPU was asked for and some operators ran on the processor all the same.
+    pub partly_on_cpu: bool,
     /// The part that was done, with its job.
     pub shard: Option<(Shard, Job)>,
 }
 
 impl Extraction<'_> {
-    /// Samples per second, hits and misses together.
-    pub fn images_per_second(&self) -> f64 {
-        (self.hits + self.misses) as f64 / self.elapsed.as_secs_f64().max(1e-9)
-    }
-
     /// Whether a sample's features are there, by its number in the data set.
     pub fn has_row(&self, sample: usize) -> bool {
         sample.checked_sub(self.first).is_some_and(|offset| {
@@ -190,6 +187,11 @@ impl Extraction<'_> {
             first.get_or_insert(path);
         }
         Ok(first.expect("there is a tap"))
+    }
+
+    /// Samples of splits that are for neither training nor validation: which, and how many.
+    pub fn set_aside(&self) -> &[(String, usize)] {
+        self.data.set_aside()
     }
 
     /// Samples without features: those that could not be listed, then those that could not be read, in their order.
@@ -400,6 +402,7 @@ pub fn extract<'d>(
         elapsed: start.elapsed(),
         preparing: duration(spent.preparing),
         running: duration(spent.running),
+        partly_on_cpu: spent.partly_on_cpu.into_inner(),
         shard,
     };
     let was_asked = !range.is_empty() || data.is_empty();

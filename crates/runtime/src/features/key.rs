@@ -136,7 +136,7 @@ impl Key {
     /// Reads the key of an entry's folder, whose name is its digest.
     ///
     /// # Errors
-    /// [`Error::BadFile`] where a byte of it has changed, or another version wrote it.
+    /// [`Error::Damaged`] where a byte of it has changed; [`Error::BadFile`] where another version wrote it.
     pub fn open(entry: &Path) -> Result<Key, Error> {
         let path = entry.join("key.json");
         let bad = |reason: String| Error::BadFile {
@@ -156,9 +156,10 @@ impl Key {
         let folder = std::fs::canonicalize(entry).unwrap_or_else(|_| entry.to_owned());
         let name = folder.file_name().unwrap_or_default().to_string_lossy();
         if digest_of(&bytes) != name {
-            return Err(bad(
-                "it is damaged, or its folder was renamed: the folder's name is not its digest".to_owned(),
-            ));
+            return Err(Error::Damaged {
+                path,
+                reason: "its digest is not its folder's name, unless that was changed".to_owned(),
+            });
         }
         serde_json::from_slice(&bytes)
             .map_err(|error| bad(format!("another version of graftwork wrote it: {error}")))

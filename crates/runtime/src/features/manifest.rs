@@ -215,7 +215,7 @@ impl Manifest {
     /// Reads a manifest, whose name is its digest.
     ///
     /// # Errors
-    /// [`Error::BadFile`] where it is none, or a byte of it has changed.
+    /// [`Error::Damaged`] where a byte of it has changed; [`Error::BadFile`] where it is none.
     pub fn open(path: &Path) -> Result<Manifest, Error> {
         check_name(path)?;
         let file = File::open(path).map_err(FileError::at("read", path))?;

@@ -6,7 +6,7 @@
 //! preparation back instead of filling memory.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -28,14 +28,21 @@ pub(crate) struct Pipeline<'p> {
     pub(crate) shape: Vec<usize>,
 }
 
-/// Time that threads spent in each part, in nanoseconds.
+/// Time that threads spent in each part, in nanoseconds, and what sessions told.
 #[derive(Debug, Default)]
 pub(crate) struct Spent {
     pub(crate) preparing: AtomicU64,
     pub(crate) running: AtomicU64,
+    /// Whether a session for a GPU leaves some operators to the processor.
+    pub(crate) partly_on_cpu: AtomicBool,
 }
 
 impl Spent {
+    pub(super) fn saw(&self, session: &Session) {
+        self.partly_on_cpu
+            .fetch_or(session.partly_on_cpu(), Ordering::Relaxed);
+    }
+
     pub(super) fn add(counter: &AtomicU64, since: Instant) {
         let nanoseconds = since.elapsed().as_nanos();
         counter.fetch_add(u64::try_from(nanoseconds).unwrap_or(u64::MAX), Ordering::Relaxed);
@@ -280,7 +287,11 @@ impl Pipeline<'_> {
             let Run { mut batch, session } = run;
             let mut session = match session {
                 Some(session) => session,
-                None => self.engine.session(self.model, self.options)?,
+                None => {
+                    let session = self.engine.session(self.model, self.options)?;
+                    spent.saw(&session);
+                    session
+                }
             };
             let start = Instant::now();
             batch.values[batch.tags.len() * numel..].fill(0.0);

@@ -289,7 +289,7 @@ impl Job {
     /// Begins a job, or joins it.
     ///
     /// # Errors
-    /// [`Error::JobDiffers`] where it was begun with something else; [`Error::BadFile`] for a damaged `job.json`.
+    /// [`Error::JobDiffers`] where it was begun with something else; [`Error::Damaged`] for its `job.json`.
     pub fn join(cache: &Path, plan: Plan) -> Result<Job, Error> {
         let folder = cache.join(JOBS).join(plan.name());
         fs::create_dir_all(&folder).map_err(FileError::at("create", &folder))?;
@@ -315,22 +315,19 @@ impl Job {
     /// Opens a job by its folder.
     ///
     /// # Errors
-    /// [`Error::BadFile`] where its `job.json` is damaged.
+    /// [`Error::Damaged`] for its `job.json`.
     pub fn open(folder: &Path) -> Result<Job, Error> {
         let path = folder.join("job.json");
         let bytes = fs::read(&path).map_err(FileError::at("read", &path))?;
-        let bad = |reason: String| Error::BadFile {
+        let damaged = |reason: String| Error::Damaged {
             path: path.clone(),
             reason,
         };
-        let sealed: Sealed =
-            serde_json::from_slice(&bytes).map_err(|error| bad(format!("it is damaged: {error}")))?;
+        let sealed: Sealed = serde_json::from_slice(&bytes).map_err(|error| damaged(error.to_string()))?;
         let mut again = serde_json::to_vec_pretty(&sealed).expect("plain data is JSON");
         again.push(b'\n');
         if sealed.plan.digest() != sealed.blake3 || again != bytes {
-            return Err(bad(
-                "it is damaged: its content does not match its checksum".to_owned()
-            ));
+            return Err(damaged("its content does not match its checksum".to_owned()));
         }
         Ok(Job {
             folder: folder.to_owned(),
@@ -465,7 +462,7 @@ impl Job {
     /// How far the job is.
     ///
     /// # Errors
-    /// [`Error::BadFile`] for a damaged marker.
+    /// [`Error::Damaged`] for a marker.
     pub fn status(&self) -> Result<JobStatus, Error> {
         let mut status = JobStatus {
             job: self.name(),
@@ -494,7 +491,7 @@ impl Job {
     /// one process would have written. Returns the entries' folders and the manifest in the first of them.
     ///
     /// # Errors
-    /// [`Error::JobUnfinished`] with the parts that are missing; [`Error::BadFile`] for damage; [`Error::Features`] for
+    /// [`Error::JobUnfinished`] with the parts that are missing; [`Error::Damaged`]; [`Error::Features`] for
     /// a row that is not there.
     pub fn finalize(&self, cache: &Path) -> Result<Finalized, Error> {
         let mut whole = Manifest::new(

@@ -103,7 +103,7 @@ impl Store {
     /// Opens the entry of `key` below `cache`, making it where it is not there yet.
     ///
     /// # Errors
-    /// [`Error::BadFile`] for a damaged file, which is named.
+    /// [`Error::Damaged`] with the file.
     pub fn open(cache: &Path, key: &Key) -> Result<Store, Error> {
         let folder = cache.join(key.digest());
         fs::create_dir_all(&folder).map_err(FileError::at("create", &folder))?;

@@ -113,7 +113,14 @@ impl<'t> Texts<'t> {
         open: &(dyn Fn() -> Result<Session, Error> + Sync),
     ) -> Result<(), Error> {
         let taken = lock(&self.sessions).pop();
-        let mut session = taken.map_or_else(open, Ok)?;
+        let mut session = match taken {
+            Some(session) => session,
+            None => {
+                let session = open()?;
+                spent.saw(&session);
+                session
+            }
+        };
         let start = Instant::now();
         session.run_with(&self.graph.inputs(batch), |outputs| {
             Spent::add(&spent.running, start);
