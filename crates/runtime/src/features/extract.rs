@@ -186,7 +186,7 @@ pub fn extract<'d>(
         .map(|limit| Budget::new(config.cache, limit))
         .transpose()?;
     let boundaries: Vec<&str> = config.taps.iter().map(|tap| tap.boundary.as_str()).collect();
-    let cut = model.cut(&boundaries)?;
+    let cut = model.with_weights_outside()?.cut(&boundaries)?;
     let (n_sessions, intra_threads) = sessions_for(&cut, config.device, config.threads);
     let options = SessionOptions {
         intra_threads,

@@ -451,7 +451,7 @@ fn reduction_of(config: &FitConfig, boundary: &str, engine: &Engine) -> Result<R
         Pool::Cls => return Ok(Reduction::FirstToken),
         Pool::Avg => {}
     }
-    let cut = config.model.cut(&[boundary])?;
+    let cut = config.model.with_weights_outside()?.cut(&[boundary])?;
     let batch_size = check_input(&cut, &config.preprocess, 1)?;
     let [channels, height, width] = config.preprocess.shape();
     let options = SessionOptions {

@@ -141,6 +141,54 @@ impl Model {
         Ok(())
     }
 
+    /// The model with its large weights outside its bytes, each at an address that suits its type: what a cut need not copy,
+    /// and what all sessions of the model share.
+    ///
+    /// # Errors
+    /// None that a model that was opened can have.
+    pub fn with_weights_outside(&self) -> Result<Model, Error> {
+        const LARGE_BYTES: usize = 1 << 12;
+        let mut found: Vec<(usize, External)> = Vec::new();
+        for initializer in self.initializers.values() {
+            let Payload::Raw(span) = &initializer.payload else {
+                continue;
+            };
+            if span.len() < LARGE_BYTES || !is_handed_over(initializer.dtype) {
+                continue;
+            }
+            let bytes = &self.bytes[span.clone()];
+            let item = n_bytes(initializer.dtype, 1).unwrap_or(1);
+            let in_place = bytes
+                .as_ptr()
+                .addr()
+                .is_multiple_of(item)
+                .then(|| self.bytes.0.part(span.clone()));
+            let data = in_place
+                .flatten()
+                .unwrap_or_else(|| Source::from_bytes(bytes.to_vec()));
+            let external = External {
+                name: initializer.name.clone(),
+                dtype: initializer.dtype,
+                shape: initializer.shape.clone(),
+                data,
+            };
+            found.push((initializer.field.start, external));
+        }
+        if found.is_empty() {
+            return Ok(self.clone());
+        }
+        found.sort_by_key(|(start, _)| *start);
+        let tensors = found
+            .iter()
+            .map(|(_, external)| (external.name.as_str(), external.placed_tensor("weights", 0)))
+            .collect();
+        let mut model = self.with_tensors(&tensors)?;
+        model
+            .external
+            .extend(found.into_iter().map(|(_, external)| external));
+        Ok(model)
+    }
+
     /// The model with `Constant` nodes whose tensors lie in other files as initialisers, which they are by another
     /// spelling.
     ///

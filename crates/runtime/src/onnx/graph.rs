@@ -5,9 +5,8 @@
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
-use pth::FileError;
+use pth::{Backing, FileError, Source};
 
 use super::external::External;
 use super::node::{Input, Node, read_node, read_value_info};
@@ -18,11 +17,23 @@ use crate::error::Error;
 /// Protobuf's own limit, and ONNX Runtime's.
 pub(super) const MAX_PROTOBUF_BYTES: u64 = i32::MAX as u64;
 
-/// An ONNX model in memory with an index of its graph. A clone shares the bytes.
+/// A model's bytes, mapped or owned; a clone shares them.
+#[derive(Debug, Clone)]
+pub(super) struct Bytes(pub(super) Source);
+
+impl std::ops::Deref for Bytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        self.0.as_slice().unwrap_or_default()
+    }
+}
+
+/// An ONNX model, mapped or in memory, with an index of its graph. A clone shares the bytes.
 #[derive(Debug, Clone)]
 pub struct Model {
     pub(super) path: PathBuf,
-    pub(super) bytes: Arc<Vec<u8>>,
+    pub(super) bytes: Bytes,
     /// Fields of `ModelProto` in file order; the graph is one of them.
     pub(super) top: Vec<Field>,
     /// Fields of `GraphProto` in file order.
@@ -67,8 +78,7 @@ impl Model {
                 ),
             });
         }
-        let bytes = std::fs::read(path).map_err(FileError::at("read", path))?;
-        Model::parse(path, bytes)
+        Model::of_source(path, Source::open(path, Backing::Map)?)
     }
 
     /// Indexes an ONNX model that is already in memory; `path` is for messages, and weights in other files lie beside it.
@@ -76,7 +86,11 @@ impl Model {
     /// # Errors
     /// As [`Model::open`].
     pub fn parse(path: &Path, bytes: Vec<u8>) -> Result<Model, Error> {
-        let mut model = Model::index(path, bytes)?;
+        Model::of_source(path, Source::from_bytes(bytes))
+    }
+
+    fn of_source(path: &Path, source: Source) -> Result<Model, Error> {
+        let mut model = Model::index(path, Bytes(source))?;
         model.lift_external()?;
         model.map_external()?;
         model.check()?;
@@ -85,7 +99,7 @@ impl Model {
 
     /// Indexes bytes that were made of this model's; what lies outside them is this model's.
     pub(super) fn remade(&self, bytes: Vec<u8>) -> Result<Model, Error> {
-        let mut model = Model::index(&self.path, bytes)?;
+        let mut model = Model::index(&self.path, Bytes(Source::from_bytes(bytes)))?;
         model.external = self
             .external
             .iter()
@@ -107,7 +121,7 @@ impl Model {
         }
     }
 
-    fn index(path: &Path, bytes: Vec<u8>) -> Result<Model, Error> {
+    fn index(path: &Path, bytes: Bytes) -> Result<Model, Error> {
         let not_onnx = |reason: String| Error::NotOnnx {
             path: path.to_owned(),
             reason,
@@ -132,7 +146,7 @@ impl Model {
             opsets: HashMap::new(),
             functions: HashSet::new(),
             graph: Vec::new(),
-            bytes: Arc::default(),
+            bytes: bytes.clone(),
             external: Vec::new(),
         };
         for field in &top {
@@ -212,7 +226,6 @@ impl Model {
         }
         model.top = top;
         model.graph = graph;
-        model.bytes = Arc::new(bytes);
         Ok(model)
     }
 

@@ -69,6 +69,26 @@ fn weights_beside_the_model_are_mapped_cut_and_taken_in() {
         model.prefix_digest("y").unwrap()
     );
 
+    // Out again, for sessions: the same model, and a cut carries only what it needs.
+    let outside = whole.with_weights_outside().unwrap();
+    let names: Vec<&str> = outside
+        .external()
+        .iter()
+        .map(|found| found.name.as_str())
+        .collect();
+    assert_eq!(names, ["w", "v"]);
+    assert!(outside.bytes().len() + 8192 < whole.bytes().len() + 256);
+    for external in outside.external() {
+        assert!(external.bytes().as_ptr().addr().is_multiple_of(4));
+    }
+    assert_eq!(
+        outside.prefix_digest("y").unwrap(),
+        model.prefix_digest("y").unwrap()
+    );
+    let cut = outside.cut(&["c"]).unwrap();
+    assert_eq!(cut.external().len(), 1);
+    assert_eq!(cut.prefix_digest("c").unwrap(), model.prefix_digest("c").unwrap());
+
     // Saved, and without what it was read from.
     let saved = folder.path().join("saved.onnx");
     assert_eq!(
