@@ -21,6 +21,8 @@ mod rows;
 mod scalar;
 mod select;
 mod targets;
+#[cfg(test)]
+mod tests;
 
 pub use config::{ClassWeights, SolverConfig};
 pub use fit::{Fitted, Trace, fit, fit_traced, path};
