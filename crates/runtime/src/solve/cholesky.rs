@@ -22,19 +22,25 @@ impl Cholesky {
             let n = BLOCK.min(d - start);
             let (above, below) = a.split_at_mut((start + n) * d);
             let diagonal = &mut above[start * d..];
-            factor_block(diagonal, start, n, d)?;
+            pulp::Arch::new().dispatch(FactorBlock {
+                rows: &mut *diagonal,
+                start,
+                n,
+                d,
+            })?;
             let diagonal = &*diagonal;
             // The rows below: solved with the block, then taken from what is left of them.
-            let each = |row: &mut [f64]| {
-                for column in 0..n {
-                    let lower = &diagonal[column * d + start..][..column + 1];
-                    let sum = dot(&row[start..start + column], &lower[..column]);
-                    row[start + column] = (row[start + column] - sum) / lower[column];
-                }
-            };
             let first = start + n;
             let panel: Vec<f64> = {
-                below.par_chunks_mut(BLOCK * d).for_each(|rows| rows.chunks_exact_mut(d).for_each(each));
+                below.par_chunks_mut(BLOCK * d).for_each(|rows| {
+                    pulp::Arch::new().dispatch(SolveRows {
+                        diagonal,
+                        rows,
+                        start,
+                        n,
+                        d,
+                    });
+                });
                 below.chunks_exact(d).flat_map(|row| row[start..first].iter().copied()).collect()
             };
             below.par_chunks_mut(BLOCK * d).enumerate().for_each(|(block, rows)| {
@@ -133,22 +139,60 @@ impl Cholesky {
 }
 
 /// Factors the block of `n` rows that begins at its column `start`.
-fn factor_block(rows: &mut [f64], start: usize, n: usize, d: usize) -> Option<()> {
-    for row in 0..n {
-        let (above, current) = rows.split_at_mut(row * d);
-        let current = &mut current[start..start + row + 1];
-        for column in 0..row {
-            let other = &above[column * d + start..][..column + 1];
-            let sum = dot(&current[..column], &other[..column]);
-            current[column] = (current[column] - sum) / other[column];
+struct FactorBlock<'a> {
+    rows: &'a mut [f64],
+    start: usize,
+    n: usize,
+    d: usize,
+}
+
+// A type and not a closure: a closure would not be compiled for the wider vectors.
+impl pulp::NullaryFnOnce for FactorBlock<'_> {
+    type Output = Option<()>;
+
+    #[inline(always)]
+    fn call(self) -> Option<()> {
+        for row in 0..self.n {
+            let (above, current) = self.rows.split_at_mut(row * self.d);
+            let current = &mut current[self.start..self.start + row + 1];
+            for column in 0..row {
+                let other = &above[column * self.d + self.start..][..column + 1];
+                let sum = dot(&current[..column], &other[..column]);
+                current[column] = (current[column] - sum) / other[column];
+            }
+            let pivot = current[row] - dot(&current[..row], &current[..row]);
+            if !(pivot > 0.0 && pivot.is_finite()) {
+                return None;
+            }
+            current[row] = pivot.sqrt();
         }
-        let pivot = current[row] - dot(&current[..row], &current[..row]);
-        if !(pivot > 0.0 && pivot.is_finite()) {
-            return None;
-        }
-        current[row] = pivot.sqrt();
+        Some(())
     }
-    Some(())
+}
+
+/// Solves rows below a factored block with it.
+struct SolveRows<'a> {
+    diagonal: &'a [f64],
+    rows: &'a mut [f64],
+    start: usize,
+    n: usize,
+    d: usize,
+}
+
+impl pulp::NullaryFnOnce for SolveRows<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        for row in self.rows.chunks_exact_mut(self.d) {
+            let row = &mut row[self.start..self.start + self.n];
+            for column in 0..self.n {
+                let lower = &self.diagonal[column * self.d + self.start..][..column + 1];
+                let sum = dot(&row[..column], &lower[..column]);
+                row[column] = (row[column] - sum) / lower[column];
+            }
+        }
+    }
 }
 
 #[cfg(test)]

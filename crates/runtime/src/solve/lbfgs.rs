@@ -155,17 +155,11 @@ impl Search {
         let mut q = self.slope_vector();
         q.iter_mut().for_each(|q| *q = -*q);
         self.alphas.clear();
-        let (pairs, alphas) = (&self.pairs, &mut self.alphas);
-        pulp::Arch::new().dispatch(
-            #[inline(always)]
-            || {
-                for pair in pairs.iter().rev() {
-                    let alpha = pair.inverse * dot(&pair.step, &q);
-                    add(&mut q, -alpha, &pair.change);
-                    alphas.push(alpha);
-                }
-            },
-        );
+        pulp::Arch::new().dispatch(Backward {
+            pairs: &self.pairs,
+            alphas: &mut self.alphas,
+            q: &mut q,
+        });
         q
     }
 
@@ -176,17 +170,12 @@ impl Search {
             Some(pair) => 1.0 / (pair.inverse * pair.square),
             None => 1.0,
         };
-        let (pairs, alphas) = (&self.pairs, &self.alphas);
-        pulp::Arch::new().dispatch(
-            #[inline(always)]
-            || {
-                q.iter_mut().for_each(|q| *q *= gamma);
-                for (pair, alpha) in pairs.iter().zip(alphas.iter().rev()) {
-                    let beta = pair.inverse * dot(&pair.change, &q);
-                    add(&mut q, alpha - beta, &pair.step);
-                }
-            },
-        );
+        pulp::Arch::new().dispatch(Forward {
+            pairs: &self.pairs,
+            alphas: &self.alphas,
+            gamma,
+            q: &mut q,
+        });
         self.slope = dot(&q, &self.slope_vector());
         self.direction = q;
         self.length = 1.0;
@@ -255,6 +244,47 @@ impl Search {
         let any = !self.pairs.is_empty();
         self.pairs.clear();
         any
+    }
+}
+
+/// The first loop of the recursion. Types and not closures: those would not be compiled for the wider vectors.
+struct Backward<'a> {
+    pairs: &'a VecDeque<Pair>,
+    alphas: &'a mut Vec<f64>,
+    q: &'a mut [f64],
+}
+
+impl pulp::NullaryFnOnce for Backward<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        for pair in self.pairs.iter().rev() {
+            let alpha = pair.inverse * dot(&pair.step, self.q);
+            add(self.q, -alpha, &pair.change);
+            self.alphas.push(alpha);
+        }
+    }
+}
+
+/// The second.
+struct Forward<'a> {
+    pairs: &'a VecDeque<Pair>,
+    alphas: &'a [f64],
+    gamma: f64,
+    q: &'a mut [f64],
+}
+
+impl pulp::NullaryFnOnce for Forward<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        self.q.iter_mut().for_each(|q| *q *= self.gamma);
+        for (pair, alpha) in self.pairs.iter().zip(self.alphas.iter().rev()) {
+            let beta = pair.inverse * dot(&pair.change, self.q);
+            add(self.q, alpha - beta, &pair.step);
+        }
     }
 }
 

@@ -18,14 +18,31 @@ pub(super) struct Share {
 
 /// Turns logits `[K, stride]` of `n` rows, the first of which is `first`, into residuals.
 pub(super) fn softmax(z: &mut [f32], stride: usize, n: usize, first: usize, by: &Softmax) -> Share {
-    pulp::Arch::new().dispatch(
-        #[inline(always)]
-        || softmax_rows(z, stride, n, &by.labels[first..first + n], by),
-    )
+    let labels = &by.labels[first..first + n];
+    pulp::Arch::new().dispatch(SoftmaxRows { z, stride, labels, by })
+}
+
+struct SoftmaxRows<'a> {
+    z: &'a mut [f32],
+    stride: usize,
+    labels: &'a [u32],
+    by: &'a Softmax,
+}
+
+// A type and not a closure: a closure would not be compiled for the wider vectors.
+impl pulp::NullaryFnOnce for SoftmaxRows<'_> {
+    type Output = Share;
+
+    #[inline(always)]
+    fn call(self) -> Share {
+        let SoftmaxRows { z, stride, labels, by } = self;
+        softmax_rows(z, stride, labels, by)
+    }
 }
 
 #[inline(always)]
-fn softmax_rows(z: &mut [f32], stride: usize, n: usize, labels: &[u32], by: &Softmax) -> Share {
+fn softmax_rows(z: &mut [f32], stride: usize, labels: &[u32], by: &Softmax) -> Share {
+    let n = labels.len();
     let smooth = by.smooth_mass > 0.0;
     let (mut top, mut others, mut squares) = ([f32::MIN; MAX_CHUNK], [0f32; MAX_CHUNK], [0f32; MAX_CHUNK]);
     let (mut spread, mut at, mut wanted) = ([0f32; MAX_CHUNK], [0u32; MAX_CHUNK], [0f32; MAX_CHUNK]);
@@ -101,25 +118,42 @@ pub(super) fn sigmoid(z: &mut [f32], first: usize, output: usize, by: &Sigmoid) 
     let n = z.len();
     let (mut positive, mut negative) = ([0f32; MAX_CHUNK], [0f32; MAX_CHUNK]);
     by.masses(first, output, &mut positive[..n], &mut negative[..n]);
-    let (mut losses, mut curvatures) = ([0f32; MAX_CHUNK], [0f32; MAX_CHUNK]);
-    pulp::Arch::new().dispatch(
-        #[inline(always)]
-        || {
-            for r in 0..n {
-                let e = exp(-z[r].abs());
-                let (sure, unsure) = (1.0 / (1.0 + e), e / (1.0 + e));
-                let log = ln_1p(e);
-                let (yes, no) = if z[r] >= 0.0 { (sure, unsure) } else { (unsure, sure) };
-                let (over, under) = (z[r].max(0.0) + log, (-z[r]).max(0.0) + log);
-                losses[r] = negative[r] * over + positive[r] * under;
-                curvatures[r] = (positive[r] + negative[r]) * sure * unsure;
-                z[r] = negative[r] * yes - positive[r] * no;
-            }
-        },
-    );
-    Share {
-        loss: losses[..n].iter().map(|l| f64::from(*l)).sum(),
-        curvature: curvatures[..n].iter().map(|c| f64::from(*c)).sum(),
+    pulp::Arch::new().dispatch(SigmoidRows {
+        z,
+        positive: &positive[..n],
+        negative: &negative[..n],
+    })
+}
+
+struct SigmoidRows<'a> {
+    z: &'a mut [f32],
+    positive: &'a [f32],
+    negative: &'a [f32],
+}
+
+impl pulp::NullaryFnOnce for SigmoidRows<'_> {
+    type Output = Share;
+
+    #[inline(always)]
+    fn call(self) -> Share {
+        let n = self.z.len();
+        let (positive, negative) = (&self.positive[..n], &self.negative[..n]);
+        let (mut losses, mut curvatures) = ([0f32; MAX_CHUNK], [0f32; MAX_CHUNK]);
+        for r in 0..n {
+            let z = self.z[r];
+            let e = exp(-z.abs());
+            let (sure, unsure) = (1.0 / (1.0 + e), e / (1.0 + e));
+            let log = ln_1p(e);
+            let (yes, no) = if z >= 0.0 { (sure, unsure) } else { (unsure, sure) };
+            let (over, under) = if z >= 0.0 { (z + log, log) } else { (log, log - z) };
+            losses[r] = negative[r] * over + positive[r] * under;
+            curvatures[r] = (positive[r] + negative[r]) * sure * unsure;
+            self.z[r] = negative[r] * yes - positive[r] * no;
+        }
+        Share {
+            loss: losses[..n].iter().map(|l| f64::from(*l)).sum(),
+            curvature: curvatures[..n].iter().map(|c| f64::from(*c)).sum(),
+        }
     }
 }
 

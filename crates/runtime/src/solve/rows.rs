@@ -50,7 +50,7 @@ impl<'f> Rows<'f> {
     pub(super) fn new(features: &'f Features, standardise: bool) -> Rows<'f> {
         let (n, d) = (features.n_rows(), features.n_features());
         let (_, chunk_rows) = shape(d);
-        let mean: Vec<f64> = column_sums(features, chunk_rows, |_, x| f64::from(x))
+        let mean: Vec<f64> = column_sums(features, chunk_rows, &vec![0.0; d], Power::First)
             .iter()
             .map(|sum| sum / n as f64)
             .collect();
@@ -85,7 +85,7 @@ impl<'f> Rows<'f> {
         Rows {
             features,
             scale: vec![1.0; d],
-            squares: column_sums(features, chunk_rows, |d, x| f64::from(x - centre[d]).powi(2)),
+            squares: column_sums(features, chunk_rows, &centre, Power::Second),
             centre,
             stride,
             chunk_rows,
@@ -133,22 +133,42 @@ impl<'f> Rows<'f> {
     }
 
     fn prepare(&self, rows: Range<usize>, raw: &mut Vec<f32>, out: &mut [f32]) {
-        let d = self.n_features();
         let values = self.features.rows(rows, raw);
-        pulp::Arch::new().dispatch(
-            #[inline(always)]
-            || {
-                for (out, row) in out.chunks_exact_mut(self.stride).zip(values.chunks_exact(d)) {
-                    let (numbers, rest) = out.split_at_mut(d);
-                    let affine = self.centre.iter().zip(&self.scale);
-                    for ((out, x), (centre, scale)) in numbers.iter_mut().zip(row).zip(affine) {
-                        *out = (x - centre) * scale;
-                    }
-                    rest.fill(0.0);
-                    rest[0] = 1.0;
-                }
-            },
-        );
+        pulp::Arch::new().dispatch(Prepare {
+            values,
+            centre: &self.centre,
+            scale: &self.scale,
+            stride: self.stride,
+            out,
+        });
+    }
+}
+
+struct Prepare<'a> {
+    values: &'a [f32],
+    centre: &'a [f32],
+    scale: &'a [f32],
+    stride: usize,
+    out: &'a mut [f32],
+}
+
+// A type and not a closure: a closure would not be compiled for the wider vectors.
+impl pulp::NullaryFnOnce for Prepare<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        let d = self.centre.len();
+        let rows = self.values.chunks_exact(d);
+        for (out, row) in self.out.chunks_exact_mut(self.stride).zip(rows) {
+            let (numbers, rest) = out.split_at_mut(d);
+            let affine = self.centre.iter().zip(self.scale);
+            for ((out, x), (centre, scale)) in numbers.iter_mut().zip(row).zip(affine) {
+                *out = (x - centre) * scale;
+            }
+            rest.fill(0.0);
+            rest[0] = 1.0;
+        }
     }
 }
 
@@ -158,8 +178,8 @@ fn shape(d: usize) -> (usize, usize) {
     (stride, (CHUNK_NUMBERS / stride / LANES * LANES).clamp(LANES, MAX_CHUNK))
 }
 
-/// Per column the sum of `term` over all rows.
-fn column_sums(features: &Features, chunk_rows: usize, term: impl Fn(usize, f32) -> f64 + Sync) -> Vec<f64> {
+/// Per column the sum of what lies above `centre`, or of its square.
+fn column_sums(features: &Features, chunk_rows: usize, centre: &[f32], power: Power) -> Vec<f64> {
     let d = features.n_features();
     let segments = Segments::new(features.n_rows(), d, d);
     segments.sum(|rows| {
@@ -167,19 +187,46 @@ fn column_sums(features: &Features, chunk_rows: usize, term: impl Fn(usize, f32)
         let mut raw = Vec::new();
         for start in rows.clone().step_by(chunk_rows) {
             let values = features.rows(start..(start + chunk_rows).min(rows.end), &mut raw);
-            pulp::Arch::new().dispatch(
-                #[inline(always)]
-                || {
-                    for row in values.chunks_exact(d) {
-                        for (at, (sum, x)) in sums.iter_mut().zip(row).enumerate() {
-                            *sum += term(at, *x);
-                        }
-                    }
-                },
-            );
+            pulp::Arch::new().dispatch(Sums {
+                values,
+                centre,
+                power,
+                sums: &mut sums,
+            });
         }
         sums
     })
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Power {
+    First,
+    Second,
+}
+
+struct Sums<'a> {
+    values: &'a [f32],
+    centre: &'a [f32],
+    power: Power,
+    sums: &'a mut [f64],
+}
+
+impl pulp::NullaryFnOnce for Sums<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        for row in self.values.chunks_exact(self.centre.len()) {
+            let each = self.sums.iter_mut().zip(row).zip(self.centre);
+            match self.power {
+                Power::First => each.for_each(|((sum, x), centre)| *sum += f64::from(x - centre)),
+                Power::Second => each.for_each(|((sum, x), centre)| {
+                    let above = f64::from(x - centre);
+                    *sum += above * above;
+                }),
+            }
+        }
+    }
 }
 
 /// Numbers of work below which waking a second thread costs more than it saves.
