@@ -63,6 +63,11 @@ impl Cholesky {
         Some(Cholesky { lower: a, d })
     }
 
+    /// The least number on the diagonal of L: zero, but for rounding, where the matrix is singular.
+    pub(super) fn least_pivot(&self) -> f64 {
+        (0..self.d).map(|i| self.lower[i * self.d + i]).fold(f64::INFINITY, f64::min)
+    }
+
     /// Solves `L x = b` in place.
     pub(super) fn solve(&self, x: &mut [f64]) {
         for row in 0..self.d {

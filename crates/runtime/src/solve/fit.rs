@@ -131,7 +131,12 @@ pub(super) struct Solver<'s> {
     preconditioner: Option<(Preconditioner, f64)>,
     curvature: f64,
     precision: Precision,
+    /// The largest C at which float32 products were found to be exact enough.
+    checked: f64,
 }
+
+/// Between two C of this ratio the search's own pairs make up for the difference.
+const FAR: f64 = 8.0;
 
 /// The precision of a loss that is a sum of many, as the line search counts on it.
 const ROUNDING: [f64; 2] = [2e-7, 1e-13];
@@ -158,6 +163,7 @@ impl<'s> Solver<'s> {
             preconditioner: None,
             curvature: 0.0,
             precision: Precision::Single,
+            checked: 0.0,
         }
     }
 
@@ -171,6 +177,8 @@ impl<'s> Solver<'s> {
         self.searches.iter_mut().for_each(|search| search.set_c(c));
         self.precondition(c)?;
         let mut running = Progress::new(self);
+        // What was exact enough for a neighbouring C is for this one.
+        running.checked |= c <= FAR * self.checked;
         trace(running.trace(self, passes));
         let all: Vec<usize> = (0..self.searches.len()).collect();
         loop {
@@ -187,6 +195,7 @@ impl<'s> Solver<'s> {
                     running.reopen(self);
                     continue;
                 }
+                self.checked = c;
             }
             running.drop_done();
             if running.active.is_empty() || passes >= self.config.max_passes {
@@ -232,8 +241,6 @@ impl<'s> Solver<'s> {
 
     /// Makes a preconditioner where there is none for a C like this.
     fn precondition(&mut self, c: f64) -> Result<(), Error> {
-        /// Between two C of this ratio the search's own pairs make up for the difference.
-        const FAR: f64 = 8.0;
         let is_near = |made: f64| (made / FAR..=made * FAR).contains(&(c * self.curvature));
         if self.preconditioner.as_ref().is_some_and(|(_, made)| is_near(*made)) {
             return Ok(());
@@ -480,7 +487,7 @@ const NEAR: f64 = 1e-6;
 /// How far the objective is from its minimum, judged by the search's own Hessian and by how fast it has been falling.
 fn expected_gap(decrement: f64, history: &[f64], rounding: f64) -> f64 {
     /// Half the Newton decrement of the search's Hessian is too small by up to this factor, on real features.
-    const OPTIMISM: f64 = 10.0;
+    const OPTIMISM: f64 = 20.0;
     /// Steps over which a fall is measured.
     const SPAN: usize = 4;
     if let [.., first, _, _, _, middle, _, _, _, last] = history {

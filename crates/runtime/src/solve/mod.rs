@@ -7,11 +7,15 @@
 //! `lbfgs` searches in the metric of `precondition`, `fit` leads it from C to C.
 
 mod cholesky;
+mod closed;
 mod config;
+mod eigen;
 mod fit;
 mod gram;
 mod kernel;
+mod knn;
 mod lbfgs;
+mod leave_one_out;
 mod linalg;
 mod loss;
 mod precondition;
@@ -24,7 +28,10 @@ mod targets;
 #[cfg(test)]
 mod tests;
 
+pub use closed::{Closed, lda, nearest_mean};
 pub use config::{ClassWeights, SolverConfig};
 pub use fit::{Fitted, Trace, fit, fit_traced, path};
+pub use knn::{Knn, KnnConfig, Metric, Vote, knn};
+pub use leave_one_out::{LeaveOneOut, Penalty, Suspect, leave_one_out};
 pub(crate) use linalg::matmul_transposed;
 pub use select::{Candidate, HoldOut, Selection, Values, select};

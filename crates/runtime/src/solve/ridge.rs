@@ -105,7 +105,7 @@ pub(super) fn path(
     cs.iter().map(|&c| one(&rows, wanted, &gram, &cross, c)).collect()
 }
 
-fn one(rows: &Rows<'_>, wanted: Wanted<'_>, gram: &[f64], cross: &[f64], c: f64) -> Result<Fitted, Error> {
+pub(super) fn one(rows: &Rows<'_>, wanted: Wanted<'_>, gram: &[f64], cross: &[f64], c: f64) -> Result<Fitted, Error> {
     let (d, stride, k) = (rows.n_features(), rows.stride, wanted.n_outputs());
     let theta = solve(gram, cross, d, stride, 1.0 / (2.0 * c))?;
     // The errors by a pass of their own: as a difference of large sums they would lose their digits.
