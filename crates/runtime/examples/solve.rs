@@ -4,7 +4,8 @@
 //!
 //! The request: `features` (.npy `[N, D]`), `labels` (.npy `[N]`, or `[N, K]` for other tasks), `n_outputs`, `config` (a
 //! `SolverConfig`), `cs`, and `out`, a folder. Optional: `path` (one path over all C instead of a fit for each) and
-//! `trace` (the objective after every pass). `out` gets `weight-I.npy` and `bias-I.npy` for each C; stdout a line of JSON
+//! `trace` (the objective after every pass);
+//! `baselines`, in place of fits. `out` gets `weight-I.npy` and `bias-I.npy` for each C; stdout a line of JSON
 //! for each.
 
 use std::fs;
@@ -12,7 +13,9 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use runtime::features::Features;
-use runtime::solve::{Fitted, SolverConfig, fit, fit_traced, path};
+use runtime::solve::{
+    Fitted, KnnConfig, Metric, SolverConfig, Vote, fit, fit_traced, knn, lda, leave_one_out, nearest_mean, path,
+};
 use runtime::{Monitor, Targets, Task};
 use serde::Deserialize;
 
@@ -28,6 +31,16 @@ struct Request {
     path: bool,
     #[serde(default)]
     trace: bool,
+    baselines: Option<Baselines>,
+}
+
+/// What can be had in closed form, and nearest neighbours of the rows after the first `known` among those.
+#[derive(Deserialize)]
+struct Baselines {
+    known: usize,
+    alphas: Vec<f64>,
+    shrinkage: f64,
+    k: usize,
 }
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -36,6 +49,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let (features, targets) = read(&request)?;
     fs::create_dir_all(&request.out)?;
     let (k, config) = (request.n_outputs, &request.config);
+    if let Some(baselines) = &request.baselines {
+        return closed(&request, baselines, &features, &targets);
+    }
     if request.path {
         let start = Instant::now();
         let fitted = path(&features, &targets, k, &request.cs, config, Monitor::none())?;
@@ -58,6 +74,44 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         };
         report(&request.out, at, &fitted, start.elapsed().as_secs_f64(), &steps)?;
     }
+    Ok(())
+}
+
+fn closed(
+    request: &Request,
+    baselines: &Baselines,
+    features: &Features,
+    targets: &Targets,
+) -> Result<(), Box<dyn std::error::Error>> {
+    let labels = targets.classes().ok_or("baselines are for classes")?;
+    let k = request.n_outputs;
+    for (name, head) in [
+        ("nearest-mean", nearest_mean(features, labels, k)?),
+        ("lda", lda(features, labels, k, baselines.shrinkage)?),
+    ] {
+        write_npy(&request.out.join(format!("weight-{name}.npy")), &head.weight)?;
+        write_npy(&request.out.join(format!("bias-{name}.npy")), &head.bias)?;
+    }
+    let found = leave_one_out(features, targets, k, &baselines.alphas)?;
+    let (first, last): (Vec<usize>, Vec<usize>) = (0..labels.len()).partition(|row| *row < baselines.known);
+    let of = |rows: &[usize]| -> Vec<u32> { rows.iter().map(|row| labels[*row]).collect() };
+    let (known, asked) = (features.select(&first), features.select(&last));
+    let neighbours = |metric| {
+        let config = KnnConfig {
+            k: baselines.k,
+            metric,
+            vote: Vote::Even,
+        };
+        knn((&known, &of(&first)), (&asked, &of(&last)), k, config)
+    };
+    let line = serde_json::json!({
+        "squared_errors": found.penalties.iter().map(|penalty| penalty.squared_error).collect::<Vec<_>>(),
+        "alpha": found.alpha,
+        "suspects": found.suspects.len(),
+        "cosine": neighbours(Metric::Cosine)?.predicted,
+        "euclidean": neighbours(Metric::Euclidean)?.predicted,
+    });
+    println!("{line}");
     Ok(())
 }
 

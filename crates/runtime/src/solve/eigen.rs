@@ -96,7 +96,7 @@ fn tridiagonal(a: &mut [f64], d: usize) -> Vec<Reflection> {
     reflections
 }
 
-/// The transposed product of all reflections, `[d, d]`.
+/// The product of all reflections, the last first: `[d, d]`.
 fn product_of(reflections: &[Reflection], d: usize) -> Vec<f64> {
     let mut q = vec![0.0; d * d];
     (0..d).for_each(|i| q[i * d + i] = 1.0);
@@ -112,13 +112,8 @@ fn product_of(reflections: &[Reflection], d: usize) -> Vec<f64> {
             .run();
         }
     };
-    // Row i of I · H_n … H_1 is column i of H_1 … H_n, of which row i of the transposed product is wanted.
     q.par_chunks_exact_mut(d.max(1)).for_each(each);
-    transpose(&q, d)
-}
-
-fn transpose(a: &[f64], d: usize) -> Vec<f64> {
-    (0..d * d).map(|at| a[at % d * d + at / d]).collect()
+    q
 }
 
 /// A rotation of rows `k` and `k + 1`.

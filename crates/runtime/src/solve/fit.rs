@@ -488,14 +488,17 @@ const NEAR: f64 = 1e-6;
 fn expected_gap(decrement: f64, history: &[f64], rounding: f64) -> f64 {
     /// Half the Newton decrement of the search's Hessian is too small by up to this factor, on real features.
     const OPTIMISM: f64 = 20.0;
-    /// Steps over which a fall is measured.
-    const SPAN: usize = 4;
-    if let [.., first, _, _, _, middle, _, _, _, last] = history {
-        let (before, now) = (first - middle, middle - last);
+    /// What is left of that where the falls are known too.
+    const SOBER: f64 = 4.0;
+    /// Steps over which a fall is measured: it comes in fits and starts.
+    const SPAN: usize = 8;
+    if history.len() > 2 * SPAN {
+        let at = |back: usize| history[history.len() - 1 - back];
+        let (before, now) = (at(2 * SPAN) - at(SPAN), at(SPAN) - at(0));
         if now > SPAN as f64 * rounding && now < before {
             // The falls are a geometric series.
             let ratio = now / before;
-            return decrement.max(now * ratio / (1.0 - ratio));
+            return (SOBER * decrement).max(now * ratio / (1.0 - ratio));
         }
     }
     OPTIMISM * decrement
