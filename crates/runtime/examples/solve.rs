@@ -14,7 +14,8 @@ use std::time::Instant;
 
 use runtime::features::Features;
 use runtime::solve::{
-    Fitted, KnnConfig, Metric, SolverConfig, Vote, fit, fit_traced, knn, lda, leave_one_out, nearest_mean, path,
+    Fitted, KnnConfig, Metric, SolverConfig, Vote, fit, fit_traced, knn, lda, leave_one_out, nearest_mean,
+    path,
 };
 use runtime::{Monitor, Targets, Task};
 use serde::Deserialize;
@@ -139,7 +140,10 @@ fn report(
 
 /// One dimension: the reader knows the shape.
 fn write_npy(path: &Path, values: &[f32]) -> std::io::Result<()> {
-    let header = format!("{{'descr': '<f4', 'fortran_order': False, 'shape': ({},), }}", values.len());
+    let header = format!(
+        "{{'descr': '<f4', 'fortran_order': False, 'shape': ({},), }}",
+        values.len()
+    );
     let padded = (header.len() + 11).next_multiple_of(64);
     let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
     bytes.extend_from_slice(&((padded - 10) as u16).to_le_bytes());
@@ -173,9 +177,12 @@ fn read(request: &Request) -> Result<(Features, Targets), Box<dyn std::error::Er
     let features = Features::new(floats(&bytes), shape[1])?;
     let (_, dtype, bytes) = read_npy(&request.labels)?;
     let targets = match (request.config.task, dtype.as_str()) {
-        (Task::SingleLabel, "<i8") => {
-            Targets::Classes(bytes.chunks_exact(8).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
-        }
+        (Task::SingleLabel, "<i8") => Targets::Classes(
+            bytes
+                .chunks_exact(8)
+                .map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+                .collect(),
+        ),
         (Task::MultiLabel | Task::Regression, "<f4") => Targets::dense(floats(&bytes), request.n_outputs)?,
         (task, dtype) => return Err(format!("labels of {dtype} for {task:?}").into()),
     };
@@ -183,5 +190,8 @@ fn read(request: &Request) -> Result<(Features, Targets), Box<dyn std::error::Er
 }
 
 fn floats(bytes: &[u8]) -> Vec<f32> {
-    bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
+    bytes
+        .chunks_exact(4)
+        .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+        .collect()
 }

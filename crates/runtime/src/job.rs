@@ -21,7 +21,7 @@ use crate::metrics::Metrics;
 use crate::monitor::{Monitor, Stage};
 use crate::onnx::{Model, Reduction};
 use crate::report;
-use crate::solve::{Fitted, HoldOut, Selection, SolverConfig, Values, fit as solve, select};
+use crate::solve::{Fitted, HoldOut, SelectConfig, Selection, SolverConfig, Values, fit as solve, select};
 use crate::targets::Task;
 
 /// Pictures per run of the network where neither the caller nor the network says: measured best on two cores with one
@@ -82,10 +82,12 @@ pub fn train(
             &train.features,
             &train.targets,
             classes.len(),
-            Values::Climb,
-            HoldOut::Auto,
+            &SelectConfig {
+                values: Values::Climb,
+                hold_out: HoldOut::Auto,
+                seed,
+            },
             &config,
-            seed,
             monitor,
         )?),
     };
@@ -95,7 +97,14 @@ pub fn train(
         (Regularisation::Auto, None) => unreachable!("chosen above"),
     };
     monitor.at(Stage::Train, 0, 0);
-    let fitted = solve(&train.features, &train.targets, classes.len(), c, &config, monitor)?;
+    let fitted = solve(
+        &train.features,
+        &train.targets,
+        classes.len(),
+        c,
+        &config,
+        monitor,
+    )?;
     let (weight, bias) = (fitted.weight.clone(), fitted.bias.clone());
     let head = Head::linear(Task::SingleLabel, classes.to_vec(), weight, bias)?;
     let seconds = start.elapsed().as_secs_f64();

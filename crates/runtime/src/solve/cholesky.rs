@@ -41,21 +41,27 @@ impl Cholesky {
                         d,
                     });
                 });
-                below.chunks_exact(d).flat_map(|row| row[start..first].iter().copied()).collect()
+                below
+                    .chunks_exact(d)
+                    .flat_map(|row| row[start..first].iter().copied())
+                    .collect()
             };
-            below.par_chunks_mut(BLOCK * d).enumerate().for_each(|(block, rows)| {
-                let height = rows.len() / d;
-                let width = block * BLOCK + height;
-                let left = &panel[block * BLOCK * n..][..height * n];
-                let mut product = vec![0.0; height * width];
-                matmul_transposed(left, &panel[..width * n], &mut product, n);
-                for (row, product) in rows.chunks_exact_mut(d).zip(product.chunks_exact(width)) {
-                    row[first..first + width]
-                        .iter_mut()
-                        .zip(product)
-                        .for_each(|(a, product)| *a -= product);
-                }
-            });
+            below
+                .par_chunks_mut(BLOCK * d)
+                .enumerate()
+                .for_each(|(block, rows)| {
+                    let height = rows.len() / d;
+                    let width = block * BLOCK + height;
+                    let left = &panel[block * BLOCK * n..][..height * n];
+                    let mut product = vec![0.0; height * width];
+                    matmul_transposed(left, &panel[..width * n], &mut product, n);
+                    for (row, product) in rows.chunks_exact_mut(d).zip(product.chunks_exact(width)) {
+                        row[first..first + width]
+                            .iter_mut()
+                            .zip(product)
+                            .for_each(|(a, product)| *a -= product);
+                    }
+                });
         }
         for row in 0..d {
             a[row * d + row + 1..(row + 1) * d].fill(0.0);
@@ -65,7 +71,9 @@ impl Cholesky {
 
     /// The least number on the diagonal of L: zero, but for rounding, where the matrix is singular.
     pub(super) fn least_pivot(&self) -> f64 {
-        (0..self.d).map(|i| self.lower[i * self.d + i]).fold(f64::INFINITY, f64::min)
+        (0..self.d)
+            .map(|i| self.lower[i * self.d + i])
+            .fold(f64::INFINITY, f64::min)
     }
 
     /// Solves `L x = b` in place.
@@ -108,7 +116,9 @@ impl Cholesky {
                     let mut product = vec![0.0; n * width];
                     // Rows of the inverse above this block of columns are zero there.
                     let (left, skip): (Vec<f64>, usize) = (
-                        left.chunks_exact(start.max(1)).flat_map(|row| row[column..].iter().copied()).collect(),
+                        left.chunks_exact(start.max(1))
+                            .flat_map(|row| row[column..].iter().copied())
+                            .collect(),
                         column,
                     );
                     let right: Vec<f64> = (skip..start)
@@ -121,7 +131,10 @@ impl Cholesky {
             for (column, product) in products {
                 let width = product.len() / n;
                 for (row, product) in here.chunks_exact_mut(d).zip(product.chunks_exact(width)) {
-                    row[column..column + width].iter_mut().zip(product).for_each(|(x, p)| *x = -p);
+                    row[column..column + width]
+                        .iter_mut()
+                        .zip(product)
+                        .for_each(|(x, p)| *x = -p);
                 }
             }
             for row in 0..n {
@@ -205,7 +218,9 @@ mod tests {
     use super::*;
 
     fn definite(d: usize) -> Vec<f64> {
-        let root: Vec<f64> = (0..d * d).map(|n| ((n * 7919) % 31) as f64 / 31.0 - 0.5).collect();
+        let root: Vec<f64> = (0..d * d)
+            .map(|n| ((n * 7919) % 31) as f64 / 31.0 - 0.5)
+            .collect();
         let mut a = vec![0.0; d * d];
         for i in 0..d {
             for j in 0..d {
@@ -222,7 +237,9 @@ mod tests {
             let a = definite(d);
             let factor = Cholesky::new(a.clone(), d).unwrap();
             let x: Vec<f64> = (0..d).map(|n| n as f64 - 4.0).collect();
-            let mut b: Vec<f64> = (0..d).map(|i| (0..d).map(|j| a[i * d + j] * x[j]).sum()).collect();
+            let mut b: Vec<f64> = (0..d)
+                .map(|i| (0..d).map(|j| a[i * d + j] * x[j]).sum())
+                .collect();
             factor.solve(&mut b);
             factor.solve_transposed(&mut b);
             assert!(b.iter().zip(&x).all(|(a, b)| (a - b).abs() < 1e-8), "{d}");
@@ -230,7 +247,10 @@ mod tests {
             for i in 0..d {
                 for j in 0..d {
                     let sum: f64 = (0..d).map(|k| factor.lower[i * d + k] * inverse[k * d + j]).sum();
-                    assert!((sum - f64::from(u8::from(i == j))).abs() < 1e-10, "{d}: {i} {j} {sum}");
+                    assert!(
+                        (sum - f64::from(u8::from(i == j))).abs() < 1e-10,
+                        "{d}: {i} {j} {sum}"
+                    );
                 }
             }
         }

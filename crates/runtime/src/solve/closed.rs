@@ -43,7 +43,9 @@ pub fn nearest_mean(features: &Features, labels: &[u32], n_classes: usize) -> Re
 /// shrinkage; [`Error::Usage`] for a shrinkage out of range.
 pub fn lda(features: &Features, labels: &[u32], n_classes: usize, shrinkage: f64) -> Result<Closed, Error> {
     if !(0.0..=1.0).contains(&shrinkage) {
-        return Err(Error::Usage(format!("the shrinkage is {shrinkage}, not in 0..=1")));
+        return Err(Error::Usage(format!(
+            "the shrinkage is {shrinkage}, not in 0..=1"
+        )));
     }
     check_size(features)?;
     let classes = Classes::new(features, labels, n_classes)?;
@@ -55,7 +57,9 @@ pub fn lda(features: &Features, labels: &[u32], n_classes: usize, shrinkage: f64
         let row = &mut covariance[i * d..=i * d + i];
         row.copy_from_slice(&gram[i * stride..=i * stride + i]);
         for (mean, count) in classes.means.chunks_exact(stride).zip(&classes.counts) {
-            row.iter_mut().zip(mean).for_each(|(c, m)| *c -= count * mean[i] * m);
+            row.iter_mut()
+                .zip(mean)
+                .for_each(|(c, m)| *c -= count * mean[i] * m);
         }
         row.iter_mut().for_each(|c| *c *= (1.0 - shrinkage) / n);
     }
@@ -66,7 +70,9 @@ pub fn lda(features: &Features, labels: &[u32], n_classes: usize, shrinkage: f64
             trace / (1.0 - shrinkage)
         } else {
             let means = classes.means.chunks_exact(stride).zip(&classes.counts);
-            let between: f64 = means.map(|(m, count)| count * m[..d].iter().map(|m| m * m).sum::<f64>()).sum();
+            let between: f64 = means
+                .map(|(m, count)| count * m[..d].iter().map(|m| m * m).sum::<f64>())
+                .sum();
             ((0..d).map(|i| gram[i * stride + i]).sum::<f64>() - between) / n
         };
         (0..d).for_each(|i| covariance[i * d + i] += shrinkage * all / d as f64);
@@ -140,10 +146,15 @@ mod tests {
         let values = features.values();
         let rows = values.chunks_exact(d).map(|x| {
             let logit = |k: usize| {
-                let terms = x.iter().zip(&head.weight[k * d..]).map(|(x, w)| f64::from(*x) * f64::from(*w));
+                let terms = x
+                    .iter()
+                    .zip(&head.weight[k * d..])
+                    .map(|(x, w)| f64::from(*x) * f64::from(*w));
                 terms.sum::<f64>() + f64::from(head.bias[k])
             };
-            (0..head.bias.len()).max_by(|a, b| logit(*a).total_cmp(&logit(*b))).unwrap()
+            (0..head.bias.len())
+                .max_by(|a, b| logit(*a).total_cmp(&logit(*b)))
+                .unwrap()
         });
         rows.collect()
     }
@@ -157,13 +168,29 @@ mod tests {
         assert_eq!(head.bias[1], NEVER);
         let values = features.values();
         let mean = |class: u32| -> Vec<f64> {
-            let rows: Vec<&[f32]> = values.chunks_exact(9).zip(&labels).filter(|(_, l)| **l == class).map(|(x, _)| x).collect();
-            (0..9).map(|j| rows.iter().map(|x| f64::from(x[j])).sum::<f64>() / rows.len() as f64).collect()
+            let rows: Vec<&[f32]> = values
+                .chunks_exact(9)
+                .zip(&labels)
+                .filter(|(_, l)| **l == class)
+                .map(|(x, _)| x)
+                .collect();
+            (0..9)
+                .map(|j| rows.iter().map(|x| f64::from(x[j])).sum::<f64>() / rows.len() as f64)
+                .collect()
         };
         let means: Vec<(usize, Vec<f64>)> = [0, 2, 3].iter().map(|c| (*c as usize, mean(*c))).collect();
         for (x, got) in values.chunks_exact(9).zip(predicted(&head, &features)) {
-            let distance = |m: &[f64]| m.iter().zip(x).map(|(m, x)| (m - f64::from(*x)).powi(2)).sum::<f64>();
-            let want = means.iter().min_by(|a, b| distance(&a.1).total_cmp(&distance(&b.1))).unwrap().0;
+            let distance = |m: &[f64]| {
+                m.iter()
+                    .zip(x)
+                    .map(|(m, x)| (m - f64::from(*x)).powi(2))
+                    .sum::<f64>()
+            };
+            let want = means
+                .iter()
+                .min_by(|a, b| distance(&a.1).total_cmp(&distance(&b.1)))
+                .unwrap()
+                .0;
             assert_eq!(got, want);
         }
     }
@@ -172,7 +199,11 @@ mod tests {
     fn discriminants_are_told_from_scaled_features_too() {
         let (features, labels) = data(600, 9, 3);
         let right = |head: &Closed| {
-            let hits = predicted(head, &features).iter().zip(&labels).filter(|(p, l)| **p == **l as usize).count();
+            let hits = predicted(head, &features)
+                .iter()
+                .zip(&labels)
+                .filter(|(p, l)| **p == **l as usize)
+                .count();
             hits as f64 / 600.0
         };
         let plain = right(&lda(&features, &labels, 3, 0.0).unwrap());
@@ -184,6 +215,11 @@ mod tests {
         let error = lda(&flat, &[0, 1, 0, 1], 2, 0.0).unwrap_err().to_string();
         assert!(error.contains("singular"), "{error}");
         assert!(lda(&flat, &[0, 1, 0, 1], 2, 0.5).is_ok());
-        assert!(lda(&flat, &[0, 1, 0, 1], 2, 2.0).unwrap_err().to_string().contains("not in 0..=1"));
+        assert!(
+            lda(&flat, &[0, 1, 0, 1], 2, 2.0)
+                .unwrap_err()
+                .to_string()
+                .contains("not in 0..=1")
+        );
     }
 }

@@ -67,9 +67,12 @@ impl SolverConfig {
             return Err(Error::Features("there are no rows to fit a head on".to_owned()));
         }
         if !(0.0..1.0).contains(&self.label_smoothing) {
-            return usage(format!("label smoothing is {}, not in 0..1", self.label_smoothing));
+            return usage(format!(
+                "label smoothing is {}, not in 0..1",
+                self.label_smoothing
+            ));
         }
-        if !(self.relative_gap > 0.0) {
+        if self.relative_gap.is_nan() || self.relative_gap <= 0.0 {
             return usage(format!("the relative gap is {}, not above 0", self.relative_gap));
         }
         if self.task == Task::Regression
@@ -80,10 +83,15 @@ impl SolverConfig {
         if let ClassWeights::Given(weights) = &self.class_weights {
             if weights.len() != n_outputs {
                 let given = weights.len();
-                return usage(format!("{given} class weights are given, and there are {n_outputs} classes"));
+                return usage(format!(
+                    "{given} class weights are given, and there are {n_outputs} classes"
+                ));
             }
             if let Some(class) = weights.iter().position(|w| !(*w > 0.0 && w.is_finite())) {
-                return usage(format!("the weight of class {class} is {}, not a positive number", weights[class]));
+                return usage(format!(
+                    "the weight of class {class} is {}, not a positive number",
+                    weights[class]
+                ));
             }
         }
         Ok(())

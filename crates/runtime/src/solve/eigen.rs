@@ -133,7 +133,8 @@ fn diagonalise(a: &mut [f64], b: &mut [f64], vectors: &mut [f64], d: usize) -> R
     let mut steps = 0;
     let mut hi = d.saturating_sub(1);
     while hi > 0 {
-        let is_zero = |k: usize, a: &[f64], b: &[f64]| b[k].abs() <= f64::EPSILON * (a[k].abs() + a[k + 1].abs());
+        let is_zero =
+            |k: usize, a: &[f64], b: &[f64]| b[k].abs() <= f64::EPSILON * (a[k].abs() + a[k + 1].abs());
         if is_zero(hi - 1, a, b) {
             hi -= 1;
             continue;
@@ -144,7 +145,9 @@ fn diagonalise(a: &mut [f64], b: &mut [f64], vectors: &mut [f64], d: usize) -> R
         }
         steps += 1;
         if steps > MAX_STEPS * d {
-            return Err(Error::Features("their second moments have no eigenvalues in float64".to_owned()));
+            return Err(Error::Features(
+                "their second moments have no eigenvalues in float64".to_owned(),
+            ));
         }
         step(a, b, lo, hi, &mut rotations);
         if rotations.len() >= most {
@@ -192,7 +195,12 @@ fn rotate(vectors: &mut [f64], rotations: &[Rotation], d: usize) {
             let end = (start + STRIP).min(d);
             vectors
                 .chunks_exact(d)
-                .flat_map(|row| row[start..end].iter().copied().chain(std::iter::repeat_n(0.0, STRIP - (end - start))))
+                .flat_map(|row| {
+                    row[start..end]
+                        .iter()
+                        .copied()
+                        .chain(std::iter::repeat_n(0.0, STRIP - (end - start)))
+                })
                 .collect()
         })
         .collect();
@@ -267,7 +275,10 @@ impl pulp::NullaryFnOnce for Add<'_> {
 
     #[inline(always)]
     fn call(self) {
-        self.out.iter_mut().zip(self.x).for_each(|(out, x)| *out += self.factor * x);
+        self.out
+            .iter_mut()
+            .zip(self.x)
+            .for_each(|(out, x)| *out += self.factor * x);
     }
 }
 
@@ -305,19 +316,29 @@ mod tests {
     fn the_parts_multiply_back() {
         let mut random = Random::new(6, "eigen test");
         for d in [1, 2, 3, 17, 130] {
-            let root: Vec<f64> = (0..d * d).map(|_| random.below(1000) as f64 / 500.0 - 1.0).collect();
+            let root: Vec<f64> = (0..d * d)
+                .map(|_| random.below(1000) as f64 / 500.0 - 1.0)
+                .collect();
             let mut a = vec![0.0; d * d];
             for i in 0..d {
                 for j in 0..d {
                     // Half of the directions are missing: eigenvalues of zero.
-                    a[i * d + j] = (0..d.div_ceil(2)).map(|k| root[i * d + k] * root[j * d + k]).sum::<f64>();
+                    a[i * d + j] = (0..d.div_ceil(2))
+                        .map(|k| root[i * d + k] * root[j * d + k])
+                        .sum::<f64>();
                 }
             }
             let Eigen { values, vectors } = Eigen::new(a.clone(), d).unwrap();
             for i in 0..d {
                 for j in 0..d {
-                    let back: f64 = (0..d).map(|k| values[k] * vectors[k * d + i] * vectors[k * d + j]).sum();
-                    assert!((back - a[i * d + j]).abs() < 1e-11 * d as f64, "{d}: {i} {j} {back} {}", a[i * d + j]);
+                    let back: f64 = (0..d)
+                        .map(|k| values[k] * vectors[k * d + i] * vectors[k * d + j])
+                        .sum();
+                    assert!(
+                        (back - a[i * d + j]).abs() < 1e-11 * d as f64,
+                        "{d}: {i} {j} {back} {}",
+                        a[i * d + j]
+                    );
                     let unit: f64 = (0..d).map(|k| vectors[i * d + k] * vectors[j * d + k]).sum();
                     assert!((unit - f64::from(u8::from(i == j))).abs() < 1e-12 * d as f64);
                 }

@@ -168,7 +168,12 @@ impl<'s> Solver<'s> {
     }
 
     /// Goes to the minimum for `c`, from where it is.
-    pub(super) fn at(&mut self, c: f64, monitor: Monitor<'_>, trace: &mut dyn FnMut(Trace)) -> Result<Fitted, Error> {
+    pub(super) fn at(
+        &mut self,
+        c: f64,
+        monitor: Monitor<'_>,
+        trace: &mut dyn FnMut(Trace),
+    ) -> Result<Fitted, Error> {
         let mut passes = 0;
         if self.searches.is_empty() {
             self.start(c);
@@ -181,6 +186,8 @@ impl<'s> Solver<'s> {
         running.checked |= c <= FAR * self.checked;
         trace(running.trace(self, passes));
         let all: Vec<usize> = (0..self.searches.len()).collect();
+        // Most problems are solved before this many passes; of others the preconditioner knows too little.
+        let mut stale = 50;
         loop {
             if monitor.is_cancelled() {
                 return Err(Error::Cancelled);
@@ -203,6 +210,10 @@ impl<'s> Solver<'s> {
             }
             passes += self.step(&mut running, passes);
             trace(running.trace(self, passes));
+            if passes >= stale {
+                stale = 2 * passes;
+                self.precondition_here(c)?;
+            }
         }
         self.fitted(c, passes, running.active.is_empty())
     }
@@ -222,7 +233,10 @@ impl<'s> Solver<'s> {
         let unknowns = self.problem.model.n_fitted * stride;
         // Pairs of a large problem are as large as it; fewer are kept.
         let memory = if unknowns > 1 << 20 { 10 } else { 20 };
-        let parts = theta.chunks_exact(each).zip(first.gradient.chunks_exact(each)).zip(&first.losses);
+        let parts = theta
+            .chunks_exact(each)
+            .zip(first.gradient.chunks_exact(each))
+            .zip(&first.losses);
         self.searches = parts
             .map(|((x, gradient), loss)| {
                 Search::new(self.layout, memory, c, x.to_vec(), *loss, gradient.to_vec())
@@ -242,20 +256,56 @@ impl<'s> Solver<'s> {
     /// Makes a preconditioner where there is none for a C like this.
     fn precondition(&mut self, c: f64) -> Result<(), Error> {
         let is_near = |made: f64| (made / FAR..=made * FAR).contains(&(c * self.curvature));
-        if self.preconditioner.as_ref().is_some_and(|(_, made)| is_near(*made)) {
+        if self
+            .preconditioner
+            .as_ref()
+            .is_some_and(|(_, made)| is_near(*made))
+        {
             return Ok(());
         }
         let made = self.problem.preconditioner(c, self.curvature)?;
-        for search in &mut self.searches {
-            let square = search.newest_change().map(|y| made.squares(y, self.outputs_each)[0]);
-            square.into_iter().for_each(|square| search.set_newest_square(square));
-        }
-        self.preconditioner = Some((made, c * self.curvature));
+        self.put(made, c);
         Ok(())
     }
 
+    /// Makes a preconditioner of the curvatures that rows have where the searches are.
+    fn precondition_here(&mut self, c: f64) -> Result<(), Error> {
+        if !self.metric().is_dense() {
+            return Ok(());
+        }
+        let (stride, each) = (self.layout.stride, self.outputs_each * self.layout.stride);
+        let mut theta = vec![0.0; self.problem.model.n_fitted * stride];
+        for (search, searched) in self.searches.iter().enumerate() {
+            let at = if self.outputs_each == 1 {
+                self.output_of[search]
+            } else {
+                0
+            };
+            theta[at * stride..at * stride + each].copy_from_slice(&searched.x);
+        }
+        let made = self.problem.preconditioner_at(c, &theta)?;
+        self.put(made, c);
+        Ok(())
+    }
+
+    fn put(&mut self, made: Preconditioner, c: f64) {
+        for search in &mut self.searches {
+            let square = search
+                .newest_change()
+                .map(|y| made.squares(y, self.outputs_each)[0]);
+            square
+                .into_iter()
+                .for_each(|square| search.set_newest_square(square));
+        }
+        self.preconditioner = Some((made, c * self.curvature));
+    }
+
     fn metric(&self) -> &Preconditioner {
-        &self.preconditioner.as_ref().expect("made before the first step").0
+        &self
+            .preconditioner
+            .as_ref()
+            .expect("made before the first step")
+            .0
     }
 
     /// Gives each of the searches a direction.
@@ -263,7 +313,8 @@ impl<'s> Solver<'s> {
         let mut left: Vec<usize> = active.to_vec();
         while !left.is_empty() {
             let mut q = Vec::new();
-            left.iter().for_each(|&search| q.append(&mut self.searches[search].begin()));
+            left.iter()
+                .for_each(|&search| q.append(&mut self.searches[search].begin()));
             self.metric().apply(&mut q);
             let each = self.outputs_each * self.layout.stride;
             let parts = std::mem::take(&mut left).into_iter().zip(q.chunks_exact(each));
@@ -335,13 +386,19 @@ impl<'s> Solver<'s> {
     }
 
     fn evaluate(&self, searches: &[usize], theta: &[f64]) -> Evaluation {
-        self.problem.evaluate(theta, &self.outputs(searches), self.precision)
+        self.problem
+            .evaluate(theta, &self.outputs(searches), self.precision)
     }
 
     /// Whether float32 products are too rough here; if so, all is float64 from now on.
     fn is_too_rough(&mut self, all: &[usize]) -> bool {
-        let theta: Vec<f64> = all.iter().flat_map(|&search| self.searches[search].x.iter().copied()).collect();
-        let exact = self.problem.evaluate(&theta, &self.outputs(all), Precision::Double);
+        let theta: Vec<f64> = all
+            .iter()
+            .flat_map(|&search| self.searches[search].x.iter().copied())
+            .collect();
+        let exact = self
+            .problem
+            .evaluate(&theta, &self.outputs(all), Precision::Double);
         let each = self.outputs_each * self.layout.stride;
         let mut errors = Vec::new();
         for (search, gradient) in self.searches.iter().zip(exact.gradient.chunks_exact(each)) {
@@ -358,8 +415,13 @@ impl<'s> Solver<'s> {
     }
 
     fn widen(&mut self, all: &[usize]) {
-        let theta: Vec<f64> = all.iter().flat_map(|&search| self.searches[search].x.iter().copied()).collect();
-        let exact = self.problem.evaluate(&theta, &self.outputs(all), Precision::Double);
+        let theta: Vec<f64> = all
+            .iter()
+            .flat_map(|&search| self.searches[search].x.iter().copied())
+            .collect();
+        let exact = self
+            .problem
+            .evaluate(&theta, &self.outputs(all), Precision::Double);
         self.take(&exact, self.outputs_each * self.layout.stride);
     }
 
@@ -383,9 +445,9 @@ impl<'s> Solver<'s> {
             // One vector against zero.
             bias[model.present[0]] = 0.0;
         }
-        for output in 0..model.n_fitted {
+        for (output, bias) in bias.iter_mut().enumerate().take(model.n_fitted) {
             if let Some(constant) = model.constant(output) {
-                bias[output] = constant;
+                *bias = constant;
             }
         }
         let mut gap_bound = 0.0;
@@ -393,7 +455,11 @@ impl<'s> Solver<'s> {
         for (search, searched) in self.searches.iter().enumerate() {
             let slope = searched.slope_vector();
             let outputs = self.outputs(&[search]);
-            let parts = searched.x.chunks_exact(stride).zip(slope.chunks_exact(stride)).zip(outputs);
+            let parts = searched
+                .x
+                .chunks_exact(stride)
+                .zip(slope.chunks_exact(stride))
+                .zip(outputs);
             for ((x, slope), output) in parts {
                 let at = match (two, model.present.is_empty()) {
                     (true, _) => model.present[1],
@@ -468,7 +534,11 @@ impl Progress {
             let value = solver.searches[search].value();
             self.history[search].push(value);
             let rounding = ROUNDING[solver.precision as usize] * value;
-            let gap = expected_gap(solver.searches[search].expected_fall(), &self.history[search], rounding);
+            let gap = expected_gap(
+                solver.searches[search].expected_fall(),
+                &self.history[search],
+                rounding,
+            );
             self.near &= gap <= NEAR.max(relative_gap) * share;
             if gap > relative_gap * share {
                 self.unfinished.push(search);

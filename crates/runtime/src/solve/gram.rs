@@ -15,8 +15,9 @@ const FLUSH_ROWS: usize = 1024;
 const BAND: usize = 96;
 
 /// `Σ x xᵀ` over prepared rows, `[stride, stride]`, of which the lower triangle is filled; for a preconditioner, in
-/// float32 products. Where `max_rows` is less than N, every so-many-th row stands for its neighbours.
-pub(super) fn gram(rows: &Rows<'_>, max_rows: usize) -> Vec<f64> {
+/// float32 products. Where `max_rows` is less than N, every so-many-th row stands for its neighbours. `weights`, `[N]`, are
+/// how much each row counts.
+pub(super) fn gram(rows: &Rows<'_>, max_rows: usize, weights: Option<&[f32]>) -> Vec<f64> {
     let stride = rows.stride;
     let step = rows.n_rows().div_ceil(max_rows.max(1)).max(1);
     let n_used = rows.n_rows().div_ceil(step);
@@ -28,6 +29,12 @@ pub(super) fn gram(rows: &Rows<'_>, max_rows: usize) -> Vec<f64> {
         gather(rows, step, which.clone(), &mut block);
         transpose(&block, stride, &mut transposed);
         let n = which.len();
+        if let Some(weights) = weights {
+            let here: Vec<f32> = which.clone().map(|row| weights[row * step]).collect();
+            for row in transposed.chunks_exact_mut(n) {
+                row.iter_mut().zip(&here).for_each(|(x, weight)| *x *= weight);
+            }
+        }
         // Each band of the matrix is one thread's, so that no sum depends on their number.
         let of_band = |(band, out): (usize, &mut [f64])| {
             let first = band * BAND;
@@ -111,7 +118,9 @@ pub(super) fn exact_gram(rows: &Rows<'_>) -> Vec<f64> {
                 wide.extend(chunk.iter().map(|x| f64::from(*x)));
             }
             transposed_matmul(&wide, &wide, &mut product, stride, stride);
-            sums.iter_mut().zip(&product).for_each(|(sum, value)| *sum += value);
+            sums.iter_mut()
+                .zip(&product)
+                .for_each(|(sum, value)| *sum += value);
         }
         sums
     })
@@ -127,10 +136,12 @@ mod tests {
     fn both_equal_the_definition() {
         let (n, d) = (2311, 37);
         let mut random = Random::new(1, "gram test");
-        let values = (0..n * d).map(|_| random.below(1000) as f32 / 500.0 - 1.0).collect();
+        let values = (0..n * d)
+            .map(|_| random.below(1000) as f32 / 500.0 - 1.0)
+            .collect();
         let features = Features::new(values, d).unwrap();
         let rows = Rows::new(&features, false);
-        let (fast, exact) = (gram(&rows, n), exact_gram(&rows));
+        let (fast, exact) = (gram(&rows, n, None), exact_gram(&rows));
         let values = features.values();
         let stride = rows.stride;
         for i in 0..=d {
@@ -144,11 +155,21 @@ mod tests {
                 };
                 let want: f64 = (0..n).map(|row| x(row, i) * x(row, j)).sum();
                 let close = |got: f64, digits: f64| (got - want).abs() <= digits * n as f64;
-                assert!(close(fast[i * stride + j], 1e-6), "{i} {j}: {} {want}", fast[i * stride + j]);
+                assert!(
+                    close(fast[i * stride + j], 1e-6),
+                    "{i} {j}: {} {want}",
+                    fast[i * stride + j]
+                );
                 assert!(close(exact[i * stride + j], 1e-13) && close(exact[j * stride + i], 1e-13));
             }
         }
-        let part = gram(&rows, 800);
+        let part = gram(&rows, 800, None);
         assert!((part[0] / exact[0] - 1.0).abs() < 0.2);
+        let weights: Vec<f32> = (0..n).map(|row| (row % 3) as f32).collect();
+        let weighted = gram(&rows, n, Some(&weights));
+        let want: f64 = (0..n)
+            .map(|row| (row % 3) as f64 * f64::from(values[row * d] - rows.centre[0]).powi(2))
+            .sum();
+        assert!((weighted[0] / want - 1.0).abs() < 1e-6);
     }
 }

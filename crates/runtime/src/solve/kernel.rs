@@ -12,7 +12,11 @@ pub(super) const LANES: usize = 16;
 
 /// `out[k · out_stride + r] = Σ_d rows[r · stride + d] · weight[k · stride + d]`: logits, one output after another.
 pub(super) fn logits(rows: &[f32], weight: &[f32], stride: usize, out: &mut [f32], out_stride: usize) {
-    assert!(stride.is_multiple_of(LANES) && rows.len().is_multiple_of(stride) && weight.len().is_multiple_of(stride));
+    assert!(
+        stride.is_multiple_of(LANES)
+            && rows.len().is_multiple_of(stride)
+            && weight.len().is_multiple_of(stride)
+    );
     assert!(rows.len() / stride <= out_stride && out.len() >= weight.len() / stride * out_stride);
     pulp::Arch::new().dispatch(Logits {
         rows,
@@ -39,7 +43,9 @@ pub(super) fn accumulate(
     assert!(rows.len().is_multiple_of(stride) && out.len().is_multiple_of(stride));
     let n_outputs = out.len() / stride;
     let n_rows = rows.len() / stride;
-    assert!(n_rows <= residual_stride && residual.len() >= n_outputs.saturating_sub(1) * residual_stride + n_rows);
+    assert!(
+        n_rows <= residual_stride && residual.len() >= n_outputs.saturating_sub(1) * residual_stride + n_rows
+    );
     pulp::Arch::new().dispatch(Accumulate {
         residual,
         residual_stride,
@@ -240,7 +246,9 @@ mod tests {
             accumulate(&out, out_stride, &rows, stride, n_columns, &mut product);
             for k in 0..n_outputs {
                 for r in 0..n_rows {
-                    let want: f32 = (0..stride).map(|d| rows[r * stride + d] * weight[k * stride + d]).sum();
+                    let want: f32 = (0..stride)
+                        .map(|d| rows[r * stride + d] * weight[k * stride + d])
+                        .sum();
                     assert_eq!(out[k * out_stride + r], want);
                 }
                 for d in 0..stride {

@@ -70,7 +70,10 @@ pub fn knn(
     let d = features.n_features();
     Targets::Classes(labels.to_vec()).check(Task::SingleLabel, features.n_rows(), n_classes)?;
     if queries.0.n_features() != d {
-        let text = format!("the rows have {} numbers, and their neighbours {d}", queries.0.n_features());
+        let text = format!(
+            "the rows have {} numbers, and their neighbours {d}",
+            queries.0.n_features()
+        );
         return Err(Error::Features(text));
     }
     if queries.1.len() != queries.0.n_rows() {
@@ -82,9 +85,11 @@ pub fn knn(
         return Err(Error::Usage(text));
     }
     if let Vote::Weighted { temperature } = config.vote
-        && !(temperature > 0.0)
+        && (temperature.is_nan() || temperature <= 0.0)
     {
-        return Err(Error::Usage(format!("the temperature is {temperature}, not above 0")));
+        return Err(Error::Usage(format!(
+            "the temperature is {temperature}, not above 0"
+        )));
     }
     let prepare = Prepare::new(features, config.metric);
     let predicted: Vec<u32> = (0..queries.0.n_rows())
@@ -95,7 +100,9 @@ pub fn knn(
             let rows = first..(first + QUERIES).min(queries.0.n_rows());
             let (x, squares) = prepare.rows(queries.0, rows);
             let nearest = neighbours(&prepare, features, &x, &squares, config.k);
-            nearest.into_iter().map(|nearest| vote(&nearest, labels, n_classes, config))
+            nearest
+                .into_iter()
+                .map(|nearest| vote(&nearest, labels, n_classes, config))
         })
         .collect();
     let right = predicted.iter().zip(queries.1).filter(|(p, l)| p == l).count();
@@ -120,7 +127,9 @@ impl Prepare {
             for start in (0..features.n_rows()).step_by(KNOWN) {
                 let rows = start..(start + KNOWN).min(features.n_rows());
                 for row in features.rows(rows, &mut scratch).chunks_exact(d) {
-                    sums.iter_mut().zip(row).for_each(|(sum, x)| *sum += f64::from(*x));
+                    sums.iter_mut()
+                        .zip(row)
+                        .for_each(|(sum, x)| *sum += f64::from(*x));
                 }
             }
         }
@@ -139,7 +148,9 @@ impl Prepare {
         let squares = rows
             .chunks_exact_mut(d)
             .map(|row| {
-                row.iter_mut().zip(&self.centre).for_each(|(x, centre)| *x -= centre);
+                row.iter_mut()
+                    .zip(&self.centre)
+                    .for_each(|(x, centre)| *x -= centre);
                 let square: f64 = row.iter().map(|x| f64::from(*x).powi(2)).sum();
                 if self.metric == Metric::Cosine && square > 0.0 {
                     let inverse = 1.0 / square.sqrt();
@@ -156,7 +167,13 @@ impl Prepare {
 type Neighbour = (f32, u32);
 
 /// The `k` nearest of each query, the nearest first.
-fn neighbours(prepare: &Prepare, known: &Features, x: &[f32], squares: &[f32], k: usize) -> Vec<Vec<Neighbour>> {
+fn neighbours(
+    prepare: &Prepare,
+    known: &Features,
+    x: &[f32],
+    squares: &[f32],
+    k: usize,
+) -> Vec<Vec<Neighbour>> {
     let d = known.n_features();
     let mut nearest: Vec<Vec<Neighbour>> = vec![Vec::with_capacity(k + 1); squares.len()];
     let mut products = Vec::new();
@@ -225,18 +242,32 @@ mod tests {
         let wanted: Vec<u32> = queries.iter().map(|row| labels[*row]).collect();
         let values = features.values();
         let row = |at: usize| &values[at * 9..][..9];
-        let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
+        let dot = |a: &[f32], b: &[f32]| {
+            a.iter()
+                .zip(b)
+                .map(|(a, b)| f64::from(*a) * f64::from(*b))
+                .sum::<f64>()
+        };
         for metric in [Metric::Cosine, Metric::Euclidean] {
             for vote in [Vote::Even, Vote::Weighted { temperature: 0.07 }] {
-                let got = knn((&features, &labels), (&asked, &wanted), 4, config(7, metric, vote)).unwrap();
+                let got = knn(
+                    (&features, &labels),
+                    (&asked, &wanted),
+                    4,
+                    config(7, metric, vote),
+                )
+                .unwrap();
                 let mut same = 0;
                 for (query, predicted) in queries.iter().zip(&got.predicted) {
                     let x = row(*query);
                     let near = |at: usize| match metric {
                         Metric::Cosine => dot(x, row(at)) / (dot(x, x) * dot(row(at), row(at))).sqrt(),
-                        Metric::Euclidean => {
-                            -x.iter().zip(row(at)).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>().sqrt()
-                        }
+                        Metric::Euclidean => -x
+                            .iter()
+                            .zip(row(at))
+                            .map(|(a, b)| f64::from(a - b).powi(2))
+                            .sum::<f64>()
+                            .sqrt(),
                     };
                     let mut order: Vec<usize> = (0..1300).collect();
                     order.sort_by(|a, b| near(*b).total_cmp(&near(*a)));
@@ -247,11 +278,18 @@ mod tests {
                             Vote::Weighted { temperature } => (near(*at) / f64::from(temperature)).exp(),
                         };
                     }
-                    let want = (0..4).rev().max_by(|a, b| votes[*a].total_cmp(&votes[*b])).unwrap();
+                    let want = (0..4)
+                        .rev()
+                        .max_by(|a, b| votes[*a].total_cmp(&votes[*b]))
+                        .unwrap();
                     same += usize::from(want == *predicted as usize);
                 }
                 // Cosines of rows far from zero are equal but for their last digits.
-                assert!(same >= queries.len() - 2, "{metric:?} {vote:?}: {same} of {}", queries.len());
+                assert!(
+                    same >= queries.len() - 2,
+                    "{metric:?} {vote:?}: {same} of {}",
+                    queries.len()
+                );
             }
         }
     }
@@ -262,7 +300,9 @@ mod tests {
         let message = |k, labels: &[u32], queries: &Features| {
             let asked = vec![0; queries.n_rows()];
             let config = config(k, Metric::Cosine, Vote::Even);
-            knn((&features, labels), (queries, &asked), 2, config).unwrap_err().to_string()
+            knn((&features, labels), (queries, &asked), 2, config)
+                .unwrap_err()
+                .to_string()
         };
         assert!(message(21, &labels, &features).contains("21 neighbours of 20 rows"));
         assert!(message(0, &labels, &features).contains("0 neighbours"));

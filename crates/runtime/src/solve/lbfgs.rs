@@ -29,13 +29,18 @@ impl Layout {
     /// `out += factor · x` for the penalised ones.
     fn add(self, out: &mut [f64], factor: f64, x: &[f64]) {
         for (out, x) in out.chunks_exact_mut(self.stride).zip(x.chunks_exact(self.stride)) {
-            out[..self.d].iter_mut().zip(x).for_each(|(out, x)| *out += factor * x);
+            out[..self.d]
+                .iter_mut()
+                .zip(x)
+                .for_each(|(out, x)| *out += factor * x);
         }
     }
 
     /// Half the sum of squares of the penalised ones.
     pub(super) fn penalty(self, x: &[f64]) -> f64 {
-        let squares = x.chunks_exact(self.stride).map(|x| dot(&x[..self.d], &x[..self.d]));
+        let squares = x
+            .chunks_exact(self.stride)
+            .map(|x| dot(&x[..self.d], &x[..self.d]));
         squares.sum::<f64>() / 2.0
     }
 }
@@ -73,7 +78,14 @@ pub(super) struct Search {
 
 impl Search {
     /// From `x`, where the loss and its gradient are known.
-    pub(super) fn new(layout: Layout, memory: usize, c: f64, x: Vec<f64>, loss: f64, gradient: Vec<f64>) -> Search {
+    pub(super) fn new(
+        layout: Layout,
+        memory: usize,
+        c: f64,
+        x: Vec<f64>,
+        loss: f64,
+        gradient: Vec<f64>,
+    ) -> Search {
         Search {
             layout,
             c,
@@ -215,7 +227,11 @@ impl Search {
             } else {
                 0.1 * self.length
             };
-            return if self.length < SHORTEST { Outcome::Stuck } else { Outcome::Shorter };
+            return if self.length < SHORTEST {
+                Outcome::Stuck
+            } else {
+                Outcome::Shorter
+            };
         }
         let step: Vec<f64> = x.iter().zip(&self.x).map(|(a, b)| a - b).collect();
         let known = self.objective_gradient(&self.x, &self.gradient);

@@ -73,7 +73,9 @@ pub fn leave_one_out(
     targets.check(task, features.n_rows(), n_outputs)?;
     check_size(features)?;
     if alphas.is_empty() || alphas.iter().any(|alpha| !(*alpha > 0.0 && alpha.is_finite())) {
-        return Err(Error::Usage("the penalties are to be positive numbers, at least one".to_owned()));
+        return Err(Error::Usage(
+            "the penalties are to be positive numbers, at least one".to_owned(),
+        ));
     }
     let rows = Rows::new(features, false);
     let wanted = Wanted::new(targets, n_outputs);
@@ -95,7 +97,13 @@ pub fn leave_one_out(
     Ok(LeaveOneOut {
         penalties,
         alpha,
-        fitted: ridge::one(&rows, wanted, &spectrum.gram, &spectrum.cross, 1.0 / (2.0 * alpha))?,
+        fitted: ridge::one(
+            &rows,
+            wanted,
+            &spectrum.gram,
+            &spectrum.cross,
+            1.0 / (2.0 * alpha),
+        )?,
         leverage,
         suspects,
     })
@@ -129,7 +137,10 @@ impl<'s> Spectrum<'s> {
         let n = rows.n_rows() as f64;
         let gram = exact_gram(rows);
         let cross = cross(rows, wanted);
-        let mean: Vec<f64> = gram[d * stride..d * stride + d].iter().map(|sum| sum / n).collect();
+        let mean: Vec<f64> = gram[d * stride..d * stride + d]
+            .iter()
+            .map(|sum| sum / n)
+            .collect();
         let means: Vec<f64> = cross.chunks_exact(stride).map(|cross| cross[d] / n).collect();
         let mut centred = vec![0.0; d * d];
         for i in 0..d {
@@ -139,7 +150,11 @@ impl<'s> Spectrum<'s> {
         }
         let eigen = Eigen::new(centred, d)?;
         let mut about = vec![0.0; k * d];
-        for ((about, cross), target) in about.chunks_exact_mut(d).zip(cross.chunks_exact(stride)).zip(&means) {
+        for ((about, cross), target) in about
+            .chunks_exact_mut(d)
+            .zip(cross.chunks_exact(stride))
+            .zip(&means)
+        {
             for ((about, cross), mean) in about.iter_mut().zip(cross).zip(&mean) {
                 *about = cross - n * target * mean;
             }
@@ -159,7 +174,11 @@ impl<'s> Spectrum<'s> {
 
     /// One over the penalised eigenvalues; rounding may have made the smallest negative.
     fn inverse(&self, alpha: f64) -> Vec<f64> {
-        self.eigen.values.iter().map(|value| 1.0 / (value.max(0.0) + alpha)).collect()
+        self.eigen
+            .values
+            .iter()
+            .map(|value| 1.0 / (value.max(0.0) + alpha))
+            .collect()
     }
 
     /// Goes through a run of rows and tells `see` of each chunk and penalty: the first row, which penalty, what is known.
@@ -176,7 +195,8 @@ impl<'s> Spectrum<'s> {
             .iter()
             .map(|inverse| {
                 let rows = self.rotated.chunks_exact(d);
-                rows.flat_map(|row| row.iter().zip(inverse).map(|(b, inverse)| b * inverse)).collect()
+                rows.flat_map(|row| row.iter().zip(inverse).map(|(b, inverse)| b * inverse))
+                    .collect()
             })
             .collect();
         let (mut scratch, mut wide, mut y) = (Scratch::default(), Vec::new(), Vec::new());
@@ -254,7 +274,12 @@ impl<'s> Spectrum<'s> {
                         let (predicted, score) = verdict(residual, without, label);
                         if predicted != label {
                             let score = score as f32;
-                            suspects.push(Suspect { row, label, predicted, score });
+                            suspects.push(Suspect {
+                                row,
+                                label,
+                                predicted,
+                                score,
+                            });
                         }
                     }
                 });
@@ -296,7 +321,7 @@ mod tests {
         let found = leave_one_out(&features, &targets, 3, &alphas).unwrap();
         for (alpha, penalty) in alphas.iter().zip(&found.penalties) {
             let (mut squares, mut right) = (0.0, 0.0);
-            for out in 0..60 {
+            for (out, label) in labels.iter().enumerate() {
                 let others: Vec<usize> = (0..60).filter(|row| *row != out).collect();
                 let (kept, left) = (features.select(&others), targets.select(&others));
                 let rows = Rows::new(&kept, false);
@@ -312,12 +337,17 @@ mod tests {
                         terms.sum::<f64>() + f64::from(head.bias[k])
                     })
                     .collect();
-                let label = labels[out] as usize;
-                squares += (0..3).map(|k| (z[k] - f64::from(u8::from(k == label))).powi(2)).sum::<f64>();
+                let label = *label as usize;
+                squares += (0..3)
+                    .map(|k| (z[k] - f64::from(u8::from(k == label))).powi(2))
+                    .sum::<f64>();
                 right += f64::from(u8::from((0..3).all(|k| k == label || z[k] < z[label])));
             }
             let want = squares / 180.0;
-            assert!((penalty.squared_error / want - 1.0).abs() < 1e-4, "{penalty:?} {want}");
+            assert!(
+                (penalty.squared_error / want - 1.0).abs() < 1e-4,
+                "{penalty:?} {want}"
+            );
             assert!((penalty.accuracy.unwrap() - right / 60.0).abs() < 1e-9);
         }
         let sum: f32 = found.leverage.iter().sum();
@@ -328,7 +358,9 @@ mod tests {
     fn labels_that_were_swapped_come_first() {
         let (features, mut labels) = data(600, 9, 3);
         let swapped = [5, 100, 222, 400, 555];
-        swapped.iter().for_each(|&row| labels[row] = (labels[row] + 1) % 3);
+        swapped
+            .iter()
+            .for_each(|&row| labels[row] = (labels[row] + 1) % 3);
         let targets = Targets::Classes(labels);
         let found = leave_one_out(&features, &targets, 3, &[0.1, 1.0]).unwrap();
         let first: Vec<usize> = found.suspects.iter().take(8).map(|suspect| suspect.row).collect();
@@ -340,7 +372,11 @@ mod tests {
     fn penalties_are_positive() {
         let (features, labels) = data(20, 3, 3);
         let targets = Targets::Classes(labels);
-        let message = |alphas: &[f64]| leave_one_out(&features, &targets, 3, alphas).unwrap_err().to_string();
+        let message = |alphas: &[f64]| {
+            leave_one_out(&features, &targets, 3, alphas)
+                .unwrap_err()
+                .to_string()
+        };
         assert!(message(&[]).contains("at least one"));
         assert!(message(&[0.0]).contains("positive"));
     }

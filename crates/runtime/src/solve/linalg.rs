@@ -136,7 +136,9 @@ mod tests {
                 assert_eq!(logits[row * c + class], want);
             }
             for k in 0..d {
-                let want: f32 = (0..c).map(|class| residual[row * c + class] * weight[class * d + k]).sum();
+                let want: f32 = (0..c)
+                    .map(|class| residual[row * c + class] * weight[class * d + k])
+                    .sum();
                 assert_eq!(product[row * d + k], want);
             }
         }

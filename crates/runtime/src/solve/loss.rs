@@ -19,7 +19,12 @@ pub(super) struct Share {
 /// Turns logits `[K, stride]` of `n` rows, the first of which is `first`, into residuals.
 pub(super) fn softmax(z: &mut [f32], stride: usize, n: usize, first: usize, by: &Softmax) -> Share {
     let labels = &by.labels[first..first + n];
-    pulp::Arch::new().dispatch(SoftmaxRows { z, stride, labels, by })
+    pulp::Arch::new().dispatch(SoftmaxRows {
+        z,
+        stride,
+        labels,
+        by,
+    })
 }
 
 struct SoftmaxRows<'a> {
@@ -35,7 +40,12 @@ impl pulp::NullaryFnOnce for SoftmaxRows<'_> {
 
     #[inline(always)]
     fn call(self) -> Share {
-        let SoftmaxRows { z, stride, labels, by } = self;
+        let SoftmaxRows {
+            z,
+            stride,
+            labels,
+            by,
+        } = self;
         softmax_rows(z, stride, labels, by)
     }
 }
@@ -69,8 +79,12 @@ fn softmax_rows(z: &mut [f32], stride: usize, labels: &[u32], by: &Softmax) -> S
             others[r] += if at[r] == k { 0.0 } else { e };
         }
     }
-    let (mut odds, mut inverse, mut mine, mut factor) =
-        ([0f32; MAX_CHUNK], [0f32; MAX_CHUNK], [0f32; MAX_CHUNK], [0f32; MAX_CHUNK]);
+    let (mut odds, mut inverse, mut mine, mut factor) = (
+        [0f32; MAX_CHUNK],
+        [0f32; MAX_CHUNK],
+        [0f32; MAX_CHUNK],
+        [0f32; MAX_CHUNK],
+    );
     for (r, label) in labels.iter().enumerate() {
         mine[r] = z[*label as usize * stride + r];
         factor[r] = by.main[*label as usize];
@@ -83,11 +97,12 @@ fn softmax_rows(z: &mut [f32], stride: usize, labels: &[u32], by: &Softmax) -> S
     let spread_classes = 1.0 / (by.main.len() - 1) as f64;
     for r in 0..n {
         let total = f64::from(others[r] + mine[r]);
-        let mut log_odds = f64::from(odds[r]);
-        if wanted[r] - top[r] < -80.0 {
+        let log_odds = if wanted[r] - top[r] < -80.0 {
             // The exponential of the label's logit is not a number of float32's any more; its logarithm is.
-            log_odds = total.ln() + f64::from(top[r] - wanted[r]);
-        }
+            total.ln() + f64::from(top[r] - wanted[r])
+        } else {
+            f64::from(odds[r])
+        };
         share.loss += f64::from(factor[r]) * log_odds;
         if smooth {
             share.loss += by.smooth_mass * (total.ln() + f64::from(top[r])) - f64::from(spread[r]);

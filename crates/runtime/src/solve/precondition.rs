@@ -64,6 +64,11 @@ impl Preconditioner {
         })
     }
 
+    /// Whether it knows more than the diagonal.
+    pub(super) fn is_dense(&self) -> bool {
+        matches!(self, Preconditioner::Dense { .. })
+    }
+
     /// Multiplies each row of `q`, `[K, stride]`.
     pub(super) fn apply(&self, q: &mut [f64]) {
         match self {
@@ -79,7 +84,9 @@ impl Preconditioner {
             } => {
                 let half = product(q, transposed, *stride);
                 let whole = product_of(&half, root, *stride);
-                q.iter_mut().zip(&whole).for_each(|(q, value)| *q = f64::from(*value));
+                q.iter_mut()
+                    .zip(&whole)
+                    .for_each(|(q, value)| *q = f64::from(*value));
             }
         }
     }
@@ -97,7 +104,9 @@ impl Preconditioner {
                     squares.sum()
                 })
                 .collect(),
-            Preconditioner::Dense { transposed, stride, .. } => product(y, transposed, *stride)
+            Preconditioner::Dense {
+                transposed, stride, ..
+            } => product(y, transposed, *stride)
                 .chunks_exact(rows_each * stride)
                 .map(|block| block.iter().map(|u| f64::from(*u).powi(2)).sum())
                 .collect(),
@@ -120,7 +129,14 @@ fn product_of(q: &[f32], matrix: &[f32], stride: usize) -> Vec<f32> {
     let of_band = |(q, out): (&[f32], &mut [f32])| {
         for first in (0..stride).step_by(DEPTH) {
             let last = (first + DEPTH).min(stride);
-            accumulate(&q[first..], stride, &matrix[first * stride..last * stride], stride, stride, out);
+            accumulate(
+                &q[first..],
+                stride,
+                &matrix[first * stride..last * stride],
+                stride,
+                stride,
+                out,
+            );
         }
     };
     let n = BAND * stride;
@@ -141,7 +157,9 @@ fn factor(gram: &[f64], stride: usize, d: usize, weight: f64) -> Result<Cholesky
         let mut matrix = vec![0.0; n * n];
         for i in 0..n {
             let row = &mut matrix[i * n..=i * n + i];
-            row.iter_mut().zip(&gram[i * stride..]).for_each(|(m, g)| *m = weight * g);
+            row.iter_mut()
+                .zip(&gram[i * stride..])
+                .for_each(|(m, g)| *m = weight * g);
             row[i] += extra * top + f64::from(u8::from(i < d));
         }
         if let Some(factor) = Cholesky::new(matrix, n) {
@@ -164,7 +182,9 @@ mod tests {
     fn it_is_the_inverse_of_its_matrix() {
         let (n, d) = (200, 21);
         let mut random = Random::new(2, "precondition test");
-        let values = (0..n * d).map(|_| random.below(1000) as f32 / 500.0 - 1.0).collect();
+        let values = (0..n * d)
+            .map(|_| random.below(1000) as f32 / 500.0 - 1.0)
+            .collect();
         let features = Features::new(values, d).unwrap();
         let rows = Rows::new(&features, false);
         let gram = exact_gram(&rows);

@@ -2,6 +2,8 @@
 
 use std::sync::{Arc, Mutex, OnceLock};
 
+use rayon::prelude::*;
+
 use super::config::SolverConfig;
 use super::gram::gram;
 use super::kernel::{accumulate, logits};
@@ -110,22 +112,46 @@ impl<'p> Problem<'p> {
     /// # Errors
     /// [`Error::Features`] where the numbers are beyond what can be factored.
     pub(super) fn preconditioner(&self, c: f64, curvature: f64) -> Result<Preconditioner, Error> {
-        let (d, n) = (self.rows.n_features(), self.rows.n_rows());
+        let d = self.rows.n_features();
         let weight = c * curvature.max(1e-30);
         let trace: f64 = self.rows.squares.iter().sum();
         // Where the penalty outweighs all features together, the diagonal is all there is to it.
         if d > MAX_DENSE || weight * trace < 0.5 {
             return Ok(Preconditioner::diagonal(&self.rows, weight));
         }
-        let gram = self.gram.get_or_init(|| {
-            /// Passes that the matrix of all rows may cost. Where it would be more, some rows stand for all: five for a
-            /// feature cost about a fifth more passes.
-            const PASSES: usize = 12;
-            const ROWS_PER_FEATURE: usize = 5;
-            let affordable = PASSES * 4 * n * self.model.n_fitted / d;
-            gram(&self.rows, affordable.max(ROWS_PER_FEATURE * d).min(n))
-        });
+        let gram = self
+            .gram
+            .get_or_init(|| gram(&self.rows, self.affordable_rows(), None));
         Preconditioner::dense(gram, &self.rows, weight * self.share)
+    }
+
+    /// Rows that second moments are made of.
+    fn affordable_rows(&self) -> usize {
+        /// Passes that they may cost. Where all rows would cost more, some stand for all: five for a feature cost about a
+        /// fifth more passes.
+        const PASSES: usize = 12;
+        const ROWS_PER_FEATURE: usize = 5;
+        let (d, n) = (self.rows.n_features(), self.rows.n_rows());
+        (PASSES * 4 * n * self.model.n_fitted / d)
+            .max(ROWS_PER_FEATURE * d)
+            .min(n)
+    }
+
+    /// [`preconditioner`](Problem::preconditioner) with the curvature that each row has at `theta`. Where most rows are
+    /// sure, as on data that can be separated, the few that are not are all that counts.
+    ///
+    /// # Errors
+    /// As there.
+    pub(super) fn preconditioner_at(&self, c: f64, theta: &[f64]) -> Result<Preconditioner, Error> {
+        /// A little of every row keeps every direction of the features in the sum.
+        const LEAST: f32 = 1e-3;
+        let outputs: Vec<usize> = (0..self.model.n_fitted).collect();
+        let mut weights = vec![0.0f32; self.rows.n_rows()];
+        self.curvatures(theta, &outputs, &mut weights);
+        let mean = weights.iter().map(|w| f64::from(*w)).sum::<f64>() / weights.len() as f64;
+        weights.iter_mut().for_each(|w| *w = w.max(LEAST * mean as f32));
+        let moments = gram(&self.rows, self.affordable_rows(), Some(&weights));
+        Preconditioner::dense(&moments, &self.rows, c)
     }
 
     /// One pass: `theta` is `[outputs, stride]`, weights and bias of the outputs that are named.
@@ -154,7 +180,10 @@ impl<'p> Problem<'p> {
         for room in &self.rooms {
             let room = room.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             let add = |total: &mut [f64], part: &[f64]| {
-                total.iter_mut().zip(part).for_each(|(total, part)| *total += part);
+                total
+                    .iter_mut()
+                    .zip(part)
+                    .for_each(|(total, part)| *total += part);
             };
             add(&mut total.losses, &room.losses);
             add(&mut total.gradient, &room.sums);
@@ -206,6 +235,27 @@ impl<'p> Problem<'p> {
         }
     }
 
+    /// The mean curvature of each row over the outputs.
+    fn curvatures(&self, theta: &[f64], outputs: &[usize], out: &mut [f32]) {
+        let (stride, chunk_rows) = (self.rows.stride, self.rows.chunk_rows);
+        let k = outputs.len();
+        let theta: Vec<f32> = theta.iter().map(|w| *w as f32).collect();
+        out.par_chunks_mut(chunk_rows)
+            .enumerate()
+            .for_each_init(Room::default, |room, (chunk, out)| {
+                let start = chunk * chunk_rows;
+                room.logits.resize(k * chunk_rows, 0.0);
+                let rows = self.rows.chunk(start..start + out.len(), &mut room.scratch);
+                logits(rows, &theta, stride, &mut room.logits, chunk_rows);
+                for (r, out) in out.iter_mut().enumerate() {
+                    let z: Vec<f64> = (0..k)
+                        .map(|k| f64::from(room.logits[k * chunk_rows + r]))
+                        .collect();
+                    *out = self.model.curvature(z, outputs, start + r) as f32;
+                }
+            });
+    }
+
     fn wide_pass(&self, theta: &[f64], outputs: &[usize], range: std::ops::Range<usize>, room: &mut Room) {
         let (stride, chunk_rows) = (self.rows.stride, self.rows.chunk_rows);
         let k = outputs.len();
@@ -253,7 +303,13 @@ mod tests {
     use crate::targets::Task;
 
     /// The loss of every row by its definition, in f64: torch's `CrossEntropyLoss` and `BCEWithLogitsLoss`, summed.
-    fn loss_by_definition(logits: &[f64], label: usize, row: &[f32], config: &SolverConfig, weights: &[f64]) -> f64 {
+    fn loss_by_definition(
+        logits: &[f64],
+        label: usize,
+        row: &[f32],
+        config: &SolverConfig,
+        weights: &[f64],
+    ) -> f64 {
         let k = logits.len();
         let s = config.label_smoothing;
         if config.task == Task::SingleLabel {
@@ -295,7 +351,9 @@ mod tests {
         let (m, stride) = (problem.model.n_fitted, problem.rows.stride);
         assert_eq!(m, if one_vector { 1 } else { k });
         let mut theta = vec![0.0; m * stride];
-        (0..m * stride).filter(|at| at % stride <= d).for_each(|at| theta[at] = 4.0 * uniform());
+        (0..m * stride)
+            .filter(|at| at % stride <= d)
+            .for_each(|at| theta[at] = 4.0 * uniform());
         let outputs: Vec<usize> = (0..m).collect();
         let loss = |theta: &[f64]| -> f64 {
             let values = features.values();
@@ -303,16 +361,21 @@ mod tests {
                 .map(|row| {
                     let logit = |k: usize| {
                         let theta = &theta[k * stride..];
-                        let terms = (0..d).map(|j| {
-                            f64::from(values[row * d + j] - problem.rows.centre[j]) * theta[j]
-                        });
+                        let terms = (0..d)
+                            .map(|j| f64::from(values[row * d + j] - problem.rows.centre[j]) * theta[j]);
                         terms.sum::<f64>() + theta[d]
                     };
                     let mut logits: Vec<f64> = (0..m).map(logit).collect();
                     if one_vector {
                         logits.insert(0, 0.0);
                     }
-                    loss_by_definition(&logits, labels[row] as usize, &dense[row * k..], &config, &weights)
+                    loss_by_definition(
+                        &logits,
+                        labels[row] as usize,
+                        &dense[row * k..],
+                        &config,
+                        &weights,
+                    )
                 })
                 .sum()
         };
@@ -321,7 +384,10 @@ mod tests {
         for (precision, digits) in [(Precision::Single, 1e-6), (Precision::Double, 1e-7)] {
             let got = problem.evaluate(&theta, &outputs, precision);
             let total: f64 = got.losses.iter().sum();
-            assert!((total / want - 1.0).abs() < digits, "{precision:?}: {total} {want}");
+            assert!(
+                (total / want - 1.0).abs() < digits,
+                "{precision:?}: {total} {want}"
+            );
             assert!(got.curvature > 0.0 && got.curvature < 0.5 * weights.iter().copied().fold(1.0, f64::max));
             for at in (0..m * stride).filter(|at| at % stride <= d) {
                 let mut moved = theta.clone();
@@ -330,7 +396,11 @@ mod tests {
                 moved[at] -= 2e-5;
                 let slope = (above - loss(&moved)) / 2e-5;
                 let error = (got.gradient[at] - slope).abs();
-                assert!(error < 3e-6 * want.max(10.0), "{precision:?} {at}: {} {slope}", got.gradient[at]);
+                assert!(
+                    error < 3e-6 * want.max(10.0),
+                    "{precision:?} {at}: {} {slope}",
+                    got.gradient[at]
+                );
             }
         }
     }

@@ -42,7 +42,11 @@ impl<'w> Wanted<'w> {
         out.clear();
         match self {
             Wanted::Numbers(values, k) => {
-                out.extend(values[range.start * k..range.end * k].iter().map(|y| f64::from(*y)));
+                out.extend(
+                    values[range.start * k..range.end * k]
+                        .iter()
+                        .map(|y| f64::from(*y)),
+                );
             }
             Wanted::Classes(labels, k) => {
                 out.resize(range.len() * k, 0.0);
@@ -78,7 +82,9 @@ pub(super) fn cross(rows: &Rows<'_>, wanted: Wanted<'_>) -> Vec<f64> {
             widen(rows.chunk(here.clone(), &mut scratch), &mut wide);
             wanted.rows(here, &mut y);
             transposed_matmul(&y, &wide, &mut product, k, stride);
-            sums.iter_mut().zip(&product).for_each(|(sum, value)| *sum += value);
+            sums.iter_mut()
+                .zip(&product)
+                .for_each(|(sum, value)| *sum += value);
         }
         sums
     })
@@ -105,7 +111,13 @@ pub(super) fn path(
     cs.iter().map(|&c| one(&rows, wanted, &gram, &cross, c)).collect()
 }
 
-pub(super) fn one(rows: &Rows<'_>, wanted: Wanted<'_>, gram: &[f64], cross: &[f64], c: f64) -> Result<Fitted, Error> {
+pub(super) fn one(
+    rows: &Rows<'_>,
+    wanted: Wanted<'_>,
+    gram: &[f64],
+    cross: &[f64],
+    c: f64,
+) -> Result<Fitted, Error> {
     let (d, stride, k) = (rows.n_features(), rows.stride, wanted.n_outputs());
     let theta = solve(gram, cross, d, stride, 1.0 / (2.0 * c))?;
     // The errors by a pass of their own: as a difference of large sums they would lose their digits.
@@ -123,7 +135,9 @@ pub(super) fn one(rows: &Rows<'_>, wanted: Wanted<'_>, gram: &[f64], cross: &[f6
             errors.iter_mut().zip(&y).for_each(|(error, y)| *error -= y);
             sums[n_sums] += errors.iter().map(|error| error * error).sum::<f64>();
             transposed_matmul(&errors, &wide, &mut product, k, stride);
-            sums.iter_mut().zip(&product).for_each(|(sum, value)| *sum += value);
+            sums.iter_mut()
+                .zip(&product)
+                .for_each(|(sum, value)| *sum += value);
         }
         sums
     });
@@ -149,7 +163,13 @@ pub(super) fn one(rows: &Rows<'_>, wanted: Wanted<'_>, gram: &[f64], cross: &[f6
 }
 
 /// `θ`, `[K, stride]`, with `(G + alpha I) θ = Xᵀ Y`, the bias free.
-pub(super) fn solve(gram: &[f64], cross: &[f64], d: usize, stride: usize, alpha: f64) -> Result<Vec<f64>, Error> {
+pub(super) fn solve(
+    gram: &[f64],
+    cross: &[f64],
+    d: usize,
+    stride: usize,
+    alpha: f64,
+) -> Result<Vec<f64>, Error> {
     let n = d + 1;
     let mut matrix = vec![0.0; n * n];
     for i in 0..n {
@@ -160,7 +180,8 @@ pub(super) fn solve(gram: &[f64], cross: &[f64], d: usize, stride: usize, alpha:
     }
     let factor = Cholesky::new(matrix, n).ok_or_else(|| {
         Error::Features(
-            "they depend on each other too closely to be solved for; regularise more (a smaller C)".to_owned(),
+            "they depend on each other too closely to be solved for; regularise more (a smaller C)"
+                .to_owned(),
         )
     })?;
     let mut theta = cross.to_vec();

@@ -175,7 +175,10 @@ impl pulp::NullaryFnOnce for Prepare<'_> {
 /// Numbers of a prepared row, and rows of a chunk.
 fn shape(d: usize) -> (usize, usize) {
     let stride = (d + 1).next_multiple_of(LANES);
-    (stride, (CHUNK_NUMBERS / stride / LANES * LANES).clamp(LANES, MAX_CHUNK))
+    (
+        stride,
+        (CHUNK_NUMBERS / stride / LANES * LANES).clamp(LANES, MAX_CHUNK),
+    )
 }
 
 /// Per column the sum of what lies above `centre`, or of its square.
@@ -279,7 +282,10 @@ impl Segments {
             .collect();
         let mut parts = parts.into_iter();
         let mut total = parts.next().unwrap_or_default();
-        parts.for_each(|part| total.iter_mut().zip(part).for_each(|(total, part)| *total += part));
+        for part in parts {
+            let both = total.iter_mut().zip(part);
+            both.for_each(|(total, part)| *total += part);
+        }
         total
     }
 
@@ -287,7 +293,9 @@ impl Segments {
     pub(super) fn each<W: Send>(&self, rooms: &[Mutex<W>], work: impl Fn(Range<usize>, &mut W) + Sync) {
         let of_one = |segment: usize| {
             // A room whose last user panicked is as good as any: it is written before it is read.
-            let mut room = rooms[segment].lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let mut room = rooms[segment]
+                .lock()
+                .unwrap_or_else(std::sync::PoisonError::into_inner);
             work(self.rows(segment), &mut room);
         };
         if self.len() == 1 {

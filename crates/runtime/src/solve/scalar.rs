@@ -58,7 +58,8 @@ mod tests {
     use super::*;
 
     fn units_off(got: f32, want: f64) -> f64 {
-        (f64::from(got) - want).abs() / (want.abs() * f64::from(f32::EPSILON) / 2.0).max(f64::from(f32::MIN_POSITIVE))
+        (f64::from(got) - want).abs()
+            / (want.abs() * f64::from(f32::EPSILON) / 2.0).max(f64::from(f32::MIN_POSITIVE))
     }
 
     #[test]

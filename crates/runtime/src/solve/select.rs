@@ -47,6 +47,17 @@ pub enum HoldOut<'h> {
     Validation(&'h Features, &'h Targets),
 }
 
+/// How C is chosen.
+#[derive(Debug, Clone, Copy)]
+pub struct SelectConfig<'s> {
+    /// Which values are tried.
+    pub values: Values<'s>,
+    /// What they are judged on.
+    pub hold_out: HoldOut<'s>,
+    /// Decides the splits.
+    pub seed: u64,
+}
+
 /// One C that was tried.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Candidate {
@@ -89,16 +100,16 @@ pub fn select(
     features: &Features,
     targets: &Targets,
     n_outputs: usize,
-    values: Values<'_>,
-    hold_out: HoldOut<'_>,
+    how: &SelectConfig<'_>,
     config: &SolverConfig,
-    seed: u64,
     monitor: Monitor<'_>,
 ) -> Result<Selection, Error> {
     // Checks the data as a whole first, so that an error speaks of all rows and not of a fold's.
     config.check(targets, features.n_rows(), n_outputs)?;
-    let mut cs = match values {
-        Values::Climb => GRID.map(|exponent| 10f64.powf(f64::from(exponent) / 2.0)).collect(),
+    let mut cs = match how.values {
+        Values::Climb => GRID
+            .map(|exponent| 10f64.powf(f64::from(exponent) / 2.0))
+            .collect(),
         Values::All(cs) => cs.to_vec(),
     };
     cs.iter().try_for_each(|c| check_c(*c))?;
@@ -106,17 +117,18 @@ pub fn select(
         return Err(Error::Usage("there is no value of C to try".to_owned()));
     }
     cs.sort_by(f64::total_cmp);
-    let folds = folds(features, targets, n_outputs, hold_out, config.task, seed)?;
+    let folds = folds(features, targets, n_outputs, how, config.task)?;
     let n_held_out = folds.iter().map(|fold| fold.held.1.len()).sum();
     let config = SolverConfig {
         relative_gap: config.relative_gap.max(GAP),
         ..config.clone()
     };
-    let climb = values == Values::Climb;
     let candidates = if config.task == Task::Regression {
         regressions(&folds, n_outputs, &cs, &config)?
     } else {
-        classifiers(features, targets, &folds, n_outputs, &cs, climb, &config, monitor)?
+        let climb = how.values == Values::Climb;
+        let whole = Problem::new(features, targets, n_outputs, &config);
+        classifiers(&whole, &folds, n_outputs, &cs, climb, &config, monitor)?
     };
     let least = |a: &&Candidate, b: &&Candidate| a.held_out_log_loss.total_cmp(&b.held_out_log_loss);
     let best = candidates.iter().min_by(least).expect("at least one C");
@@ -129,8 +141,7 @@ pub fn select(
 }
 
 fn classifiers(
-    features: &Features,
-    targets: &Targets,
+    whole: &Problem<'_>,
     folds: &[Fold],
     n_outputs: usize,
     cs: &[f64],
@@ -138,7 +149,6 @@ fn classifiers(
     config: &SolverConfig,
     monitor: Monitor<'_>,
 ) -> Result<Vec<Candidate>, Error> {
-    let whole = Problem::new(features, targets, n_outputs, config);
     let problems: Vec<Problem<'_>> = folds
         .iter()
         .map(|fold| whole.part(&fold.kept.0, &fold.kept.1, n_outputs, config))
@@ -179,7 +189,11 @@ fn regressions(
             marks.add(fitted, &fold.held, config.task)?;
         }
     }
-    Ok(marks.iter().zip(cs).map(|(marks, &c)| marks.candidate(c)).collect())
+    Ok(marks
+        .iter()
+        .zip(cs)
+        .map(|(marks, &c)| marks.candidate(c))
+        .collect())
 }
 
 /// Sums over held-out rows.
@@ -247,12 +261,11 @@ fn folds(
     features: &Features,
     targets: &Targets,
     n_outputs: usize,
-    hold_out: HoldOut<'_>,
+    how: &SelectConfig<'_>,
     task: Task,
-    seed: u64,
 ) -> Result<Vec<Fold>, Error> {
     let n = features.n_rows();
-    let (n_folds, n_used) = match hold_out {
+    let (n_folds, n_used) = match how.hold_out {
         HoldOut::Validation(held, wanted) => {
             if held.n_features() != features.n_features() {
                 let (got, want) = (held.n_features(), features.n_features());
@@ -263,9 +276,10 @@ fn folds(
                 let text = format!("{} validation rows and {} labels", held.n_rows(), wanted.len());
                 return Err(Error::Features(text));
             }
-            if let Some(row) = wanted.classes().and_then(|labels| {
-                labels.iter().position(|label| *label as usize >= n_outputs)
-            }) {
+            if let Some(row) = wanted
+                .classes()
+                .and_then(|labels| labels.iter().position(|label| *label as usize >= n_outputs))
+            {
                 let text = format!("validation row {row} has a label beyond the {n_outputs} classes");
                 return Err(Error::Features(text));
             }
@@ -278,7 +292,7 @@ fn folds(
         HoldOut::KFold(k) if k >= 2 => (k, k),
         HoldOut::KFold(k) => return Err(Error::Usage(format!("{k} folds; at least 2 are needed"))),
     };
-    let fold_of = deal(targets, n_outputs, n_folds, seed);
+    let fold_of = deal(targets, n_outputs, n_folds, how.seed);
     let mut folds = Vec::new();
     for fold in 0..n_used {
         let (mut held, kept): (Vec<usize>, Vec<usize>) = (0..n).partition(|&row| fold_of[row] == fold);
@@ -291,7 +305,8 @@ fn folds(
         let kept = (features.select(&kept), targets.select(&kept));
         let held = (features.select(&held), targets.select(&held));
         // A tiny class may leave a fold without a second class to fit; it has nothing to say then.
-        if !held.1.is_empty() && kept.1.check(task, kept.0.n_rows(), n_outputs).is_ok() && !kept.1.is_empty() {
+        if !held.1.is_empty() && kept.1.check(task, kept.0.n_rows(), n_outputs).is_ok() && !kept.1.is_empty()
+        {
             folds.push(Fold { kept, held });
         }
     }
@@ -356,7 +371,11 @@ mod tests {
         for &label in &labels {
             for j in 0..20 {
                 let noise = random.below(1000) as f32 / 500.0 - 1.0;
-                values.push(if j == 0 { noise * 0.2 + signal * label as f32 } else { noise });
+                values.push(if j == 0 {
+                    noise * 0.2 + signal * label as f32
+                } else {
+                    noise
+                });
             }
         }
         (Features::new(values, 20).unwrap(), labels)
@@ -367,8 +386,13 @@ mod tests {
             Targets::Classes(_) => 2,
             Targets::Dense { n_outputs, .. } => *n_outputs,
         };
+        let how = SelectConfig {
+            values: Values::Climb,
+            hold_out,
+            seed: 0,
+        };
         let config = SolverConfig::new(task);
-        select(features, targets, k, Values::Climb, hold_out, &config, 0, Monitor::none()).unwrap()
+        select(features, targets, k, &how, &config, Monitor::none()).unwrap()
     }
 
     #[test]
@@ -379,7 +403,10 @@ mod tests {
         for hold_out in [HoldOut::Auto, HoldOut::Fifth, HoldOut::KFold(3)] {
             let chosen = pick(&noise, &classes(&noise_labels), Task::SingleLabel, hold_out).c;
             // One fifth is 80 rows, too few to be sure about noise.
-            assert!(chosen < 0.05 || matches!(hold_out, HoldOut::Fifth), "{hold_out:?}: {chosen}");
+            assert!(
+                chosen < 0.05 || matches!(hold_out, HoldOut::Fifth),
+                "{hold_out:?}: {chosen}"
+            );
             assert!(pick(&signal, &classes(&signal_labels), Task::SingleLabel, hold_out).c > 0.5);
         }
         let validation = classes(&signal_labels);
@@ -395,10 +422,16 @@ mod tests {
         let targets = Targets::dense(dense, 2).unwrap();
         let selection = pick(&signal, &targets, Task::MultiLabel, HoldOut::Auto);
         let best = selection.candidates.iter().find(|c| c.c == selection.c).unwrap();
-        assert!(selection.c > 0.5 && best.held_out_accuracy > 0.95, "{selection:?}");
+        assert!(
+            selection.c > 0.5 && best.held_out_accuracy > 0.95,
+            "{selection:?}"
+        );
         let selection = pick(&signal, &targets, Task::Regression, HoldOut::Auto);
         let best = selection.candidates.iter().find(|c| c.c == selection.c).unwrap();
-        assert!(best.held_out_accuracy > 0.7 && best.held_out_accuracy < 1.0, "{selection:?}");
+        assert!(
+            best.held_out_accuracy > 0.7 && best.held_out_accuracy < 1.0,
+            "{selection:?}"
+        );
     }
 
     #[test]
@@ -407,7 +440,12 @@ mod tests {
         let targets = Targets::Classes(labels);
         let config = SolverConfig::new(Task::SingleLabel);
         let message = |values, hold_out| {
-            select(&features, &targets, 2, values, hold_out, &config, 0, Monitor::none())
+            let how = SelectConfig {
+                values,
+                hold_out,
+                seed: 0,
+            };
+            select(&features, &targets, 2, &how, &config, Monitor::none())
                 .unwrap_err()
                 .to_string()
         };

@@ -2,6 +2,7 @@
 
 use super::config::{ClassWeights, SolverConfig};
 use super::fit::NEVER;
+use super::loss::{sigmoid_wide, softmax_wide};
 use crate::targets::Targets;
 
 /// Cross-entropy of the softmax against a target distribution that depends on the label alone:
@@ -91,7 +92,10 @@ impl Model {
         labels.iter().for_each(|label| counts[*label as usize] += 1);
         let present: Vec<usize> = (0..n_outputs).filter(|&class| counts[class] > 0).collect();
         let mut place = vec![0u32; n_outputs];
-        present.iter().enumerate().for_each(|(at, &class)| place[class] = at as u32);
+        present
+            .iter()
+            .enumerate()
+            .for_each(|(at, &class)| place[class] = at as u32);
         let labels: Vec<u32> = labels.iter().map(|label| place[*label as usize]).collect();
         let k = present.len();
         let weight: Vec<f64> = present
@@ -127,7 +131,12 @@ impl Model {
         let n = (values.len() / k) as f64;
         let half = config.label_smoothing / 2.0;
         let masses = (0..k).map(|output| {
-            let n_yes = values.iter().skip(output).step_by(k).filter(|v| **v != 0.0).count() as f64;
+            let n_yes = values
+                .iter()
+                .skip(output)
+                .step_by(k)
+                .filter(|v| **v != 0.0)
+                .count() as f64;
             let (yes, no) = match &config.class_weights {
                 ClassWeights::None => (1.0, 1.0),
                 // A label that all rows have, or none, has nothing to be balanced against.
@@ -165,6 +174,21 @@ impl Model {
     /// Whether its outputs are fitted each by itself.
     pub(super) fn is_separate(&self) -> bool {
         matches!(self.likelihood, Likelihood::Sigmoid(_))
+    }
+
+    /// The mean curvature of a row with these logits of some outputs.
+    pub(super) fn curvature(&self, mut z: Vec<f64>, outputs: &[usize], row: usize) -> f64 {
+        match &self.likelihood {
+            Likelihood::Softmax(by) => softmax_wide(&mut z, row, by).curvature,
+            Likelihood::Sigmoid(by) => {
+                let of_output = |(z, output): (&f64, &usize)| {
+                    let (mut yes, mut no) = ([0.0], [0.0]);
+                    by.masses(row, *output, &mut yes, &mut no);
+                    sigmoid_wide(*z, yes[0], no[0]).1.curvature
+                };
+                z.iter().zip(outputs).map(of_output).sum::<f64>() / outputs.len() as f64
+            }
+        }
     }
 
     /// `[n_fitted]`: the biases that fit best where all weights are zero.

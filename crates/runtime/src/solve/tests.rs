@@ -73,7 +73,8 @@ impl Definition<'_> {
                     let curvature = self.c * all * p[a] * (f64::from(u8::from(a == b)) - p[b]);
                     for i in 0..=d {
                         for j in 0..=d {
-                            hessian[(a * (d + 1) + i) * n + b * (d + 1) + j] += curvature * features[i] * features[j];
+                            hessian[(a * (d + 1) + i) * n + b * (d + 1) + j] +=
+                                curvature * features[i] * features[j];
                         }
                     }
                 }
@@ -130,7 +131,15 @@ fn unknowns(fitted: &Fitted, d: usize) -> Vec<f64> {
         .collect()
 }
 
-fn check_minimum(n: usize, d: usize, k: usize, c: f64, weights: Option<Vec<f64>>, smoothing: f64, standardise: bool) {
+fn check_minimum(
+    n: usize,
+    d: usize,
+    k: usize,
+    c: f64,
+    weights: Option<Vec<f64>>,
+    smoothing: f64,
+    standardise: bool,
+) {
     let (features, labels) = data(n, d, k);
     let config = SolverConfig {
         class_weights: weights.clone().map_or(ClassWeights::None, ClassWeights::Given),
@@ -157,20 +166,33 @@ fn check_minimum(n: usize, d: usize, k: usize, c: f64, weights: Option<Vec<f64>>
         mass: mass.collect(),
         k,
         c,
-        scale: (0..d).map(|j| if standardise { 1.0 / deviation(j) } else { 1.0 }).collect(),
+        scale: (0..d)
+            .map(|j| if standardise { 1.0 / deviation(j) } else { 1.0 })
+            .collect(),
     };
     let targets = Targets::Classes(labels);
     let fitted = fit(&features, &targets, k, c, &config, Monitor::none()).unwrap();
-    assert!(fitted.converged, "k {k} C {c}: not converged in {} passes", fitted.passes);
+    assert!(
+        fitted.converged,
+        "k {k} C {c}: not converged in {} passes",
+        fitted.passes
+    );
     let value = definition.value(&unknowns(&fitted, d));
     // Two classes have one vector, as in scikit-learn.
     let least = definition.minimum(usize::from(k == 2));
     let gap = (value - least) / least;
-    assert!(gap.abs() < 1e-7, "k {k} C {c}: relative gap {gap:e}, {value} {least}, {fitted:?}");
+    assert!(
+        gap.abs() < 1e-7,
+        "k {k} C {c}: relative gap {gap:e}, {value} {least}, {fitted:?}"
+    );
     assert!((fitted.objective / value - 1.0).abs() < 1e-6);
     let over = fitted.objective - least;
     // The bound holds for exact sums; the objective's own are float32 products.
-    assert!(over <= fitted.gap_bound + 1e-7 * least, "{over} above, bound {}", fitted.gap_bound);
+    assert!(
+        over <= fitted.gap_bound + 1e-7 * least,
+        "{over} above, bound {}",
+        fitted.gap_bound
+    );
 }
 
 #[test]
@@ -190,7 +212,15 @@ fn two_classes_are_scikit_learns_one_vector() {
     check_minimum(300, 6, 2, 100.0, Some(vec![1.0, 3.0]), 0.1, true);
     let (features, labels) = data(300, 6, 2);
     let config = SolverConfig::new(Task::SingleLabel);
-    let fitted = fit(&features, &Targets::Classes(labels), 2, 1.0, &config, Monitor::none()).unwrap();
+    let fitted = fit(
+        &features,
+        &Targets::Classes(labels),
+        2,
+        1.0,
+        &config,
+        Monitor::none(),
+    )
+    .unwrap();
     assert!(fitted.weight[..6].iter().all(|w| *w == 0.0) && fitted.bias[0] == 0.0);
 }
 
@@ -198,7 +228,10 @@ fn two_classes_are_scikit_learns_one_vector() {
 fn several_labels_are_each_a_problem_of_their_own() {
     let (features, labels) = data(400, 9, 3);
     let yes = |label: u32, output: u32| f32::from(u8::from(label == output || (output == 2 && label == 0)));
-    let dense: Vec<f32> = labels.iter().flat_map(|l| [yes(*l, 0), yes(*l, 1), yes(*l, 2)]).collect();
+    let dense: Vec<f32> = labels
+        .iter()
+        .flat_map(|l| [yes(*l, 0), yes(*l, 1), yes(*l, 2)])
+        .collect();
     let targets = Targets::dense(dense.clone(), 3).unwrap();
     for weights in [ClassWeights::None, ClassWeights::Balanced] {
         let config = SolverConfig {
@@ -216,7 +249,12 @@ fn several_labels_are_each_a_problem_of_their_own() {
             let one = fit(&features, &classes, 2, 2.0, &single, Monitor::none()).unwrap();
             sum += one.objective;
             let pairs = all.weight[output * 9..][..9].iter().zip(&one.weight[9..]);
-            assert!(pairs.into_iter().all(|(a, b)| (a - b).abs() < 2e-3 * (1.0 + b.abs())), "{output}");
+            assert!(
+                pairs
+                    .into_iter()
+                    .all(|(a, b)| (a - b).abs() < 2e-3 * (1.0 + b.abs())),
+                "{output}"
+            );
         }
         assert!((all.objective / sum - 1.0).abs() < 1e-7);
     }
@@ -233,16 +271,38 @@ fn a_label_that_no_row_has_is_never_predicted() {
     assert!(fitted.weight[..5].iter().all(|w| *w == 0.0) && fitted.weight[5..10].iter().all(|w| *w != 0.0));
     let apart: Vec<u32> = labels.iter().map(|label| 2 * label + 1).collect();
     let config = SolverConfig::new(Task::SingleLabel);
-    let wide = fit(&features, &Targets::Classes(apart), 5, 1.0, &config, Monitor::none()).unwrap();
-    let plain = fit(&features, &Targets::Classes(labels), 2, 1.0, &config, Monitor::none()).unwrap();
+    let wide = fit(
+        &features,
+        &Targets::Classes(apart),
+        5,
+        1.0,
+        &config,
+        Monitor::none(),
+    )
+    .unwrap();
+    let plain = fit(
+        &features,
+        &Targets::Classes(labels),
+        2,
+        1.0,
+        &config,
+        Monitor::none(),
+    )
+    .unwrap();
     assert_eq!((wide.bias[0], wide.bias[2], wide.bias[4]), (-1e4, -1e4, -1e4));
-    assert_eq!((&wide.weight[15..20], wide.bias[3]), (&plain.weight[5..], plain.bias[1]));
+    assert_eq!(
+        (&wide.weight[15..20], wide.bias[3]),
+        (&plain.weight[5..], plain.bias[1])
+    );
 }
 
 #[test]
 fn a_regression_is_ridge() {
     let (features, labels) = data(200, 7, 3);
-    let wanted: Vec<f32> = labels.iter().flat_map(|l| [*l as f32 - 1.0, (*l as f32).powi(2)]).collect();
+    let wanted: Vec<f32> = labels
+        .iter()
+        .flat_map(|l| [*l as f32 - 1.0, (*l as f32).powi(2)])
+        .collect();
     let targets = Targets::dense(wanted.clone(), 2).unwrap();
     let config = SolverConfig::new(Task::Regression);
     let fitted = path(&features, &targets, 2, &[10.0, 0.1], &config, Monitor::none()).unwrap();
@@ -257,10 +317,16 @@ fn a_regression_is_ridge() {
                 let z: f64 = x.iter().zip(weight).map(|(x, w)| f64::from(x * w)).sum::<f64>()
                     + f64::from(fitted.bias[output]);
                 let error = 2.0 * fitted.c * (z - f64::from(wanted[row * 2 + output]));
-                gradient.iter_mut().zip(x).for_each(|(g, x)| *g += error * f64::from(*x));
+                gradient
+                    .iter_mut()
+                    .zip(x)
+                    .for_each(|(g, x)| *g += error * f64::from(*x));
                 gradient[7] += error;
             }
-            assert!(gradient.iter().all(|g| g.abs() < 2e-3 * fitted.c.max(1.0)), "{gradient:?}");
+            assert!(
+                gradient.iter().all(|g| g.abs() < 2e-3 * fitted.c.max(1.0)),
+                "{gradient:?}"
+            );
         }
         assert!(fitted.gap_bound < 1e-12 * fitted.objective);
     }
@@ -287,7 +353,10 @@ fn a_path_is_its_fits_at_the_price_of_a_few() {
             assert!(gap.abs() < 1e-6 && fitted.converged, "C {c}: {gap:e}");
         }
     }
-    assert!(together < 10 * apart / 12, "{together} passes together, {apart} for 12 alone");
+    assert!(
+        together < 10 * apart / 12,
+        "{together} passes together, {apart} for 12 alone"
+    );
 }
 
 #[test]
@@ -307,7 +376,11 @@ fn the_same_bits_for_any_number_of_threads_and_wherever_features_lie() {
         };
         let bits = |fitted: &Fitted| {
             let numbers = fitted.weight.iter().chain(&fitted.bias).map(|w| w.to_bits());
-            (numbers.collect::<Vec<_>>(), fitted.objective.to_bits(), fitted.passes)
+            (
+                numbers.collect::<Vec<_>>(),
+                fitted.objective.to_bits(),
+                fitted.passes,
+            )
         };
         let one = run(1, &features);
         for n in [2, 3, 5] {
@@ -324,7 +397,11 @@ fn separable_rows_are_fitted_to_the_last_digits() {
     let config = SolverConfig::new(Task::SingleLabel);
     for c in [1e4, 1e8] {
         let fitted = fit(&features, &targets, 3, c, &config, Monitor::none()).unwrap();
-        assert!(fitted.converged, "C {c}: {} passes, {}", fitted.passes, fitted.objective);
+        assert!(
+            fitted.converged,
+            "C {c}: {} passes, {}",
+            fitted.passes, fitted.objective
+        );
     }
 }
 
@@ -334,7 +411,9 @@ fn what_cannot_be_fitted_is_said() {
     let config = SolverConfig::new(Task::SingleLabel);
     let check = |labels: &[u32], k, c, config: &SolverConfig, message: &str| {
         let targets = Targets::Classes(labels.to_vec());
-        let error = fit(&features, &targets, k, c, config, Monitor::none()).unwrap_err().to_string();
+        let error = fit(&features, &targets, k, c, config, Monitor::none())
+            .unwrap_err()
+            .to_string();
         assert!(error.contains(message), "{error}");
     };
     check(&labels[1..], 3, 1.0, &config, "20 rows and 19 labels");
@@ -347,14 +426,34 @@ fn what_cannot_be_fitted_is_said() {
         label_smoothing: smoothing,
         ..config.clone()
     };
-    check(&labels, 3, 1.0, &with(&[1.0, 2.0], 0.0), "2 class weights are given, and there are 3 classes");
-    check(&labels, 3, 1.0, &with(&[1.0, 0.0, 1.0], 0.0), "the weight of class 1 is 0, not a positive number");
-    check(&labels, 3, 1.0, &with(&[1.0; 3], 1.0), "label smoothing is 1, not in 0..1");
+    check(
+        &labels,
+        3,
+        1.0,
+        &with(&[1.0, 2.0], 0.0),
+        "2 class weights are given, and there are 3 classes",
+    );
+    check(
+        &labels,
+        3,
+        1.0,
+        &with(&[1.0, 0.0, 1.0], 0.0),
+        "the weight of class 1 is 0, not a positive number",
+    );
+    check(
+        &labels,
+        3,
+        1.0,
+        &with(&[1.0; 3], 1.0),
+        "label smoothing is 1, not in 0..1",
+    );
     let regression = SolverConfig {
         task: Task::Regression,
         ..with(&[1.0], 0.0)
     };
     let targets = Targets::dense(vec![1.0; 20], 1).unwrap();
-    let error = fit(&features, &targets, 1, 1.0, &regression, Monitor::none()).unwrap_err().to_string();
+    let error = fit(&features, &targets, 1, 1.0, &regression, Monitor::none())
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("a regression has no classes"), "{error}");
 }
