@@ -338,7 +338,7 @@ fn a_path_is_its_fits_at_the_price_of_a_few() {
     let (features, labels) = data(2000, 30, 5);
     let targets = Targets::Classes(labels);
     let config = SolverConfig {
-        relative_gap: 1e-7,
+        relative_gap: 1e-5,
         ..SolverConfig::new(Task::SingleLabel)
     };
     let cs: Vec<f64> = (0..45).map(|i| 10f64.powf(-6.0 + 0.25 * f64::from(i))).collect();
@@ -350,7 +350,7 @@ fn a_path_is_its_fits_at_the_price_of_a_few() {
             let alone = fit(&features, &targets, 5, *c, &config, Monitor::none()).unwrap();
             apart += alone.passes;
             let gap = fitted.objective / alone.objective - 1.0;
-            assert!(gap.abs() < 1e-6 && fitted.converged, "C {c}: {gap:e}");
+            assert!(gap.abs() < 3e-5 && fitted.converged, "C {c}: {gap:e}");
         }
     }
     assert!(
