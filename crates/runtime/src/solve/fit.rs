@@ -130,10 +130,16 @@ pub(super) struct Solver<'s> {
     output_of: Vec<usize>,
     preconditioner: Option<(Preconditioner, f64)>,
     curvature: f64,
+    /// The curvature that the preconditioner was made for.
+    preconditioned_at: f64,
     precision: Precision,
     /// The largest C at which float32 products were found to be exact enough.
     checked: f64,
 }
+
+/// Where the mean curvature of a row has fallen to this part, the rows differ so much that their own curvatures are
+/// worth the second moments that they cost.
+const SURE: f64 = 0.25;
 
 /// Between two C of this ratio the search's own pairs make up for the difference.
 const FAR: f64 = 8.0;
@@ -162,6 +168,7 @@ impl<'s> Solver<'s> {
                 .collect(),
             preconditioner: None,
             curvature: 0.0,
+            preconditioned_at: 0.0,
             precision: Precision::Single,
             checked: 0.0,
         }
@@ -210,8 +217,8 @@ impl<'s> Solver<'s> {
             }
             passes += self.step(&mut running, passes);
             trace(running.trace(self, passes));
-            if passes >= stale {
-                stale = 2 * passes;
+            if passes >= stale || self.curvature < SURE * self.preconditioned_at {
+                stale = stale.max(2 * passes);
                 self.precondition_here(c)?;
             }
         }
@@ -271,6 +278,7 @@ impl<'s> Solver<'s> {
     /// Makes a preconditioner of the curvatures that rows have where the searches are.
     fn precondition_here(&mut self, c: f64) -> Result<(), Error> {
         if !self.metric().is_dense() {
+            self.preconditioned_at = self.curvature;
             return Ok(());
         }
         let (stride, each) = (self.layout.stride, self.outputs_each * self.layout.stride);
@@ -298,6 +306,7 @@ impl<'s> Solver<'s> {
                 .for_each(|square| search.set_newest_square(square));
         }
         self.preconditioner = Some((made, c * self.curvature));
+        self.preconditioned_at = self.curvature;
     }
 
     fn metric(&self) -> &Preconditioner {
@@ -558,18 +567,26 @@ const NEAR: f64 = 1e-6;
 fn expected_gap(decrement: f64, history: &[f64], rounding: f64) -> f64 {
     /// Half the Newton decrement of the search's Hessian is too small by up to this factor, on real features.
     const OPTIMISM: f64 = 20.0;
-    /// What is left of that where the falls are known too.
+    /// What is left of that where falls are known over a long time.
     const SOBER: f64 = 4.0;
-    /// Steps over which a fall is measured: it comes in fits and starts.
+    /// Steps over which a fall is measured, where there have been as many: it comes in fits and starts.
     const SPAN: usize = 8;
-    if history.len() > 2 * SPAN {
-        let at = |back: usize| history[history.len() - 1 - back];
-        let (before, now) = (at(2 * SPAN) - at(SPAN), at(SPAN) - at(0));
-        if now > SPAN as f64 * rounding && now < before {
-            // The falls are a geometric series.
-            let ratio = now / before;
-            return (SOBER * decrement).max(now * ratio / (1.0 - ratio));
-        }
+    let span = (history.len().saturating_sub(1) / 2).min(SPAN);
+    if span < 2 {
+        return OPTIMISM * decrement;
     }
-    OPTIMISM * decrement
+    let at = |back: usize| history[history.len() - 1 - back];
+    let (before, now) = (at(2 * span) - at(span), at(span) - at(0));
+    if now <= span as f64 * rounding {
+        return OPTIMISM * decrement;
+    }
+    // The falls are a geometric series; where they grow, there is no telling but that it goes on.
+    let ratio = now / before;
+    let rest = if now < before {
+        now * ratio / (1.0 - ratio)
+    } else {
+        now
+    };
+    let factor = if span == SPAN { SOBER } else { OPTIMISM };
+    rest.max(factor * decrement)
 }
