@@ -239,7 +239,7 @@ impl<'s> Solver<'s> {
         let each = self.outputs_each * stride;
         let unknowns = self.problem.model.n_fitted * stride;
         // Pairs of a large problem are as large as it; fewer are kept.
-        let memory = if unknowns > 1 << 20 { 10 } else { 20 };
+        let memory = if unknowns > 1 << 18 { 8 } else { 20 };
         let parts = theta
             .chunks_exact(each)
             .zip(first.gradient.chunks_exact(each))

@@ -69,24 +69,40 @@ impl WithSimd for Logits<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(mut self, simd: S) {
-        let n_rows = self.rows.len() / self.stride;
+        /// Weights that all rows are multiplied with before the next: they stay in the second cache.
+        const BLOCK_NUMBERS: usize = 48 << 10;
         let n_outputs = self.weight.len() / self.stride;
+        // Whole tiles of five.
+        let block = (BLOCK_NUMBERS / self.stride / 5 * 5).max(5);
+        let mut k = 0;
+        while k < n_outputs {
+            let end = (k + block).min(n_outputs);
+            self.block(simd, k, end);
+            k = end;
+        }
+    }
+}
+
+impl Logits<'_> {
+    /// The outputs `first..end` of all rows.
+    #[inline(always)]
+    fn block<S: Simd>(&mut self, simd: S, first: usize, end: usize) {
+        let n_rows = self.rows.len() / self.stride;
         // As many sums as the registers hold: more would go through memory, fewer would wait for each other.
         let wide = S::REGISTER_COUNT >= 32;
         let mut row = 0;
         while row < n_rows {
             let left = n_rows - row;
-            let height = if n_outputs <= 2 && left >= 8 {
+            let height = if end - first <= 2 && left >= 8 {
                 8
             } else if left >= 4 {
                 4
             } else {
                 1
             };
-            let mut k = 0;
-            while k < n_outputs {
-                let left = n_outputs - k;
-                k += match (height, left) {
+            let mut k = first;
+            while k < end {
+                k += match (height, end - k) {
                     (8, 1) => self.tile::<S, 8, 1>(simd, row, k),
                     (8, _) => self.tile::<S, 8, 2>(simd, row, k),
                     (4, 5..) if wide => self.tile::<S, 4, 5>(simd, row, k),
@@ -101,9 +117,7 @@ impl WithSimd for Logits<'_> {
             row += height;
         }
     }
-}
 
-impl Logits<'_> {
     /// `R` rows by `K` outputs; returns `K`.
     #[inline(always)]
     fn tile<S: Simd, const R: usize, const K: usize>(&mut self, simd: S, row: usize, k: usize) -> usize {
