@@ -4,7 +4,7 @@
 //! [`fit`] and [`path`] are preconditioned L-BFGS on the softmax or on sigmoids, [`select()`] chooses C on held-out rows.
 //!
 //! A pass: `rows` prepares a few hundred rows, `kernel` multiplies, `loss` makes residuals, `problem` puts it together;
-//! `lbfgs` searches in the metric of `precondition`, `fit` leads it from C to C.
+//! `lbfgs` searches in the metric of `precondition`, `solver` leads it from C to C, `progress` says when it is done.
 
 mod cholesky;
 mod closed;
@@ -20,10 +20,12 @@ mod linalg;
 mod loss;
 mod precondition;
 mod problem;
+mod progress;
 mod ridge;
 mod rows;
 mod scalar;
 mod select;
+mod solver;
 mod targets;
 #[cfg(test)]
 mod tests;

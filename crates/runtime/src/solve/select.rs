@@ -4,9 +4,10 @@
 use serde::Serialize;
 
 use super::config::{SolverConfig, check_c};
-use super::fit::{Fitted, Solver};
+use super::fit::Fitted;
 use super::problem::Problem;
 use super::ridge;
+use super::solver::Solver;
 use crate::error::Error;
 use crate::features::Features;
 use crate::head::Head;
