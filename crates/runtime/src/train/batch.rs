@@ -70,11 +70,19 @@ impl Scale {
         let variance = sums_of(&|x, column| (x - mean[column]) * (x - mean[column]));
         let factors = mean.iter().zip(&variance).map(|(mean, variance)| {
             let deviation = variance.sqrt();
-            if deviation > LEAST * mean.abs() { 1.0 / deviation } else { 1.0 }
+            if deviation > LEAST * mean.abs() {
+                1.0 / deviation
+            } else {
+                1.0
+            }
         });
         let factors: Vec<f64> = factors.collect();
         Scale {
-            shift: mean.iter().zip(&factors).map(|(mean, factor)| (-mean * factor) as f32).collect(),
+            shift: mean
+                .iter()
+                .zip(&factors)
+                .map(|(mean, factor)| (-mean * factor) as f32)
+                .collect(),
             factor: factors.iter().map(|factor| *factor as f32).collect(),
         }
     }
@@ -82,17 +90,29 @@ impl Scale {
     /// Makes a layer on scaled features (`weight [n, D]`) one on the features as given.
     pub(super) fn fold(&self, weight: &mut [f32], bias: &mut [f32]) {
         for (weight, bias) in weight.chunks_exact_mut(self.factor.len()).zip(bias) {
-            let shift = weight.iter().zip(&self.shift).map(|(w, shift)| f64::from(*w) * f64::from(*shift));
+            let shift = weight
+                .iter()
+                .zip(&self.shift)
+                .map(|(w, shift)| f64::from(*w) * f64::from(*shift));
             *bias = (f64::from(*bias) + shift.sum::<f64>()) as f32;
-            weight.iter_mut().zip(&self.factor).for_each(|(w, factor)| *w *= factor);
+            weight
+                .iter_mut()
+                .zip(&self.factor)
+                .for_each(|(w, factor)| *w *= factor);
         }
     }
 
     /// The other way round: a layer on the features as given to one on scaled ones.
     pub(super) fn unfold(&self, weight: &mut [f32], bias: &mut [f32]) {
         for (weight, bias) in weight.chunks_exact_mut(self.factor.len()).zip(bias) {
-            weight.iter_mut().zip(&self.factor).for_each(|(w, factor)| *w /= factor);
-            let shift = weight.iter().zip(&self.shift).map(|(w, shift)| f64::from(*w) * f64::from(*shift));
+            weight
+                .iter_mut()
+                .zip(&self.factor)
+                .for_each(|(w, factor)| *w /= factor);
+            let shift = weight
+                .iter()
+                .zip(&self.shift)
+                .map(|(w, shift)| f64::from(*w) * f64::from(*shift));
             *bias = (f64::from(*bias) - shift.sum::<f64>()) as f32;
         }
     }
@@ -106,17 +126,28 @@ impl Source<'_> {
             None => out.copy_from_slice(values),
             Some(scale) => {
                 let columns = values.iter().zip(scale.factor.iter().zip(&scale.shift));
-                out.iter_mut().zip(columns).for_each(|(out, (x, (factor, shift)))| *out = x.mul_add(*factor, *shift));
+                out.iter_mut()
+                    .zip(columns)
+                    .for_each(|(out, (x, (factor, shift)))| *out = x.mul_add(*factor, *shift));
             }
         }
     }
 
     /// What row `first` is to be, with mixup's `second`.
-    pub(super) fn wanted<'w>(&'w self, first: usize, mixed: Option<(f32, usize)>, numbers: &'w mut Vec<f32>) -> Wanted<'w> {
+    pub(super) fn wanted<'w>(
+        &'w self,
+        first: usize,
+        mixed: Option<(f32, usize)>,
+        numbers: &'w mut Vec<f32>,
+    ) -> Wanted<'w> {
         match self.targets {
             Targets::Classes(labels) => {
                 let (share, second) = mixed.unwrap_or((1.0, first));
-                Wanted::Class { first: labels[first], second: labels[second], share }
+                Wanted::Class {
+                    first: labels[first],
+                    second: labels[second],
+                    share,
+                }
             }
             Targets::Dense { values, n_outputs: k } => {
                 let of = |row: usize| &values[row * k..(row + 1) * k];
@@ -176,7 +207,13 @@ pub(super) struct HiddenRows {
 
 impl Block {
     /// Room for `n_rows` of `n_features`, hidden layers of these widths and `heads · n_outputs` outputs.
-    pub(super) fn new(n_rows: usize, n_features: usize, hidden: &[usize], n_outputs: usize, heads: usize) -> Block {
+    pub(super) fn new(
+        n_rows: usize,
+        n_features: usize,
+        hidden: &[usize],
+        n_outputs: usize,
+        heads: usize,
+    ) -> Block {
         let room = |n: usize| vec![0.0; n_rows * stride(n)];
         let hidden = hidden.iter().map(|&width| HiddenRows {
             stride: stride(width),
@@ -199,10 +236,18 @@ impl Block {
     /// What layer `layer` takes.
     pub(super) fn input_of(&self, layer: usize) -> Matrix<'_> {
         match layer.checked_sub(1) {
-            None => Matrix { values: &self.inputs, stride: self.input_stride, n: self.n },
+            None => Matrix {
+                values: &self.inputs,
+                stride: self.input_stride,
+                n: self.n,
+            },
             Some(before) => {
                 let rows = &self.hidden[before];
-                Matrix { values: &rows.outer, stride: rows.stride, n: self.n }
+                Matrix {
+                    values: &rows.outer,
+                    stride: rows.stride,
+                    n: self.n,
+                }
             }
         }
     }
@@ -210,8 +255,16 @@ impl Block {
     /// The gradient by what layer `layer` gives.
     pub(super) fn residual_of(&self, layer: usize) -> Matrix<'_> {
         match self.hidden.get(layer) {
-            None => Matrix { values: &self.outputs, stride: self.output_stride, n: self.n },
-            Some(rows) => Matrix { values: &rows.gradient, stride: rows.stride, n: self.n },
+            None => Matrix {
+                values: &self.outputs,
+                stride: self.output_stride,
+                n: self.n,
+            },
+            Some(rows) => Matrix {
+                values: &rows.gradient,
+                stride: rows.stride,
+                n: self.n,
+            },
         }
     }
 
@@ -219,18 +272,34 @@ impl Block {
     pub(super) fn fill(&mut self, batch: &Batch<'_>, first: usize, n: usize) {
         (self.first, self.n) = (first, n);
         let d = batch.source.features.n_features();
-        for (i, to) in self.inputs.chunks_exact_mut(self.input_stride).take(n).enumerate() {
+        for (i, to) in self
+            .inputs
+            .chunks_exact_mut(self.input_stride)
+            .take(n)
+            .enumerate()
+        {
             let (at, to) = (first + i, &mut to[..=d]);
-            batch.source.write(batch.rows[at], &mut self.scratch, &mut to[..d]);
+            batch
+                .source
+                .write(batch.rows[at], &mut self.scratch, &mut to[..d]);
             if let Some((share, partner)) = batch.mixed(at) {
                 self.other.resize(d, 0.0);
                 batch.source.write(partner, &mut self.scratch, &mut self.other);
-                to.iter_mut().zip(&self.other).for_each(|(x, other)| *x = share.mul_add(*x - other, *other));
+                to.iter_mut()
+                    .zip(&self.other)
+                    .for_each(|(x, other)| *x = share.mul_add(*x - other, *other));
             }
-            if let Some(Changes { step, noise: Some((deviation, counter)), .. }) = batch.changes {
+            if let Some(Changes {
+                step,
+                noise: Some((deviation, counter)),
+                ..
+            }) = batch.changes
+            {
                 for (block, x) in to[..d].chunks_mut(AT_ONCE).enumerate() {
                     let normal = counter.normal(step, at as u32, block as u32);
-                    x.iter_mut().zip(normal).for_each(|(x, normal)| *x = deviation.mul_add(normal, *x));
+                    x.iter_mut()
+                        .zip(normal)
+                        .for_each(|(x, normal)| *x = deviation.mul_add(normal, *x));
                 }
             }
             to[d] = 1.0;
@@ -257,7 +326,11 @@ mod tests {
         let features = Features::new(vec![1.0, 5.0, -2.0, 3.0, 5.0, 4.0, 8.0, 5.0, 1.0], 3).unwrap();
         let scale = Scale::new(&features);
         let targets = Targets::Classes(vec![0, 1, 0]);
-        let source = Source { features: &features, targets: &targets, scale: Some(&scale) };
+        let source = Source {
+            features: &features,
+            targets: &targets,
+            scale: Some(&scale),
+        };
         let mut out = [[0.0f32; 3]; 3];
         (0..3).for_each(|row| source.write(row, &mut Vec::new(), &mut out[row]));
         for column in [0, 2] {
@@ -269,7 +342,12 @@ mod tests {
         let (mut weight, mut bias) = (vec![0.5, -1.0, 2.0], vec![0.25]);
         let scaled: f32 = out[2].iter().zip(&weight).map(|(x, w)| x * w).sum::<f32>() + bias[0];
         scale.fold(&mut weight, &mut bias);
-        let given = [8.0, 5.0, 1.0].iter().zip(&weight).map(|(x, w)| x * w).sum::<f32>() + bias[0];
+        let given = [8.0, 5.0, 1.0]
+            .iter()
+            .zip(&weight)
+            .map(|(x, w)| x * w)
+            .sum::<f32>()
+            + bias[0];
         assert!((given - scaled).abs() < 1e-5);
         scale.unfold(&mut weight, &mut bias);
         assert!((weight[2] - 2.0).abs() < 1e-6 && (bias[0] - 0.25).abs() < 1e-5);
@@ -279,9 +357,21 @@ mod tests {
     fn mixed_rows_and_their_targets_agree() {
         let features = Features::new(vec![1.0, 2.0, 3.0, 4.0], 1).unwrap();
         let targets = Targets::dense(vec![1.0, 2.0, 3.0, 4.0], 1).unwrap();
-        let source = Source { features: &features, targets: &targets, scale: None };
-        let changes = Changes { step: 0, noise: None, mixup: Some((0.25, &[1, 0])) };
-        let batch = Batch { source, rows: &[3, 1], changes: Some(changes) };
+        let source = Source {
+            features: &features,
+            targets: &targets,
+            scale: None,
+        };
+        let changes = Changes {
+            step: 0,
+            noise: None,
+            mixup: Some((0.25, &[1, 0])),
+        };
+        let batch = Batch {
+            source,
+            rows: &[3, 1],
+            changes: Some(changes),
+        };
         let mut block = Block::new(2, 1, &[], 1, 1);
         block.fill(&batch, 0, 2);
         for at in 0..2 {

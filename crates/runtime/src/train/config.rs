@@ -200,14 +200,20 @@ impl TrainerConfig {
         if !self.hidden.is_empty() && self.init == Init::Zeros {
             return wrong("hidden layers that begin at zero do not learn; take another init".to_owned());
         }
-        let shares = [("dropout", f64::from(self.dropout)), ("ema", self.ema.unwrap_or(0.0))];
+        let shares = [
+            ("dropout", f64::from(self.dropout)),
+            ("ema", self.ema.unwrap_or(0.0)),
+        ];
         for (name, value) in shares {
             if !(0.0..1.0).contains(&value) {
                 return wrong(format!("{name} = {value} is not in [0, 1)"));
             }
         }
         if !(0.0..=1.0).contains(&self.label_smoothing) {
-            return wrong(format!("label smoothing = {} is not in [0, 1]", self.label_smoothing));
+            return wrong(format!(
+                "label smoothing = {} is not in [0, 1]",
+                self.label_smoothing
+            ));
         }
         let least_zero = [
             ("lr", self.lr),
@@ -329,7 +335,10 @@ mod tests {
         check_rejects(|c| c.noise = -1.0, "noise = -1");
         check_rejects(|c| c.clip_norm = Some(0.0), "clip norm = 0");
         check_rejects(|c| c.mixup = Some(-0.2), "mixup = -0.2");
-        check_rejects(|c| c.class_weights = ClassWeights::Given(vec![1.0]), "1 class weights for 3");
+        check_rejects(
+            |c| c.class_weights = ClassWeights::Given(vec![1.0]),
+            "1 class weights for 3",
+        );
         check_rejects(
             |c| c.class_weights = ClassWeights::Given(vec![1.0, -1.0, 1.0]),
             "a class weight is",

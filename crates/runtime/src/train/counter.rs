@@ -103,6 +103,13 @@ pub(super) fn order(seed: u64, epoch: usize, n_rows: usize, out: &mut Vec<usize>
     Random::new(seed, &format!("order of epoch {epoch}")).shuffle(out);
 }
 
+/// The rows of an epoch (from 0) in the order in which a run with this seed takes them.
+pub fn epoch_order(seed: u64, epoch: usize, n_rows: usize) -> Vec<usize> {
+    let mut out = Vec::new();
+    order(seed, epoch, n_rows, &mut out);
+    out
+}
+
 /// λ ~ Beta(α, α) of a step, by two gamma variates (Marsaglia and Tsang 2000), and the partner of each row of its batch.
 pub(super) fn mixup(counter: Counter, step: u64, alpha: f64, n: usize, partners: &mut Vec<usize>) -> f32 {
     let mut block = 0;
@@ -120,7 +127,11 @@ pub(super) fn mixup(counter: Counter, step: u64, alpha: f64, n: usize, partners:
     };
     let mut gamma = || {
         // α below 1 by way of α + 1.
-        let boost = if alpha < 1.0 { uniform().powf(1.0 / alpha) } else { 1.0 };
+        let boost = if alpha < 1.0 {
+            uniform().powf(1.0 / alpha)
+        } else {
+            1.0
+        };
         let d = if alpha < 1.0 { alpha + 1.0 } else { alpha } - 1.0 / 3.0;
         let c = 1.0 / (9.0 * d).sqrt();
         loop {
@@ -151,19 +162,28 @@ mod tests {
     fn philox_is_philox() {
         // The known answers of Random123: counter and key zero, and both all ones.
         let zero = Counter { key: [0, 0] };
-        assert_eq!(zero.sixteen(0, 0, 0)[..4], [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]);
+        assert_eq!(
+            zero.sixteen(0, 0, 0)[..4],
+            [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]
+        );
         // Counters that differ in one place differ everywhere.
         let a = zero.sixteen(0, 0, 1);
         assert!(a.iter().zip(zero.sixteen(0, 1, 1)).all(|(a, b)| *a != b));
         assert!(a.iter().zip(zero.sixteen(1, 0, 1)).all(|(a, b)| *a != b));
-        assert!(a.iter().zip(Counter::new(0, Purpose::Noise).sixteen(0, 0, 1)).all(|(a, b)| *a != b));
+        assert!(
+            a.iter()
+                .zip(Counter::new(0, Purpose::Noise).sixteen(0, 0, 1))
+                .all(|(a, b)| *a != b)
+        );
     }
 
     #[test]
     fn normal_numbers_have_their_moments() {
         let counter = Counter::new(7, Purpose::Noise);
-        let values: Vec<f64> =
-            (0..4000).flat_map(|block| counter.normal(3, 1, block)).map(f64::from).collect();
+        let values: Vec<f64> = (0..4000)
+            .flat_map(|block| counter.normal(3, 1, block))
+            .map(f64::from)
+            .collect();
         let mean = |f: &dyn Fn(f64) -> f64| values.iter().map(|v| f(*v)).sum::<f64>() / values.len() as f64;
         assert!(mean(&|v| v).abs() < 0.02);
         assert!((mean(&|v| v * v) - 1.0).abs() < 0.03);
@@ -177,13 +197,17 @@ mod tests {
         let counter = Counter::new(5, Purpose::Mixup);
         for alpha in [0.2, 1.0, 3.0] {
             let mut partners = Vec::new();
-            let lambdas: Vec<f64> =
-                (0..4000).map(|step| f64::from(mixup(counter, step, alpha, 9, &mut partners))).collect();
+            let lambdas: Vec<f64> = (0..4000)
+                .map(|step| f64::from(mixup(counter, step, alpha, 9, &mut partners)))
+                .collect();
             let mean = lambdas.iter().sum::<f64>() / 4000.0;
             let variance = lambdas.iter().map(|l| (l - 0.5).powi(2)).sum::<f64>() / 4000.0;
             assert!((mean - 0.5).abs() < 0.03, "{alpha}: {mean}");
             // Of Beta(α, α): 1 / (4 (2α + 1)).
-            assert!((variance * 4.0 * (2.0 * alpha + 1.0) - 1.0).abs() < 0.08, "{alpha}: {variance}");
+            assert!(
+                (variance * 4.0 * (2.0 * alpha + 1.0) - 1.0).abs() < 0.08,
+                "{alpha}: {variance}"
+            );
             partners.sort_unstable();
             assert_eq!(partners, (0..9).collect::<Vec<_>>());
         }
@@ -191,11 +215,7 @@ mod tests {
 
     #[test]
     fn epochs_have_orders_of_their_own() {
-        let of = |seed, epoch| {
-            let mut out = Vec::new();
-            order(seed, epoch, 50, &mut out);
-            out
-        };
+        let of = |seed, epoch| epoch_order(seed, epoch, 50);
         assert_eq!(of(1, 2), of(1, 2));
         assert!(of(1, 2) != of(1, 3) && of(1, 2) != of(2, 2));
         let mut sorted = of(1, 2);

@@ -28,7 +28,12 @@ pub(super) enum Array {
 }
 
 impl Array {
-    pub(super) const ALL: [Array; 4] = [Array::Weights, Array::FirstMoment, Array::SecondMoment, Array::Ema];
+    pub(super) const ALL: [Array; 4] = [
+        Array::Weights,
+        Array::FirstMoment,
+        Array::SecondMoment,
+        Array::Ema,
+    ];
 }
 
 #[derive(Debug, Clone)]
@@ -60,7 +65,11 @@ impl Dense {
     /// All zero; `is_narrow` where the lanes are inputs.
     pub(super) fn new(n_in: usize, n_out: usize, is_narrow: bool, n_moments: usize, has_ema: bool) -> Dense {
         let k = stride(n_in);
-        let (m, n_panels) = if is_narrow { (n_out, k / LANES) } else { (k, n_out.div_ceil(LANES)) };
+        let (m, n_panels) = if is_narrow {
+            (n_out, k / LANES)
+        } else {
+            (k, n_out.div_ceil(LANES))
+        };
         let array = |is_there: bool| vec![0.0; if is_there { m * n_panels * LANES } else { 0 }];
         Dense {
             n_in,
@@ -68,7 +77,12 @@ impl Dense {
             is_narrow,
             m,
             n_panels,
-            arrays: [array(true), array(n_moments > 0), array(n_moments > 1), array(has_ema)],
+            arrays: [
+                array(true),
+                array(n_moments > 0),
+                array(n_moments > 1),
+                array(has_ema),
+            ],
             gradient: Vec::new(),
             transposed: Vec::new(),
         }
@@ -126,17 +140,45 @@ impl Dense {
         let panels = &self.arrays[0][..];
         let (a, a_stride, n, m) = (x.values, x.stride, x.n, self.m);
         if self.is_narrow {
-            arch.dispatch(Dot { a, a_stride, n, panels, m, out, out_stride });
+            arch.dispatch(Dot {
+                a,
+                a_stride,
+                n,
+                panels,
+                m,
+                out,
+                out_stride,
+            });
         } else {
-            arch.dispatch(Spread { a, a_stride, n, panels, m, out, out_stride });
+            arch.dispatch(Spread {
+                a,
+                a_stride,
+                n,
+                panels,
+                m,
+                out,
+                out_stride,
+            });
         }
     }
 
     /// `out[b, :n_in] = r · weight` for residuals `r [b, n_out]`; behind that up to the stride are numbers without meaning.
     pub(super) fn backward(&self, arch: Arch, r: Matrix<'_>, out: &mut [f32], out_stride: usize) {
-        let panels = if self.is_narrow { &self.arrays[0][..] } else { &self.transposed[..] };
+        let panels = if self.is_narrow {
+            &self.arrays[0][..]
+        } else {
+            &self.transposed[..]
+        };
         let (a, a_stride, n, m) = (r.values, r.stride, r.n, self.n_out);
-        arch.dispatch(Spread { a, a_stride, n, panels, m, out, out_stride });
+        arch.dispatch(Spread {
+            a,
+            a_stride,
+            n,
+            panels,
+            m,
+            out,
+            out_stride,
+        });
     }
 
     /// Makes what [`backward`](Dense::backward) reads; needed after each change of the weights.
@@ -150,7 +192,9 @@ impl Dense {
         for (panel, out) in self.transposed.chunks_exact_mut(self.n_out * LANES).enumerate() {
             for (output, out) in out.chunks_exact_mut(LANES).enumerate() {
                 let from = &weights[((output / LANES) * k + panel * LANES) * LANES + output % LANES..];
-                out.iter_mut().zip(from.iter().step_by(LANES)).for_each(|(to, from)| *to = *from);
+                out.iter_mut()
+                    .zip(from.iter().step_by(LANES))
+                    .for_each(|(to, from)| *to = *from);
             }
         }
     }
@@ -170,10 +214,24 @@ impl Dense {
         I: Iterator<Item = (Matrix<'m>, Matrix<'m>)> + Clone + Sync,
     {
         let grid = self.grid(lesson.is_parallel);
-        grid.walk(self.state(), 0..grid.n_panels, 0..grid.m, &|state, panels, rows| {
-            let part = Part { grid, panels, rows, state };
-            lesson.arch.dispatch(Learn { part, pairs: pairs.clone(), lesson: Some(lesson) });
-        });
+        grid.walk(
+            self.state(),
+            0..grid.n_panels,
+            0..grid.m,
+            &|state, panels, rows| {
+                let part = Part {
+                    grid,
+                    panels,
+                    rows,
+                    state,
+                };
+                lesson.arch.dispatch(Learn {
+                    part,
+                    pairs: pairs.clone(),
+                    lesson: Some(lesson),
+                });
+            },
+        );
     }
 
     /// Writes the gradient of `pairs` down.
@@ -183,10 +241,23 @@ impl Dense {
     {
         let grid = self.grid(is_parallel);
         self.gradient.resize(self.arrays[0].len(), 0.0);
-        let state = State { weights: &mut self.gradient, moments: [&mut [], &mut []], ema: &mut [] };
+        let state = State {
+            weights: &mut self.gradient,
+            moments: [&mut [], &mut []],
+            ema: &mut [],
+        };
         grid.walk(state, 0..grid.n_panels, 0..grid.m, &|state, panels, rows| {
-            let part = Part { grid, panels, rows, state };
-            arch.dispatch(Learn { part, pairs: pairs.clone(), lesson: None });
+            let part = Part {
+                grid,
+                panels,
+                rows,
+                state,
+            };
+            arch.dispatch(Learn {
+                part,
+                pairs: pairs.clone(),
+                lesson: None,
+            });
         });
     }
 
@@ -194,10 +265,24 @@ impl Dense {
     pub(super) fn apply(&mut self, lesson: Lesson<'_>) {
         let grid = self.grid(lesson.is_parallel);
         let gradient = std::mem::take(&mut self.gradient);
-        grid.walk(self.state(), 0..grid.n_panels, 0..grid.m, &|state, panels, rows| {
-            let part = Part { grid, panels, rows, state };
-            lesson.arch.dispatch(Apply { part, gradient: &gradient, lesson });
-        });
+        grid.walk(
+            self.state(),
+            0..grid.n_panels,
+            0..grid.m,
+            &|state, panels, rows| {
+                let part = Part {
+                    grid,
+                    panels,
+                    rows,
+                    state,
+                };
+                lesson.arch.dispatch(Apply {
+                    part,
+                    gradient: &gradient,
+                    lesson,
+                });
+            },
+        );
         self.gradient = gradient;
     }
 
@@ -216,12 +301,6 @@ impl Dense {
             }
         }
         sums
-    }
-
-    /// One output's gradient, as it was written down, in torch's order: weights, then the bias.
-    #[cfg(test)]
-    pub(super) fn gradient_of(&self, output: usize) -> Vec<f32> {
-        (0..=self.n_in).map(|input| self.gradient[self.at(output, input)]).collect()
     }
 
     /// Forgets the gradient of some outputs.
@@ -272,7 +351,11 @@ impl Grid {
         rows: Range<usize>,
         leaf: &(impl Fn(State<'s>, Range<usize>, Range<usize>) + Sync),
     ) {
-        let fewest = if self.n_panels < 8 { 1 } else { OUTER_PANELS.max(2 * Grid::ROWS / self.m) };
+        let fewest = if self.n_panels < 8 {
+            1
+        } else {
+            OUTER_PANELS.max(2 * Grid::ROWS / self.m)
+        };
         if self.is_parallel && panels.len() > fewest {
             let middle = panels.start + panels.len() / 2;
             let (left, right) = state.split((middle - panels.start) * self.m * LANES);
@@ -329,7 +412,11 @@ impl<'m, I: Iterator<Item = (Matrix<'m>, Matrix<'m>)> + Clone> WithSimd for Lear
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Learn { mut part, pairs, lesson } = self;
+        let Learn {
+            mut part,
+            pairs,
+            lesson,
+        } = self;
         let is_narrow = part.grid.is_narrow;
         let pairs = pairs.map(|(x, r)| if is_narrow { (r, x) } else { (x, r) });
         let mut strip = [0.0f32; OUTER_PANELS * OUTER_HEIGHT * LANES];
@@ -340,8 +427,19 @@ impl<'m, I: Iterator<Item = (Matrix<'m>, Matrix<'m>)> + Clone> WithSimd for Lear
                 let n_panels = OUTER_PANELS.min(part.panels.end - panel);
                 let out = &mut strip[..n_panels * height * LANES];
                 let (a_at, b_at) = (row, panel * LANES);
-                Outer { pairs: pairs.clone(), a_at, b_at, height, n_panels, out }.with_simd(simd);
-                for (i, gradient) in strip[..n_panels * height * LANES].chunks_exact(height * LANES).enumerate() {
+                Outer {
+                    pairs: pairs.clone(),
+                    a_at,
+                    b_at,
+                    height,
+                    n_panels,
+                    out,
+                }
+                .with_simd(simd);
+                for (i, gradient) in strip[..n_panels * height * LANES]
+                    .chunks_exact(height * LANES)
+                    .enumerate()
+                {
                     match lesson {
                         Some(lesson) => part.update(lesson, panel + i, row, gradient),
                         None => {
@@ -366,7 +464,11 @@ impl pulp::NullaryFnOnce for Apply<'_> {
 
     #[inline(always)]
     fn call(self) {
-        let Apply { mut part, gradient, lesson } = self;
+        let Apply {
+            mut part,
+            gradient,
+            lesson,
+        } = self;
         let (first, n) = (part.rows.start, part.rows.len());
         for panel in part.panels.clone() {
             let at = (panel * part.grid.m + first) * LANES;

@@ -26,10 +26,11 @@ pub(super) struct Norms {
     pub(super) running_mean: Vec<f32>,
     pub(super) running_var: Vec<f32>,
     pub(super) n_batches: i64,
-    /// Of the batch at hand: mean and `1 / √(var + ε)`, and for the way back the means of the gradient and of its product
+    /// Of the batch at hand: mean, `1 / √(var + ε)` and the unbiased variance, and for the way back the means of the gradient and of its product
     /// with the normalised numbers.
     mean: Vec<f32>,
     inverse: Vec<f32>,
+    unbiased: Vec<f32>,
     mean_gradient: Vec<f32>,
     mean_product: Vec<f32>,
 }
@@ -45,13 +46,19 @@ impl Norms {
         Norms {
             kind,
             n,
-            arrays: [weights, array(n_moments > 0), array(n_moments > 1), array(has_ema)],
+            arrays: [
+                weights,
+                array(n_moments > 0),
+                array(n_moments > 1),
+                array(has_ema),
+            ],
             gradient: array(true),
             running_mean: vec![0.0; width],
             running_var,
             n_batches: 0,
             mean: vec![0.0; width],
             inverse: vec![0.0; width],
+            unbiased: vec![0.0; width],
             mean_gradient: vec![0.0; width],
             mean_product: vec![0.0; width],
         }
@@ -59,10 +66,6 @@ impl Norms {
 
     pub(super) fn width(&self) -> usize {
         self.n.next_multiple_of(LANES)
-    }
-
-    pub(super) fn has(&self, array: Array) -> bool {
-        !self.arrays[array as usize].is_empty()
     }
 
     /// Factors and summands, `n` each.
@@ -96,7 +99,7 @@ impl Norms {
         &self.arrays[0][self.width()..]
     }
 
-    /// Takes mean and variance of the batch's rows, and moves the running ones.
+    /// Takes mean and variance of the batch's rows.
     pub(super) fn see<'r>(&mut self, rows: impl Iterator<Item = &'r [f32]> + Clone) {
         let count = rows.clone().count() as f64;
         let width = self.width();
@@ -107,10 +110,17 @@ impl Norms {
             let var = squares[i] / count;
             self.mean[i] = mean[i] as f32;
             self.inverse[i] = (1.0 / (var + f64::from(EPS)).sqrt()) as f32;
-            let unbiased = squares[i] / (count - 1.0);
-            let moved = |old: f32, new: f64| ((1.0 - MOMENTUM) * f64::from(old) + MOMENTUM * new) as f32;
-            self.running_mean[i] = moved(self.running_mean[i], mean[i]);
-            self.running_var[i] = moved(self.running_var[i], unbiased);
+            self.unbiased[i] = (squares[i] / (count - 1.0)) as f32;
+        }
+    }
+
+    /// Moves the running statistics towards the batch's.
+    pub(super) fn remember(&mut self) {
+        let moved =
+            |old: f32, new: f32| ((1.0 - MOMENTUM) * f64::from(old) + MOMENTUM * f64::from(new)) as f32;
+        for i in 0..self.n {
+            self.running_mean[i] = moved(self.running_mean[i], self.mean[i]);
+            self.running_var[i] = moved(self.running_var[i], self.unbiased[i]);
         }
         self.n_batches += 1;
     }
@@ -226,7 +236,18 @@ impl pulp::NullaryFnOnce for Forward<'_> {
 
     #[inline(always)]
     fn call(self) {
-        let Rows { norms, activation, dropout, n, stride, first, inner, inverse, outer, .. } = self.0;
+        let Rows {
+            norms,
+            activation,
+            dropout,
+            n,
+            stride,
+            first,
+            inner,
+            inverse,
+            outer,
+            ..
+        } = self.0;
         let width = n.next_multiple_of(LANES);
         let rows = inner.chunks_exact_mut(stride).zip(outer.chunks_exact_mut(stride));
         for (row, (inner, outer)) in rows.enumerate() {
@@ -253,7 +274,9 @@ impl pulp::NullaryFnOnce for Forward<'_> {
                 }
             }
             match activation {
-                Activation::Relu => outer_row.iter_mut().for_each(|y| *y = if *y > 0.0 { *y } else { 0.0 * *y }),
+                Activation::Relu => outer_row
+                    .iter_mut()
+                    .for_each(|y| *y = if *y > 0.0 { *y } else { 0.0 * *y }),
                 Activation::Gelu => outer_row.iter_mut().for_each(|y| *y *= normal_share(*y)),
             }
             if let Some(dropout) = dropout {
@@ -283,7 +306,17 @@ impl pulp::NullaryFnOnce for Backward<'_> {
     fn call(self) {
         /// `1 / √(2π)`.
         const DENSITY: f32 = 0.398_942_3;
-        let Rows { norms, activation, dropout, n, stride, first, inner, outer, .. } = self.0;
+        let Rows {
+            norms,
+            activation,
+            dropout,
+            n,
+            stride,
+            first,
+            inner,
+            outer,
+            ..
+        } = self.0;
         let width = n.next_multiple_of(LANES);
         let rows = inner.chunks_exact(stride).zip(outer.chunks_exact_mut(stride));
         for (row, (inner, outer)) in rows.enumerate() {
@@ -317,13 +350,24 @@ impl pulp::NullaryFnOnce for BackwardLayer<'_> {
 
     #[inline(always)]
     fn call(self) {
-        let Rows { norms, n, stride, inner, inverse, outer, .. } = self.0;
+        let Rows {
+            norms,
+            n,
+            stride,
+            inner,
+            inverse,
+            outer,
+            ..
+        } = self.0;
         let norms = norms.expect("called where there is a norm");
         let factors = &norms.factors()[..n];
         let rows = inner.chunks_exact(stride).zip(outer.chunks_exact_mut(stride));
         for ((normal, gradient), inverse) in rows.zip(inverse.iter()) {
             let (normal, gradient) = (&normal[..n], &mut gradient[..n]);
-            gradient.iter_mut().zip(factors).for_each(|(g, factor)| *g *= factor);
+            gradient
+                .iter_mut()
+                .zip(factors)
+                .for_each(|(g, factor)| *g *= factor);
             let mean = sum(gradient) / n as f32;
             let product = super::math::dot(gradient, normal) / n as f32;
             for (g, x) in gradient.iter_mut().zip(normal) {
@@ -340,13 +384,21 @@ impl pulp::NullaryFnOnce for BackwardBatch<'_> {
 
     #[inline(always)]
     fn call(self) {
-        let Rows { norms, n, stride, inner, outer, .. } = self.0;
+        let Rows {
+            norms,
+            n,
+            stride,
+            inner,
+            outer,
+            ..
+        } = self.0;
         let norms = norms.expect("called where there is a norm");
         let factors = &norms.factors()[..n];
         let rows = inner.chunks_exact(stride).zip(outer.chunks_exact_mut(stride));
         for (normal, gradient) in rows {
             for i in 0..n {
-                let centred = (-norms.mean_product[i]).mul_add(normal[i], gradient[i] - norms.mean_gradient[i]);
+                let centred =
+                    (-norms.mean_product[i]).mul_add(normal[i], gradient[i] - norms.mean_gradient[i]);
                 gradient[i] = factors[i] * norms.inverse[i] * centred;
             }
         }

@@ -58,7 +58,13 @@ impl Spread<'_> {
     }
 
     #[inline(always)]
-    fn tile<S: Simd, const R: usize, const V: usize>(&mut self, simd: S, weights: &[f32], row: usize, panel: usize) {
+    fn tile<S: Simd, const R: usize, const V: usize>(
+        &mut self,
+        simd: S,
+        weights: &[f32],
+        row: usize,
+        panel: usize,
+    ) {
         let mut a = [&self.a[..0]; R];
         for r in 0..R {
             a[r] = &self.a[(row + r) * self.a_stride..][..self.m];
@@ -138,7 +144,12 @@ impl Dot<'_> {
     }
 
     #[inline(always)]
-    fn tile<S: Simd, const R: usize, const Q: usize, const V: usize>(&mut self, simd: S, row: usize, output: usize) {
+    fn tile<S: Simd, const R: usize, const Q: usize, const V: usize>(
+        &mut self,
+        simd: S,
+        row: usize,
+        output: usize,
+    ) {
         let width = self.panels.len() / self.m;
         let mut a = [S::as_simd_f32s(&self.a[..0]).0; R];
         for r in 0..R {
@@ -222,7 +233,15 @@ impl<'m, I: Iterator<Item = (Matrix<'m>, Matrix<'m>)> + Clone> Outer<'_, I> {
     /// High, middle and low tiles with the vectors that are beside each other in each: low ones take several panels, so
     /// that there are enough chains to hide the latency of an addition.
     #[inline(always)]
-    fn run<S: Simd, const R: usize, const M: usize, const L: usize, const V: usize, const VM: usize, const VL: usize>(
+    fn run<
+        S: Simd,
+        const R: usize,
+        const M: usize,
+        const L: usize,
+        const V: usize,
+        const VM: usize,
+        const VL: usize,
+    >(
         mut self,
         simd: S,
     ) {
@@ -298,7 +317,9 @@ mod tests {
 
     /// Numbers without pattern, and exact sums of products of them in f64.
     fn numbers(n: usize, seed: usize) -> Vec<f32> {
-        (0..n).map(|i| (((i + 1) * (seed * 2 + 7919)) % 1013) as f32 / 506.5 - 1.0).collect()
+        (0..n)
+            .map(|i| (((i + 1) * (seed * 2 + 7919)) % 1013) as f32 / 506.5 - 1.0)
+            .collect()
     }
 
     /// Runs an operation with the machine's vectors and with none, and sees that the bits agree.
@@ -324,13 +345,29 @@ mod tests {
                         f64::from(a[row * a_stride + k])
                             * f64::from(panels[((column / LANES) * m + k) * LANES + column % LANES])
                     };
-                    if column < n_panels * LANES { (0..m).map(term).sum() } else { 9.0 }
+                    if column < n_panels * LANES {
+                        (0..m).map(term).sum()
+                    } else {
+                        9.0
+                    }
                 })
                 .collect();
             let spread = |fast: bool| {
                 let mut out = vec![9.0; n * out_stride];
-                let op = Spread { a: &a, a_stride, n, panels: &panels, m, out: &mut out, out_stride };
-                if fast { pulp::Arch::new().dispatch(op) } else { op.with_simd(pulp::Scalar) }
+                let op = Spread {
+                    a: &a,
+                    a_stride,
+                    n,
+                    panels: &panels,
+                    m,
+                    out: &mut out,
+                    out_stride,
+                };
+                if fast {
+                    pulp::Arch::new().dispatch(op)
+                } else {
+                    op.with_simd(pulp::Scalar)
+                }
                 out
             };
             check(spread, &expected);
@@ -344,13 +381,29 @@ mod tests {
                         f64::from(x[row * x_stride + i])
                             * f64::from(panels[((i / LANES) * m + output) * LANES + i % LANES])
                     };
-                    if output < m { (0..n_panels * LANES).map(term).sum() } else { 9.0 }
+                    if output < m {
+                        (0..n_panels * LANES).map(term).sum()
+                    } else {
+                        9.0
+                    }
                 })
                 .collect();
             let dot = |fast: bool| {
                 let mut out = vec![9.0; n * out_stride];
-                let op = Dot { a: &x, a_stride: x_stride, n, panels: &panels, m, out: &mut out, out_stride };
-                if fast { pulp::Arch::new().dispatch(op) } else { op.with_simd(pulp::Scalar) }
+                let op = Dot {
+                    a: &x,
+                    a_stride: x_stride,
+                    n,
+                    panels: &panels,
+                    m,
+                    out: &mut out,
+                    out_stride,
+                };
+                if fast {
+                    pulp::Arch::new().dispatch(op)
+                } else {
+                    op.with_simd(pulp::Scalar)
+                }
                 out
             };
             check(dot, &expected);
@@ -363,7 +416,11 @@ mod tests {
             let (a_stride, b_stride) = (height + 2, n_panels * LANES + 8);
             let blocks = [4, 3].map(|n| (n, numbers(n * a_stride, n), numbers(n * b_stride, n + 1)));
             let pairs = blocks.iter().map(|(n, a, b)| {
-                let matrix = |values, stride| Matrix { values, stride, n: *n };
+                let matrix = |values, stride| Matrix {
+                    values,
+                    stride,
+                    n: *n,
+                };
                 (matrix(a, a_stride), matrix(b, b_stride))
             });
             let expected: Vec<f64> = (0..n_panels * height * LANES)
@@ -381,8 +438,19 @@ mod tests {
                 .collect();
             let outer = |fast: bool| {
                 let mut out = vec![0.0; n_panels * height * LANES];
-                let op = Outer { pairs: pairs.clone(), a_at: 1, b_at: 2, height, n_panels, out: &mut out };
-                if fast { pulp::Arch::new().dispatch(op) } else { op.with_simd(pulp::Scalar) }
+                let op = Outer {
+                    pairs: pairs.clone(),
+                    a_at: 1,
+                    b_at: 2,
+                    height,
+                    n_panels,
+                    out: &mut out,
+                };
+                if fast {
+                    pulp::Arch::new().dispatch(op)
+                } else {
+                    op.with_simd(pulp::Scalar)
+                }
                 out
             };
             check(outer, &expected);

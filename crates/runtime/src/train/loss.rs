@@ -61,7 +61,14 @@ impl Loss {
             }
             (ClassWeights::Balanced, Targets::Dense { values, n_outputs: k }) => {
                 let n = targets.len();
-                let ones = (0..*k).map(|class| values.iter().skip(class).step_by(*k).filter(|v| **v > 0.5).count());
+                let ones = (0..*k).map(|class| {
+                    values
+                        .iter()
+                        .skip(class)
+                        .step_by(*k)
+                        .filter(|v| **v > 0.5)
+                        .count()
+                });
                 let ones: Vec<usize> = ones.collect();
                 let zeros: Vec<usize> = ones.iter().map(|ones| n - ones).collect();
                 weights = balanced(&ones, n, 2)?;
@@ -72,7 +79,11 @@ impl Loss {
             task,
             smoothing,
             n_outputs,
-            sum_of_weights: if weights.is_empty() { n_outputs as f32 } else { sum(&weights) },
+            sum_of_weights: if weights.is_empty() {
+                n_outputs as f32
+            } else {
+                sum(&weights)
+            },
             weights,
             absence,
         })
@@ -86,7 +97,8 @@ impl Loss {
     pub(super) fn denominator(&self, wanted: Wanted<'_>) -> f64 {
         match wanted {
             Wanted::Class { first, second, share } => {
-                f64::from(share) * f64::from(self.weight(first)) + f64::from(1.0 - share) * f64::from(self.weight(second))
+                f64::from(share) * f64::from(self.weight(first))
+                    + f64::from(1.0 - share) * f64::from(self.weight(second))
             }
             Wanted::Numbers(_) => self.n_outputs as f64,
         }
@@ -96,7 +108,9 @@ impl Loss {
     #[inline(always)]
     pub(super) fn row(&self, logits: &mut [f32], wanted: Wanted<'_>, scale: f32) -> RowLoss {
         match (self.task, wanted) {
-            (_, Wanted::Class { first, second, share }) => self.cross_entropy(logits, first, second, share, scale),
+            (_, Wanted::Class { first, second, share }) => {
+                self.cross_entropy(logits, first, second, share, scale)
+            }
             (Task::Regression, Wanted::Numbers(wanted)) => squared(logits, wanted, scale),
             (_, Wanted::Numbers(wanted)) => self.binary(logits, wanted, scale),
         }
@@ -114,9 +128,14 @@ impl Loss {
         let q_second = own * (1.0 - share) * self.weight(second);
         let spread = self.smoothing / self.n_outputs as f32;
         let mass = spread.mul_add(self.sum_of_weights, q_first + q_second);
-        let mut weighted = f64::from(q_first) * f64::from(wanted) + f64::from(q_second) * f64::from(logits[second as usize]);
+        let mut weighted =
+            f64::from(q_first) * f64::from(wanted) + f64::from(q_second) * f64::from(logits[second as usize]);
         if spread > 0.0 {
-            let all = if self.weights.is_empty() { sum(logits) } else { dot(logits, &self.weights) };
+            let all = if self.weights.is_empty() {
+                sum(logits)
+            } else {
+                dot(logits, &self.weights)
+            };
             weighted += f64::from(spread) * f64::from(all);
         }
         logits.iter_mut().for_each(|z| *z = exp(*z));
@@ -155,13 +174,18 @@ impl Loss {
                 right.n_right += u32::from((*z > 0.0) == (*y > 0.5));
                 let y = (1.0 - self.smoothing).mul_add(*y, 0.5 * self.smoothing);
                 let small = exp(-z.abs());
-                let p = if *z >= 0.0 { 1.0 / (1.0 + small) } else { small / (1.0 + small) };
+                let p = if *z >= 0.0 {
+                    1.0 / (1.0 + small)
+                } else {
+                    small / (1.0 + small)
+                };
                 if self.weights.is_empty() {
                     product *= 1.0 + f64::from(small);
                     linear += f64::from(z.max(0.0) - *z * y);
                     *z = scale * (p - y);
                 } else {
-                    let (presence, absence) = (self.weights[at * FACTORS + i], self.absence[at * FACTORS + i]);
+                    let (presence, absence) =
+                        (self.weights[at * FACTORS + i], self.absence[at * FACTORS + i]);
                     // Of -log p and -log (1 - p).
                     let log = f64::from(small).ln_1p();
                     let of_one = f64::from((-*z).max(0.0)) + log;
@@ -218,9 +242,11 @@ mod tests {
                 };
                 (0..k).map(|c| q(c) * (total - logits[c])).sum()
             }
-            Wanted::Numbers(y) if loss.task == Task::Regression => {
-                logits.iter().zip(y).map(|(z, y)| (z - f64::from(*y)).powi(2)).sum()
-            }
+            Wanted::Numbers(y) if loss.task == Task::Regression => logits
+                .iter()
+                .zip(y)
+                .map(|(z, y)| (z - f64::from(*y)).powi(2))
+                .sum(),
             Wanted::Numbers(y) => (0..k)
                 .map(|c| {
                     let y = (1.0 - eps) * f64::from(y[c]) + eps / 2.0;
@@ -232,11 +258,17 @@ mod tests {
     }
 
     fn check(loss: &Loss, wanted: Wanted<'_>) {
-        let logits: Vec<f64> = (0..loss.n_outputs).map(|c| (c * 37 % 11) as f64 * 0.5 - 2.0).collect();
+        let logits: Vec<f64> = (0..loss.n_outputs)
+            .map(|c| (c * 37 % 11) as f64 * 0.5 - 2.0)
+            .collect();
         let mut row: Vec<f32> = logits.iter().map(|z| *z as f32).collect();
         let got = loss.row(&mut row, wanted, 0.25);
         let want = exact(loss, &logits, wanted);
-        assert!((got.loss - want).abs() < 1e-5 * want.abs().max(1.0), "{} {want}", got.loss);
+        assert!(
+            (got.loss - want).abs() < 1e-5 * want.abs().max(1.0),
+            "{} {want}",
+            got.loss
+        );
         for c in 0..logits.len() {
             let moved = |by: f64| {
                 let mut logits = logits.clone();
@@ -244,7 +276,11 @@ mod tests {
                 exact(loss, &logits, wanted)
             };
             let slope = (moved(1e-5) - moved(-1e-5)) / 2e-5;
-            assert!((f64::from(row[c]) - 0.25 * slope).abs() < 2e-6, "{loss:?} {c}: {} {slope}", row[c]);
+            assert!(
+                (f64::from(row[c]) - 0.25 * slope).abs() < 2e-6,
+                "{loss:?} {c}: {} {slope}",
+                row[c]
+            );
         }
     }
 
@@ -256,7 +292,14 @@ mod tests {
             for weights in [ClassWeights::None, given(n)] {
                 for (smoothing, share) in [(0.0, 1.0), (0.1, 1.0), (0.3, 0.7)] {
                     let loss = Loss::new(Task::SingleLabel, smoothing, &weights, &targets, n).unwrap();
-                    check(&loss, Wanted::Class { first: 1, second: 0, share });
+                    check(
+                        &loss,
+                        Wanted::Class {
+                            first: 1,
+                            second: 0,
+                            share,
+                        },
+                    );
                 }
                 let numbers: Vec<f32> = (0..n).map(|c| (c % 2) as f32).collect();
                 for smoothing in [0.0, 0.2] {
@@ -275,13 +318,20 @@ mod tests {
         let targets = Targets::Classes(vec![0, 0, 0, 1]);
         let loss = Loss::new(Task::SingleLabel, 0.0, &ClassWeights::Balanced, &targets, 2).unwrap();
         assert_eq!(loss.weights, [4.0 / 6.0, 2.0]);
-        let wanted = |first| Wanted::Class { first, second: 0, share: 1.0 };
+        let wanted = |first| Wanted::Class {
+            first,
+            second: 0,
+            share: 1.0,
+        };
         assert_eq!(loss.denominator(wanted(1)), 2.0);
         let error = Loss::new(Task::SingleLabel, 0.0, &ClassWeights::Balanced, &targets, 3).unwrap_err();
         assert!(error.to_string().contains("class 2 has no row"));
         let dense = Targets::dense(vec![1.0, 0.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0], 2).unwrap();
         let loss = Loss::new(Task::MultiLabel, 0.0, &ClassWeights::Balanced, &dense, 2).unwrap();
-        assert_eq!((&loss.weights[..], &loss.absence[..]), (&[4.0 / 6.0, 2.0][..], &[2.0, 4.0 / 6.0][..]));
+        assert_eq!(
+            (&loss.weights[..], &loss.absence[..]),
+            (&[4.0 / 6.0, 2.0][..], &[2.0, 4.0 / 6.0][..])
+        );
     }
 
     #[test]
@@ -290,7 +340,16 @@ mod tests {
         let loss = Loss::new(Task::SingleLabel, 0.0, &ClassWeights::None, &targets, 3).unwrap();
         let right = |first| {
             let mut row = [0.5, 0.5, 0.1];
-            loss.row(&mut row, Wanted::Class { first, second: first, share: 1.0 }, 1.0).n_right
+            loss.row(
+                &mut row,
+                Wanted::Class {
+                    first,
+                    second: first,
+                    share: 1.0,
+                },
+                1.0,
+            )
+            .n_right
         };
         assert_eq!([right(0), right(1), right(2)], [1, 0, 0]);
     }

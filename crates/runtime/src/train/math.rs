@@ -80,7 +80,11 @@ pub(super) fn sin_cos_of_turns(turns: f32) -> (f32, f32) {
         .mul_add(square, -1.388_731_6e-3)
         .mul_add(square, 4.166_664_6e-2)
         .mul_add(square * square, square.mul_add(-0.5, 1.0));
-    let (sine, cosine) = if quarter & 1 == 0 { (sine, cosine) } else { (cosine, sine) };
+    let (sine, cosine) = if quarter & 1 == 0 {
+        (sine, cosine)
+    } else {
+        (cosine, sine)
+    };
     let sine = if quarter & 2 == 0 { sine } else { -sine };
     let cosine = if (quarter + 1) & 2 == 0 { cosine } else { -cosine };
     (sine, cosine)
@@ -94,7 +98,13 @@ pub(super) fn erf(x: f32) -> f32 {
     const END: f32 = 3.95;
     let square = x * x;
     let mut near = -5.953_739e-4f32;
-    for coefficient in [4.985_940_2e-3, -2.676_172e-2, 1.128_168_26e-1, -3.761_248e-1, 1.283_791_5e-1] {
+    for coefficient in [
+        4.985_940_2e-3,
+        -2.676_172e-2,
+        1.128_168_26e-1,
+        -3.761_248e-1,
+        1.283_791_5e-1,
+    ] {
         near = near.mul_add(square, coefficient);
     }
     let near = near.mul_add(x, x);
@@ -162,7 +172,10 @@ pub(super) fn max(values: &[f32]) -> f32 {
     for (lane, value) in lanes.iter_mut().zip(rest) {
         *lane = if *value > *lane { *value } else { *lane };
     }
-    lanes.iter().fold(f32::NEG_INFINITY, |top, lane| if *lane > top { *lane } else { top })
+    lanes.iter().fold(
+        f32::NEG_INFINITY,
+        |top, lane| if *lane > top { *lane } else { top },
+    )
 }
 
 /// The largest absolute value.
@@ -174,7 +187,9 @@ pub(super) fn max_abs(values: &[f32]) -> f32 {
             *lane = if value.abs() > *lane { value.abs() } else { *lane };
         }
     }
-    lanes.iter().fold(0.0, |top, lane| if *lane > top { *lane } else { top })
+    lanes
+        .iter()
+        .fold(0.0, |top, lane| if *lane > top { *lane } else { top })
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@
 //! [`solve`](crate::solve) needs none).
 
 mod batch;
+mod checkpoint;
 mod config;
 mod counter;
 mod dense;
@@ -18,7 +19,14 @@ mod loss;
 mod math;
 mod network;
 mod optimiser;
+mod run;
 mod schedule;
+mod sweep;
+#[cfg(test)]
+mod tests;
 
 pub use config::{Activation, Best, EarlyStopping, Init, Norm, Optimiser, TrainerConfig};
+pub use counter::epoch_order;
+pub use run::{EpochMetrics, Outcome, TrainedHead};
 pub use schedule::{Curve, Schedule, Time, Unit};
+pub use sweep::{Halving, SweepConfig, SweepHead, fit, fit_from, sweep};

@@ -12,6 +12,10 @@ use super::loss::{Loss, RowLoss, Wanted};
 use super::optimiser::{HeadStep, Rule, Scalars};
 use crate::head::{BatchNorm1d, Layer, LayerNorm, Linear};
 
+/// A gradient of which one number could be larger is taken for one that is not finite: its square would overflow in Adam's
+/// second moment, and its product with a learning rate in the weights.
+const LARGEST: f32 = 1e18;
+
 /// Multiplications and additions of a step from which on threads are worth their wake-up.
 const PARALLEL_FROM: usize = 1 << 20;
 
@@ -102,12 +106,14 @@ impl Network {
         let hidden = config.hidden.iter().map(|&width| {
             let dense = Dense::new(n_in, width, width < NARROW, n_moments, has_ema);
             n_in = width;
-            let norms = (config.norm != Norm::None).then(|| Norms::new(config.norm, width, n_moments, has_ema));
+            let norms =
+                (config.norm != Norm::None).then(|| Norms::new(config.norm, width, n_moments, has_ema));
             Hidden { dense, norms }
         });
         let hidden: Vec<Hidden> = hidden.collect();
         let output = Dense::new(n_in, heads * n_outputs, n_outputs < NARROW, n_moments, has_ema);
-        let dropout = (config.dropout > 0.0).then(|| (config.dropout, Counter::new(config.seed, Purpose::Dropout)));
+        let dropout =
+            (config.dropout > 0.0).then(|| (config.dropout, Counter::new(config.seed, Purpose::Dropout)));
         Network {
             arch: Arch::new(),
             hidden,
@@ -135,7 +141,10 @@ impl Network {
                     let bound = 1.0 / (dense.n_in as f32).sqrt();
                     for (block, values) in values.chunks_mut(AT_ONCE).enumerate() {
                         let uniform = counter.uniform(block as u64, layer as u32, 0);
-                        values.iter_mut().zip(uniform).for_each(|(v, u)| *v = bound * (2.0 * u - 1.0));
+                        values
+                            .iter_mut()
+                            .zip(uniform)
+                            .for_each(|(v, u)| *v = bound * (2.0 * u - 1.0));
                     }
                 }
                 Init::Normal { std } => {
@@ -170,7 +179,12 @@ impl Network {
         let linear = |dense: &Dense, first: usize, n: usize| {
             let mut weight = dense.export(array, first..first + n);
             let bias = weight.split_off(n * dense.n_in);
-            Layer::Linear(Linear { weight, bias, n_in: dense.n_in, n_out: n })
+            Layer::Linear(Linear {
+                weight,
+                bias,
+                n_in: dense.n_in,
+                n_out: n,
+            })
         };
         let mut layers = Vec::new();
         for hidden in &self.hidden {
@@ -186,7 +200,11 @@ impl Network {
                         num_batches_tracked: norms.n_batches,
                         eps: EPS,
                     }),
-                    _ => Layer::LayerNorm(LayerNorm { weight, bias, eps: EPS }),
+                    _ => Layer::LayerNorm(LayerNorm {
+                        weight,
+                        bias,
+                        eps: EPS,
+                    }),
                 });
             }
             layers.push(match self.activation {
@@ -257,7 +275,10 @@ impl Network {
     }
 
     fn multiplications(&self, n: usize) -> usize {
-        let hidden = self.hidden.iter().map(|hidden| hidden.dense.n_in * hidden.dense.n_out);
+        let hidden = self
+            .hidden
+            .iter()
+            .map(|hidden| hidden.dense.n_in * hidden.dense.n_out);
         2 * n * (hidden.sum::<usize>() + self.output.n_in * self.output.n_out)
     }
 
@@ -268,41 +289,64 @@ impl Network {
     /// Sees that there are enough blocks for `n` rows in parts of `rows`.
     fn make_room(&mut self, n: usize, rows: usize) -> Vec<Block> {
         let mut blocks = std::mem::take(&mut self.blocks);
-        let room = blocks.first().map_or(0, |block| block.inputs.len() / block.input_stride);
+        let room = blocks
+            .first()
+            .map_or(0, |block| block.inputs.len() / block.input_stride);
         if room < rows || blocks.len() < n.div_ceil(rows) {
             let widths: Vec<usize> = self.hidden.iter().map(|hidden| hidden.dense.n_out).collect();
-            let n_features = self.hidden.first().map_or(self.output.n_in, |hidden| hidden.dense.n_in);
+            let n_features = self
+                .hidden
+                .first()
+                .map_or(self.output.n_in, |hidden| hidden.dense.n_in);
             let block = Block::new(rows, n_features, &widths, self.n_outputs, self.heads);
             blocks = vec![block; n.div_ceil(rows)];
         }
         blocks
     }
 
-    /// Makes a step with a batch. Nothing has changed where it gives an error, but for the running statistics of a batch
-    /// norm.
+    /// Makes a step with a batch. Nothing has changed where it gives an error.
     ///
     /// # Errors
     /// The first head whose loss or gradient is not finite.
-    pub(super) fn step(&mut self, batch: &Batch<'_>, step: &Step<'_>, totals: &mut Totals) -> Result<(), NotFinite> {
+    pub(super) fn step(
+        &mut self,
+        batch: &Batch<'_>,
+        step: &Step<'_>,
+        totals: &mut Totals,
+    ) -> Result<(), NotFinite> {
         let n = batch.rows.len();
         let is_parallel = self.is_parallel(n);
         // Blocks only decide who computes what: numbers of different rows never meet but in sums in the rows' order.
-        let threads = if is_parallel { rayon::current_num_threads() } else { 1 };
+        let threads = if is_parallel {
+            rayon::current_num_threads()
+        } else {
+            1
+        };
         let rows = n.div_ceil(threads).next_multiple_of(2).min(BLOCK_ROWS);
         let mut buffer = self.make_room(n, rows);
         let blocks = &mut buffer[..n.div_ceil(rows)];
         let denominator = self.denominator(batch, step.loss);
-        let mode = Mode::Train { step: step.step as u64 };
-        self.forward(blocks, batch, rows, is_parallel, mode, step, (1.0 / denominator) as f32);
+        let mode = Mode::Train {
+            step: step.step as u64,
+        };
+        self.forward(
+            blocks,
+            batch,
+            rows,
+            is_parallel,
+            mode,
+            step,
+            (1.0 / denominator) as f32,
+        );
         let checked = self.check_losses(blocks, step.heads);
-        if checked.is_ok() {
-            totals.add(blocks, self.heads);
-            totals.denominator += denominator;
-        }
         let outcome = checked.and_then(|()| {
             self.backward(blocks, is_parallel, step.step as u64);
             self.learn(blocks, is_parallel, step)
         });
+        if outcome.is_ok() {
+            totals.add(blocks, self.heads);
+            totals.denominator += denominator;
+        }
         self.blocks = buffer;
         outcome
     }
@@ -311,7 +355,10 @@ impl Network {
     pub(super) fn evaluate(&mut self, batch: &Batch<'_>, loss: &Loss) -> Totals {
         let mut totals = Totals::new(self.heads);
         let mut recalled = std::mem::take(&mut self.hidden);
-        recalled.iter_mut().filter_map(|hidden| hidden.norms.as_mut()).for_each(Norms::recall);
+        recalled
+            .iter_mut()
+            .filter_map(|hidden| hidden.norms.as_mut())
+            .for_each(Norms::recall);
         self.hidden = recalled;
         let is_parallel = self.is_parallel(batch.rows.len());
         let step = Step {
@@ -340,7 +387,8 @@ impl Network {
     fn denominator(&self, batch: &Batch<'_>, loss: &Loss) -> f64 {
         let mut numbers = Vec::new();
         let rows = batch.rows.iter().enumerate();
-        rows.map(|(at, row)| loss.denominator(batch.source.wanted(*row, batch.mixed(at), &mut numbers))).sum()
+        rows.map(|(at, row)| loss.denominator(batch.source.wanted(*row, batch.mixed(at), &mut numbers)))
+            .sum()
     }
 
     #[expect(clippy::too_many_arguments, reason = "the parts of a step, each used once")]
@@ -367,7 +415,9 @@ impl Network {
             each(blocks, is_parallel, |_, block| {
                 let mut inner = std::mem::take(&mut block.hidden[layer].inner);
                 let stride = block.hidden[layer].stride;
-                self.hidden[layer].dense.forward(self.arch, block.input_of(layer), &mut inner, stride);
+                self.hidden[layer]
+                    .dense
+                    .forward(self.arch, block.input_of(layer), &mut inner, stride);
                 block.hidden[layer].inner = inner;
             });
             if let (Mode::Train { .. }, Some(norms)) = (mode, &mut self.hidden[layer].norms)
@@ -402,7 +452,12 @@ impl Network {
     ) -> Rows<'r> {
         let Hidden { dense, norms } = &self.hidden[layer];
         let dropout = match (self.dropout, mode) {
-            (Some((p, counter)), Mode::Train { step }) => Some(Dropout { counter, p, step, layer: layer as u32 }),
+            (Some((p, counter)), Mode::Train { step }) => Some(Dropout {
+                counter,
+                p,
+                step,
+                layer: layer as u32,
+            }),
             _ => None,
         };
         Rows {
@@ -422,9 +477,20 @@ impl Network {
     /// Logits, and from them losses and residuals.
     fn finish(&self, block: &mut Block, batch: &Batch<'_>, step: &Step<'_>, scale: f32, mode: Mode) {
         let mut outputs = std::mem::take(&mut block.outputs);
-        self.output.forward(self.arch, block.input_of(self.hidden.len()), &mut outputs, block.output_stride);
+        self.output.forward(
+            self.arch,
+            block.input_of(self.hidden.len()),
+            &mut outputs,
+            block.output_stride,
+        );
         block.outputs = outputs;
-        self.arch.dispatch(Finish { network: self, block, batch, step, scale });
+        self.arch.dispatch(Finish {
+            network: self,
+            block,
+            batch,
+            step,
+            scale,
+        });
         if mode != Mode::Evaluate && self.hidden.is_empty() {
             block.measure();
         }
@@ -451,7 +517,10 @@ impl Network {
             each(blocks, is_parallel, |_, block| {
                 let mut gradient = std::mem::take(&mut block.hidden[layer].gradient);
                 let stride = block.hidden[layer].stride;
-                let next = self.hidden.get(layer + 1).map_or(&self.output, |hidden| &hidden.dense);
+                let next = self
+                    .hidden
+                    .get(layer + 1)
+                    .map_or(&self.output, |hidden| &hidden.dense);
                 next.backward(self.arch, block.residual_of(layer + 1), &mut gradient, stride);
                 let (first, n, rows) = (block.first as u32, block.n, &mut block.hidden[layer]);
                 self.view(rows, &mut gradient, layer, first, n, mode).backward();
@@ -467,7 +536,8 @@ impl Network {
                 each(blocks, is_parallel, |_, block| {
                     let (first, n, rows) = (block.first as u32, block.n, &mut block.hidden[layer]);
                     let mut gradient = std::mem::take(&mut rows.gradient);
-                    self.view(rows, &mut gradient, layer, first, n, mode).backward_norm();
+                    self.view(rows, &mut gradient, layer, first, n, mode)
+                        .backward_norm();
                     rows.gradient = gradient;
                 });
             }
@@ -482,38 +552,63 @@ impl Network {
         let arch = self.arch;
         let rule = Rule::new(step.optimiser, step.momentum, step.step, step.ema);
         let n_rows = blocks.iter().map(|block| block.n).sum::<usize>() as f32;
-        // No sum can overflow where even all its terms at their largest could not.
-        let largest = blocks.iter().flat_map(|block| &block.largest).fold(0.0f32, |top, x| top.max(*x));
-        let is_safe = largest * n_rows < f32::MAX / 4.0 && self.norms_are_finite();
+        // No sum can be too large where even all its terms at their largest were not.
+        let largest = blocks
+            .iter()
+            .flat_map(|block| &block.largest)
+            .fold(0.0f32, |top, x| top.max(*x));
+        let is_safe = largest * n_rows < LARGEST && self.norms_are_small();
         let n_hidden = self.hidden.len();
-        let pairs = |layer: usize| blocks.iter().map(move |block| (block.input_of(layer), block.residual_of(layer)));
+        let pairs = |layer: usize| {
+            blocks
+                .iter()
+                .map(move |block| (block.input_of(layer), block.residual_of(layer)))
+        };
         let mut clips = vec![1.0; if step.clip_norm.is_some() { self.heads } else { 0 }];
         let is_written = step.clip_norm.is_some() || !is_safe;
         if is_written {
             for layer in 0..n_hidden {
-                self.hidden[layer].dense.differentiate(arch, is_parallel, pairs(layer));
+                self.hidden[layer]
+                    .dense
+                    .differentiate(arch, is_parallel, pairs(layer));
             }
             self.output.differentiate(arch, is_parallel, pairs(n_hidden));
             let squares = self.squares();
             for (head, square) in squares.iter().enumerate() {
-                if !square.is_finite() && step.heads[head].is_some() {
-                    return Err(NotFinite { head, what: "gradient" });
+                let is_small = square.sqrt() < f64::from(LARGEST);
+                if !is_small && step.heads[head].is_some() {
+                    return Err(NotFinite {
+                        head,
+                        what: "gradient",
+                    });
                 }
                 if let Some(most) = step.clip_norm {
                     clips[head] = (most / (square.sqrt() + 1e-6)).min(1.0);
                 }
                 if step.heads[head].is_none() {
-                    self.output.forget(head * self.n_outputs..(head + 1) * self.n_outputs);
+                    self.output
+                        .forget(head * self.n_outputs..(head + 1) * self.n_outputs);
                 }
             }
         }
         let of_head = |head: usize| {
             let (lr, weight_decay) = step.heads.get(head).copied().flatten().unwrap_or((0.0, 0.0));
-            HeadStep { lr, weight_decay, clip: clips.get(head).copied().unwrap_or(1.0) }
+            HeadStep {
+                lr,
+                weight_decay,
+                clip: clips.get(head).copied().unwrap_or(1.0),
+            }
         };
         self.prepare_scalars(step, &of_head);
-        let one = [Rule::scalars(step.optimiser, step.momentum, step.step, |_| of_head(0))];
-        let lesson = |scalars| Lesson { arch, is_parallel, rule: &rule, scalars };
+        let one = [Rule::scalars(step.optimiser, step.momentum, step.step, |_| {
+            of_head(0)
+        })];
+        let lesson = |scalars| Lesson {
+            arch,
+            is_parallel,
+            rule: &rule,
+            scalars,
+        };
         for layer in 0..n_hidden {
             let Hidden { dense, norms } = &mut self.hidden[layer];
             if is_written {
@@ -524,6 +619,9 @@ impl Network {
             if let Some(norms) = norms {
                 let (mut state, gradient) = norms.state();
                 rule.update(&one[0], &mut state, gradient);
+                if norms.kind == Norm::Batch {
+                    norms.remember();
+                }
             }
         }
         if is_written {
@@ -548,19 +646,24 @@ impl Network {
         for at in 0..self.output.n_scalars() {
             let lanes = if self.output.is_narrow() { 0 } else { 1 };
             let first = if self.output.is_narrow() { at } else { at * 16 };
-            self.scalars.push(scalars(&|lane| of_head((first + lanes * lane) / self.n_outputs)));
+            self.scalars
+                .push(scalars(&|lane| of_head((first + lanes * lane) / self.n_outputs)));
         }
     }
 
-    fn norms_are_finite(&self) -> bool {
+    fn norms_are_small(&self) -> bool {
         let norms = self.hidden.iter().filter_map(|hidden| hidden.norms.as_ref());
-        norms.flat_map(|norms| &norms.gradient).all(|g| g.is_finite())
+        norms.flat_map(|norms| &norms.gradient).all(|g| g.abs() < LARGEST)
     }
 
     /// The squared norm of each head's gradient.
     fn squares(&self) -> Vec<f64> {
-        let mut heads: Vec<f64> =
-            self.output.squares().chunks(self.n_outputs).map(|outputs| outputs.iter().sum()).collect();
+        let mut heads: Vec<f64> = self
+            .output
+            .squares()
+            .chunks(self.n_outputs)
+            .map(|outputs| outputs.iter().sum())
+            .collect();
         for hidden in &self.hidden {
             let norms = hidden.norms.iter().flat_map(|norms| &norms.gradient);
             let norms: f64 = norms.map(|g| f64::from(*g) * f64::from(*g)).sum();
@@ -584,16 +687,29 @@ impl pulp::NullaryFnOnce for Finish<'_> {
 
     #[inline(always)]
     fn call(self) {
-        let Finish { network, block, batch, step, scale } = self;
+        let Finish {
+            network,
+            block,
+            batch,
+            step,
+            scale,
+        } = self;
         let (heads, n_outputs) = (network.heads, network.n_outputs);
         let mut numbers = std::mem::take(&mut block.numbers);
-        let rows = block.outputs.chunks_exact_mut(block.output_stride).zip(block.losses.chunks_exact_mut(heads));
+        let rows = block
+            .outputs
+            .chunks_exact_mut(block.output_stride)
+            .zip(block.losses.chunks_exact_mut(heads));
         for (i, (outputs, losses)) in rows.take(block.n).enumerate() {
             let at = block.first + i;
             let wanted: Wanted<'_> = batch.source.wanted(batch.rows[at], batch.mixed(at), &mut numbers);
             let (outputs, rest) = outputs.split_at_mut(heads * n_outputs);
             rest.fill(0.0);
-            for ((head, loss), logits) in losses.iter_mut().enumerate().zip(outputs.chunks_exact_mut(n_outputs)) {
+            for ((head, loss), logits) in losses
+                .iter_mut()
+                .enumerate()
+                .zip(outputs.chunks_exact_mut(n_outputs))
+            {
                 if step.heads[head].is_some() {
                     *loss = step.loss.row(logits, wanted, scale);
                 } else {
@@ -609,7 +725,11 @@ impl pulp::NullaryFnOnce for Finish<'_> {
 /// Does something with each block and its place, on many threads where that is worth it.
 fn each(blocks: &mut [Block], is_parallel: bool, f: impl Fn(usize, &mut Block) + Sync) {
     if is_parallel && blocks.len() > 1 {
-        blocks.par_iter_mut().enumerate().with_max_len(1).for_each(|(at, block)| f(at, block));
+        blocks
+            .par_iter_mut()
+            .enumerate()
+            .with_max_len(1)
+            .for_each(|(at, block)| f(at, block));
     } else {
         blocks.iter_mut().enumerate().for_each(|(at, block)| f(at, block));
     }

@@ -40,7 +40,11 @@ impl<'s> State<'s> {
     /// A part of it.
     pub(super) fn part(&mut self, at: usize, n: usize) -> State<'_> {
         fn cut(values: &mut [f32], at: usize, n: usize) -> &mut [f32] {
-            if values.is_empty() { values } else { &mut values[at..at + n] }
+            if values.is_empty() {
+                values
+            } else {
+                &mut values[at..at + n]
+            }
         }
         let [first, second] = &mut self.moments;
         State {
@@ -73,8 +77,18 @@ pub(super) struct Rule {
 #[derive(Debug, Clone, Copy)]
 enum Kind {
     Sgd,
-    Momentum { momentum: f32, dampen: f32, nesterov: bool },
-    Adam { beta1: f32, beta2: f32, root: f32, eps: f32, decoupled: bool },
+    Momentum {
+        momentum: f32,
+        dampen: f32,
+        nesterov: bool,
+    },
+    Adam {
+        beta1: f32,
+        beta2: f32,
+        root: f32,
+        eps: f32,
+        decoupled: bool,
+    },
 }
 
 /// Settings of one head in one step.
@@ -117,7 +131,12 @@ impl Rule {
     }
 
     /// A lane's scalars: what [`update`](Rule::update) takes for a head.
-    pub(super) fn scalars(optimiser: Optimiser, momentum: Option<f64>, step: usize, of_lane: impl Fn(usize) -> HeadStep) -> Scalars {
+    pub(super) fn scalars(
+        optimiser: Optimiser,
+        momentum: Option<f64>,
+        step: usize,
+        of_lane: impl Fn(usize) -> HeadStep,
+    ) -> Scalars {
         let mut scalars = Scalars {
             rate: [0.0; LANES],
             decay: [0.0; LANES],
@@ -147,7 +166,10 @@ impl Rule {
     #[inline(always)]
     pub(super) fn update(&self, scalars: &Scalars, state: &mut State<'_>, gradient: &[f32]) {
         let Scalars { rate, decay, clip } = scalars;
-        let weights = state.weights.chunks_exact_mut(LANES).zip(gradient.chunks_exact(LANES));
+        let weights = state
+            .weights
+            .chunks_exact_mut(LANES)
+            .zip(gradient.chunks_exact(LANES));
         match self.kind {
             Kind::Sgd => {
                 for (w, g) in weights {
@@ -167,7 +189,11 @@ impl Rule {
                     for i in 0..LANES {
                         let g = decay[i].mul_add(w[i], g[i] * clip[i]);
                         buffer[i] = dampen.mul_add(g, momentum * buffer[i]);
-                        let along = if nesterov { momentum.mul_add(buffer[i], g) } else { buffer[i] };
+                        let along = if nesterov {
+                            momentum.mul_add(buffer[i], g)
+                        } else {
+                            buffer[i]
+                        };
                         w[i] = (-rate[i]).mul_add(along, w[i]);
                     }
                 }

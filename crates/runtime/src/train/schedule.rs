@@ -119,10 +119,16 @@ impl Schedule {
         let wrong = |text: String| Err(Error::Usage(text));
         let is_positive = |value: f64| value > 0.0 && value.is_finite();
         if self.warmup > 0 && !(self.warmup_start > 0.0 && self.warmup_start <= 1.0) {
-            return wrong(format!("the warm-up starts at {}, which is not in (0, 1]", self.warmup_start));
+            return wrong(format!(
+                "the warm-up starts at {}, which is not in (0, 1]",
+                self.warmup_start
+            ));
         }
         if self.unit == Unit::Epoch && self.warmup >= epochs {
-            return wrong(format!("a warm-up of {} epochs leaves none of {epochs}", self.warmup));
+            return wrong(format!(
+                "a warm-up of {} epochs leaves none of {epochs}",
+                self.warmup
+            ));
         }
         match self.curve {
             Curve::Constant => {}
@@ -142,7 +148,9 @@ impl Schedule {
                 final_div_factor,
                 momentum,
             } => {
-                if !(0.0..=1.0).contains(&pct_start) || !is_positive(div_factor) || !is_positive(final_div_factor)
+                if !(0.0..=1.0).contains(&pct_start)
+                    || !is_positive(div_factor)
+                    || !is_positive(final_div_factor)
                 {
                     return wrong("one-cycle needs pct_start in [0, 1] and positive divisors".to_owned());
                 }
@@ -169,7 +177,9 @@ impl Schedule {
         let (now, end) = (now - self.warmup, end - self.warmup);
         match self.curve {
             Curve::Constant => lr,
-            Curve::Step { step_size, gamma } => lr * gamma.powi(i32::try_from(now / step_size).unwrap_or(i32::MAX)),
+            Curve::Step { step_size, gamma } => {
+                lr * gamma.powi(i32::try_from(now / step_size).unwrap_or(i32::MAX))
+            }
             Curve::Cosine { min_lr } => {
                 let turn = (PI * now as f64 / end.max(1) as f64).cos();
                 min_lr + (lr - min_lr) * (1.0 + turn) / 2.0
@@ -250,7 +260,11 @@ mod tests {
     fn rates_are_torchs() {
         check_rates(Schedule::constant(), &[0, 19], &[0.1, 0.1]);
         check_rates(Schedule::step(2, 0.5), &[0, 9, 10, 19], &[0.1, 0.1, 0.05, 0.05]);
-        check_rates(Schedule::cosine(Unit::Epoch), &[0, 5, 10], &[0.1, 0.085_355_339, 0.05]);
+        check_rates(
+            Schedule::cosine(Unit::Epoch),
+            &[0, 5, 10],
+            &[0.1, 0.085_355_339, 0.05],
+        );
         // LinearLR(1/3, total_iters=2) and then CosineAnnealingLR(T_max=18).
         let warm = Schedule {
             warmup: 2,
@@ -283,7 +297,12 @@ mod tests {
             warmup: 4,
             ..Schedule::constant()
         };
-        assert!(warm.check(4).unwrap_err().to_string().contains("leaves none of 4"));
+        assert!(
+            warm.check(4)
+                .unwrap_err()
+                .to_string()
+                .contains("leaves none of 4")
+        );
         let both = Schedule {
             warmup: 1,
             ..Schedule::one_cycle()
