@@ -364,9 +364,9 @@ mod tests {
                     out_stride,
                 };
                 if fast {
-                    pulp::Arch::new().dispatch(op)
+                    pulp::Arch::new().dispatch(op);
                 } else {
-                    op.with_simd(pulp::Scalar)
+                    op.with_simd(pulp::Scalar);
                 }
                 out
             };
@@ -400,9 +400,9 @@ mod tests {
                     out_stride,
                 };
                 if fast {
-                    pulp::Arch::new().dispatch(op)
+                    pulp::Arch::new().dispatch(op);
                 } else {
-                    op.with_simd(pulp::Scalar)
+                    op.with_simd(pulp::Scalar);
                 }
                 out
             };
@@ -447,9 +447,9 @@ mod tests {
                     out: &mut out,
                 };
                 if fast {
-                    pulp::Arch::new().dispatch(op)
+                    pulp::Arch::new().dispatch(op);
                 } else {
-                    op.with_simd(pulp::Scalar)
+                    op.with_simd(pulp::Scalar);
                 }
                 out
             };

@@ -8,6 +8,11 @@
 //! Deliberately absent: gradients of the backbone; a learning rate that is found by itself (for linear heads
 //! [`solve`](crate::solve) needs none).
 
+#![expect(
+    clippy::needless_range_loop,
+    reason = "an index over the lanes of several arrays at once says what the vectors do"
+)]
+
 mod batch;
 mod checkpoint;
 mod config;
