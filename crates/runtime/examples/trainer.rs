@@ -69,13 +69,20 @@ fn floats(value: &Value) -> Option<Vec<f32>> {
     )
 }
 
+/// Little-endian words of four bytes.
+fn words(bytes: &[u8]) -> impl Iterator<Item = u32> + '_ {
+    bytes
+        .chunks_exact(4)
+        .map(|word| word.iter().rev().fold(0, |sum, byte| sum << 8 | u32::from(*byte)))
+}
+
 fn labelled(request: &Value, prefix: &str, n_features: usize, n_outputs: usize) -> Result<Option<Labelled>> {
     let get = |name: &str| request.get(format!("{prefix}{name}"));
     let bytes = |name: &str| -> Result<Option<Vec<u8>>> {
         Ok(get(name).and_then(Value::as_str).map(std::fs::read).transpose()?)
     };
     let features = match (bytes("features_file")?, get("features").and_then(floats)) {
-        (Some(bytes), _) => bytemuck::pod_collect_to_vec(&bytes),
+        (Some(bytes), _) => words(&bytes).map(f32::from_bits).collect(),
         (None, Some(values)) => values,
         (None, None) => return Ok(None),
     };
@@ -84,7 +91,7 @@ fn labelled(request: &Value, prefix: &str, n_features: usize, n_outputs: usize) 
         get("labels"),
         get("targets").and_then(floats),
     ) {
-        (Some(bytes), ..) => Targets::Classes(bytemuck::pod_collect_to_vec(&bytes)),
+        (Some(bytes), ..) => Targets::Classes(words(&bytes).collect()),
         (None, Some(labels), _) => Targets::Classes(serde_json::from_value(labels.clone())?),
         (None, None, Some(values)) => Targets::dense(values, n_outputs)?,
         (None, None, None) => return Err(format!("no `{prefix}labels`").into()),
@@ -183,7 +190,7 @@ fn train(request: &Value) -> Result<Value> {
 fn layers(config: &TrainerConfig, n_features: usize, n_outputs: usize, arrays: &[Vec<f32>]) -> Vec<Layer> {
     let mut arrays = arrays.iter().cloned();
     let mut next = || arrays.next().unwrap_or_default();
-    let mut linear = |n_in: usize, n_out: usize, next: &mut dyn FnMut() -> Vec<f32>| {
+    let linear = |n_in: usize, n_out: usize, next: &mut dyn FnMut() -> Vec<f32>| {
         Layer::Linear(Linear {
             weight: next(),
             bias: next(),

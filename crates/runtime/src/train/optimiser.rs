@@ -85,6 +85,7 @@ enum Kind {
     Adam {
         beta1: f32,
         beta2: f32,
+        rest2: f32,
         root: f32,
         eps: f32,
         decoupled: bool,
@@ -119,6 +120,7 @@ impl Rule {
                 Kind::Adam {
                     beta1: (1.0 - momentum.unwrap_or(betas.0)) as f32,
                     beta2: betas.1 as f32,
+                    rest2: (1.0 - betas.1) as f32,
                     root: (1.0 / correction.sqrt()) as f32,
                     eps: eps as f32,
                     decoupled: matches!(optimiser, Optimiser::AdamW { .. }),
@@ -201,6 +203,7 @@ impl Rule {
             Kind::Adam {
                 beta1,
                 beta2,
+                rest2,
                 root,
                 eps,
                 decoupled,
@@ -216,7 +219,7 @@ impl Rule {
                             g = decay[i].mul_add(w[i], g);
                         }
                         m[i] = beta1.mul_add(g - m[i], m[i]);
-                        v[i] = (1.0 - beta2).mul_add(g * g, beta2 * v[i]);
+                        v[i] = rest2.mul_add(g * g, beta2 * v[i]);
                         let scale = v[i].sqrt().mul_add(root, eps);
                         w[i] -= rate[i] * (m[i] / scale);
                     }
