@@ -1,5 +1,7 @@
 //! Rows of features on their way into a head, and what a block of them leaves on its way through.
 
+use pulp::Arch;
+
 use super::counter::{AT_ONCE, Counter};
 use super::dense::stride;
 use super::kernel::Matrix;
@@ -126,9 +128,9 @@ impl Source<'_> {
             None => out.copy_from_slice(values),
             Some(scale) => {
                 let columns = values.iter().zip(scale.factor.iter().zip(&scale.shift));
-                out.iter_mut()
-                    .zip(columns)
-                    .for_each(|(out, (x, (factor, shift)))| *out = x.mul_add(*factor, *shift));
+                for (out, (x, (factor, shift))) in out.iter_mut().zip(columns) {
+                    *out = x.mul_add(*factor, *shift);
+                }
             }
         }
     }
@@ -269,25 +271,58 @@ impl Block {
     }
 
     /// Takes rows `first..first + n` of a batch.
-    pub(super) fn fill(&mut self, batch: &Batch<'_>, first: usize, n: usize) {
+    pub(super) fn fill(&mut self, arch: Arch, batch: &Batch<'_>, first: usize, n: usize) {
         (self.first, self.n) = (first, n);
+        arch.dispatch(Fill { block: self, batch });
+    }
+
+    /// Notes how large the products of a layer's gradient can be.
+    pub(super) fn measure(&mut self, arch: Arch) {
+        let mut largest = std::mem::take(&mut self.largest);
+        largest.clear();
+        let of = |matrix: Matrix<'_>| arch.dispatch(MaxAbs(&matrix.values[..matrix.n * matrix.stride]));
+        for layer in 0..=self.hidden.len() {
+            largest.push(of(self.input_of(layer)) * of(self.residual_of(layer)));
+        }
+        self.largest = largest;
+    }
+}
+
+struct MaxAbs<'m>(&'m [f32]);
+
+impl pulp::NullaryFnOnce for MaxAbs<'_> {
+    type Output = f32;
+
+    #[inline(always)]
+    fn call(self) -> f32 {
+        max_abs(self.0)
+    }
+}
+
+struct Fill<'f> {
+    block: &'f mut Block,
+    batch: &'f Batch<'f>,
+}
+
+impl pulp::NullaryFnOnce for Fill<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        let Fill { block, batch } = self;
         let d = batch.source.features.n_features();
-        for (i, to) in self
-            .inputs
-            .chunks_exact_mut(self.input_stride)
-            .take(n)
-            .enumerate()
-        {
-            let (at, to) = (first + i, &mut to[..=d]);
+        let rows = block.inputs.chunks_exact_mut(block.input_stride);
+        for (i, to) in rows.take(block.n).enumerate() {
+            let at = block.first + i;
             batch
                 .source
-                .write(batch.rows[at], &mut self.scratch, &mut to[..d]);
+                .write(batch.rows[at], &mut block.scratch, &mut to[..d]);
             if let Some((share, partner)) = batch.mixed(at) {
-                self.other.resize(d, 0.0);
-                batch.source.write(partner, &mut self.scratch, &mut self.other);
-                to.iter_mut()
-                    .zip(&self.other)
-                    .for_each(|(x, other)| *x = share.mul_add(*x - other, *other));
+                block.other.resize(d, 0.0);
+                batch.source.write(partner, &mut block.scratch, &mut block.other);
+                for (x, other) in to.iter_mut().zip(&block.other) {
+                    *x = share.mul_add(*x - other, *other);
+                }
             }
             if let Some(Changes {
                 step,
@@ -295,25 +330,15 @@ impl Block {
                 ..
             }) = batch.changes
             {
-                for (block, x) in to[..d].chunks_mut(AT_ONCE).enumerate() {
-                    let normal = counter.normal(step, at as u32, block as u32);
-                    x.iter_mut()
-                        .zip(normal)
-                        .for_each(|(x, normal)| *x = deviation.mul_add(normal, *x));
+                for (place, x) in to[..d].chunks_mut(AT_ONCE).enumerate() {
+                    let normal = counter.normal(step, at as u32, place as u32);
+                    for (x, normal) in x.iter_mut().zip(normal) {
+                        *x = deviation.mul_add(normal, *x);
+                    }
                 }
             }
             to[d] = 1.0;
         }
-    }
-
-    /// Notes how large the products of a layer's gradient can be.
-    pub(super) fn measure(&mut self) {
-        let n_layers = self.hidden.len() + 1;
-        let largest = |matrix: Matrix<'_>| max_abs(&matrix.values[..matrix.n * matrix.stride]);
-        let of = (0..n_layers).map(|layer| largest(self.input_of(layer)) * largest(self.residual_of(layer)));
-        let of: Vec<f32> = of.collect();
-        self.largest.clear();
-        self.largest.extend(of);
     }
 }
 
@@ -373,7 +398,7 @@ mod tests {
             changes: Some(changes),
         };
         let mut block = Block::new(2, 1, &[], 1, 1);
-        block.fill(&batch, 0, 2);
+        block.fill(Arch::new(), &batch, 0, 2);
         for at in 0..2 {
             let mut numbers = Vec::new();
             let Wanted::Numbers(wanted) = source.wanted(batch.rows[at], batch.mixed(at), &mut numbers) else {

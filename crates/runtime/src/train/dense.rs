@@ -384,17 +384,17 @@ impl Part<'_> {
 
     /// Updates `height` rows of a panel.
     #[inline(always)]
-    fn update(&mut self, lesson: Lesson<'_>, panel: usize, row: usize, gradient: &[f32]) {
+    fn update<S: Simd>(&mut self, simd: S, lesson: Lesson<'_>, panel: usize, row: usize, gradient: &[f32]) {
         let at = self.at(panel, row);
         let scalars = lesson.scalars;
         if scalars.len() == 1 || !self.grid.is_narrow {
             let scalars = &scalars[if scalars.len() == 1 { 0 } else { panel }];
             let mut state = self.state.part(at, gradient.len());
-            lesson.rule.update(scalars, &mut state, gradient);
+            lesson.rule.update(simd, scalars, &mut state, gradient);
         } else {
             for (i, gradient) in gradient.chunks_exact(LANES).enumerate() {
                 let mut state = self.state.part(at + i * LANES, LANES);
-                lesson.rule.update(&scalars[row + i], &mut state, gradient);
+                lesson.rule.update(simd, &scalars[row + i], &mut state, gradient);
             }
         }
     }
@@ -441,7 +441,7 @@ impl<'m, I: Iterator<Item = (Matrix<'m>, Matrix<'m>)> + Clone> WithSimd for Lear
                     .enumerate()
                 {
                     match lesson {
-                        Some(lesson) => part.update(lesson, panel + i, row, gradient),
+                        Some(lesson) => part.update(simd, lesson, panel + i, row, gradient),
                         None => {
                             let at = part.at(panel + i, row);
                             part.state.weights[at..at + gradient.len()].copy_from_slice(gradient);
@@ -459,11 +459,11 @@ struct Apply<'l> {
     lesson: Lesson<'l>,
 }
 
-impl pulp::NullaryFnOnce for Apply<'_> {
+impl WithSimd for Apply<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn call(self) {
+    fn with_simd<S: Simd>(self, simd: S) {
         let Apply {
             mut part,
             gradient,
@@ -472,7 +472,7 @@ impl pulp::NullaryFnOnce for Apply<'_> {
         let (first, n) = (part.rows.start, part.rows.len());
         for panel in part.panels.clone() {
             let at = (panel * part.grid.m + first) * LANES;
-            part.update(lesson, panel, first, &gradient[at..at + n * LANES]);
+            part.update(simd, lesson, panel, first, &gradient[at..at + n * LANES]);
         }
     }
 }

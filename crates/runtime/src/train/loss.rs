@@ -1,7 +1,7 @@
 //! Losses of rows of logits, and the residuals that go back: `torch.nn.CrossEntropyLoss`, `BCEWithLogitsLoss` and `MSELoss`,
 //! each averaged over a batch as torch does it.
 
-use super::math::{dot, exp, max, sum};
+use super::math::{dot, exp, exp_all, max, sum};
 use crate::error::Error;
 use crate::solve::ClassWeights;
 use crate::targets::{Targets, Task};
@@ -119,9 +119,11 @@ impl Loss {
     #[inline(always)]
     fn cross_entropy(&self, logits: &mut [f32], first: u32, second: u32, share: f32, scale: f32) -> RowLoss {
         let top = max(logits);
-        logits.iter_mut().for_each(|z| *z -= top);
+        for z in logits.iter_mut() {
+            *z -= top;
+        }
         let wanted = logits[first as usize];
-        let is_right = wanted == 0.0 && logits.iter().position(|z| *z == 0.0) == Some(first as usize);
+        let is_right = wanted == 0.0 && !logits[..first as usize].contains(&0.0);
         // q, the target distribution: the classes themselves, and a little of all.
         let own = 1.0 - self.smoothing;
         let q_first = own * share * self.weight(first);
@@ -138,7 +140,7 @@ impl Loss {
             };
             weighted += f64::from(spread) * f64::from(all);
         }
-        logits.iter_mut().for_each(|z| *z = exp(*z));
+        exp_all(logits);
         let total = sum(logits);
         let loss = f64::from(mass) * f64::from(total).ln() - weighted;
         // residual = scale · (mass · softmax - q)
@@ -149,7 +151,9 @@ impl Loss {
             }
         } else {
             let shift = -(scale * spread);
-            logits.iter_mut().for_each(|z| *z = factor.mul_add(*z, shift));
+            for z in logits.iter_mut() {
+                *z = factor.mul_add(*z, shift);
+            }
         }
         logits[first as usize] -= scale * q_first;
         if q_second != 0.0 {

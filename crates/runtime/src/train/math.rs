@@ -124,15 +124,37 @@ pub(super) fn erf(x: f32) -> f32 {
     if x.abs() < 0.93 { near } else { far }
 }
 
+/// `eˣ` of each number.
+#[inline(always)]
+pub(super) fn exp_all(values: &mut [f32]) {
+    let (rows, rest) = values.as_chunks_mut::<LANES>();
+    for row in rows {
+        exp_row(row);
+    }
+    if !rest.is_empty() {
+        // What is left is a row too: sixteen numbers take as long as one.
+        let mut row = [0.0; LANES];
+        row[..rest.len()].copy_from_slice(rest);
+        exp_row(&mut row);
+        rest.copy_from_slice(&row[..rest.len()]);
+    }
+}
+
+#[inline(always)]
+fn exp_row(row: &mut [f32; LANES]) {
+    for value in row {
+        *value = exp(*value);
+    }
+}
+
 /// The sum in sixteen interleaved chains and a tree.
 #[inline(always)]
 pub(super) fn sum(values: &[f32]) -> f32 {
     let mut lanes = [0.0f32; LANES];
-    let chunks = values.chunks_exact(LANES);
-    let rest = chunks.remainder();
-    for chunk in chunks {
-        for (lane, value) in lanes.iter_mut().zip(chunk) {
-            *lane += value;
+    let (rows, rest) = values.as_chunks::<LANES>();
+    for row in rows {
+        for i in 0..LANES {
+            lanes[i] += row[i];
         }
     }
     for (lane, value) in lanes.iter_mut().zip(rest) {
@@ -145,14 +167,14 @@ pub(super) fn sum(values: &[f32]) -> f32 {
 #[inline(always)]
 pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
     let mut lanes = [0.0f32; LANES];
-    let (a_chunks, b_chunks) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
-    let rest = (a_chunks.remainder(), b_chunks.remainder());
-    for (a, b) in a_chunks.zip(b_chunks) {
+    let (a_rows, a_rest) = a.as_chunks::<LANES>();
+    let (b_rows, b_rest) = b.as_chunks::<LANES>();
+    for (a, b) in a_rows.iter().zip(b_rows) {
         for i in 0..LANES {
             lanes[i] = a[i].mul_add(b[i], lanes[i]);
         }
     }
-    for ((lane, a), b) in lanes.iter_mut().zip(rest.0).zip(rest.1) {
+    for ((lane, a), b) in lanes.iter_mut().zip(a_rest).zip(b_rest) {
         *lane = a.mul_add(*b, *lane);
     }
     tree_sum(&lanes)
@@ -162,34 +184,44 @@ pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
 #[inline(always)]
 pub(super) fn max(values: &[f32]) -> f32 {
     let mut lanes = [f32::NEG_INFINITY; LANES];
-    let chunks = values.chunks_exact(LANES);
-    let rest = chunks.remainder();
-    for chunk in chunks {
-        for (lane, value) in lanes.iter_mut().zip(chunk) {
-            *lane = if *value > *lane { *value } else { *lane };
+    let (rows, rest) = values.as_chunks::<LANES>();
+    for row in rows {
+        for i in 0..LANES {
+            lanes[i] = if row[i] > lanes[i] { row[i] } else { lanes[i] };
         }
     }
     for (lane, value) in lanes.iter_mut().zip(rest) {
         *lane = if *value > *lane { *value } else { *lane };
     }
-    lanes.iter().fold(
-        f32::NEG_INFINITY,
-        |top, lane| if *lane > top { *lane } else { top },
-    )
+    let mut top = f32::NEG_INFINITY;
+    for lane in lanes {
+        top = if lane > top { lane } else { top };
+    }
+    top
 }
 
 /// The largest absolute value.
 #[inline(always)]
 pub(super) fn max_abs(values: &[f32]) -> f32 {
     let mut lanes = [0.0f32; LANES];
-    for chunk in values.chunks(LANES) {
-        for (lane, value) in lanes.iter_mut().zip(chunk) {
-            *lane = if value.abs() > *lane { value.abs() } else { *lane };
+    let (rows, rest) = values.as_chunks::<LANES>();
+    for row in rows {
+        for i in 0..LANES {
+            lanes[i] = if row[i].abs() > lanes[i] {
+                row[i].abs()
+            } else {
+                lanes[i]
+            };
         }
     }
-    lanes
-        .iter()
-        .fold(0.0, |top, lane| if *lane > top { *lane } else { top })
+    for (lane, value) in lanes.iter_mut().zip(rest) {
+        *lane = if value.abs() > *lane { value.abs() } else { *lane };
+    }
+    let mut top = 0.0;
+    for lane in lanes {
+        top = if lane > top { lane } else { top };
+    }
+    top
 }
 
 #[cfg(test)]

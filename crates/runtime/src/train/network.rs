@@ -9,7 +9,7 @@ use super::counter::{AT_ONCE, Counter, Purpose};
 use super::dense::{Array, Dense, Lesson, NARROW};
 use super::hidden::{Dropout, EPS, Norms, Rows};
 use super::loss::{Loss, RowLoss, Wanted};
-use super::optimiser::{HeadStep, Rule, Scalars};
+use super::optimiser::{HeadStep, Rule, Scalars, Update};
 use crate::head::{BatchNorm1d, Layer, LayerNorm, Linear};
 
 /// A gradient of which one number could be larger is taken for one that is not finite: its square would overflow in Adam's
@@ -406,7 +406,7 @@ impl Network {
         let is_linear = self.hidden.is_empty();
         each(blocks, is_parallel, |at, block| {
             let first = at * rows;
-            block.fill(batch, first, rows.min(n - first));
+            block.fill(self.arch, batch, first, rows.min(n - first));
             if is_linear {
                 self.finish(block, batch, step, scale, mode);
             }
@@ -492,7 +492,7 @@ impl Network {
             scale,
         });
         if mode != Mode::Evaluate && self.hidden.is_empty() {
-            block.measure();
+            block.measure(self.arch);
         }
     }
 
@@ -543,7 +543,7 @@ impl Network {
             }
         }
         if !self.hidden.is_empty() {
-            each(blocks, is_parallel, |_, block| block.measure());
+            each(blocks, is_parallel, |_, block| block.measure(self.arch));
         }
     }
 
@@ -617,8 +617,13 @@ impl Network {
                 dense.learn(lesson(&one), pairs(layer));
             }
             if let Some(norms) = norms {
-                let (mut state, gradient) = norms.state();
-                rule.update(&one[0], &mut state, gradient);
+                let (state, gradient) = norms.state();
+                arch.dispatch(Update {
+                    rule: &rule,
+                    scalars: &one[0],
+                    state,
+                    gradient,
+                });
                 if norms.kind == Norm::Batch {
                     norms.remember();
                 }

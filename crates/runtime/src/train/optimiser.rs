@@ -2,6 +2,8 @@
 //!
 //! Each lane has scalars of its own, so that the columns of one panel can belong to heads with different settings.
 
+use pulp::{Simd, WithSimd};
+
 use super::config::Optimiser;
 use super::kernel::LANES;
 
@@ -166,18 +168,32 @@ impl Rule {
 
     /// Updates rows of sixteen weights by their gradient, all with the same lanes.
     #[inline(always)]
-    pub(super) fn update(&self, scalars: &Scalars, state: &mut State<'_>, gradient: &[f32]) {
-        let Scalars { rate, decay, clip } = scalars;
-        let weights = state
-            .weights
-            .chunks_exact_mut(LANES)
-            .zip(gradient.chunks_exact(LANES));
+    pub(super) fn update<S: Simd>(
+        &self,
+        simd: S,
+        scalars: &Scalars,
+        state: &mut State<'_>,
+        gradient: &[f32],
+    ) {
+        let per_row = LANES / S::F32_LANES;
+        let (rate, _) = S::as_simd_f32s(&scalars.rate);
+        let (decay, _) = S::as_simd_f32s(&scalars.decay);
+        let (clip, _) = S::as_simd_f32s(&scalars.clip);
+        let (weights, _) = S::as_mut_simd_f32s(state.weights);
+        let (gradient, _) = S::as_simd_f32s(gradient);
+        let [first, second] = &mut state.moments;
+        let (first, _) = S::as_mut_simd_f32s(first);
+        let (second, _) = S::as_mut_simd_f32s(second);
+        let (ema, _) = S::as_mut_simd_f32s(state.ema);
+        let rows = weights
+            .chunks_exact_mut(per_row)
+            .zip(gradient.chunks_exact(per_row));
         match self.kind {
             Kind::Sgd => {
-                for (w, g) in weights {
-                    for i in 0..LANES {
-                        let g = decay[i].mul_add(w[i], g[i] * clip[i]);
-                        w[i] = (-rate[i]).mul_add(g, w[i]);
+                for (w, g) in rows {
+                    for i in 0..per_row {
+                        let g = simd.mul_add_f32s(decay[i], w[i], simd.mul_f32s(g[i], clip[i]));
+                        w[i] = simd.negate_mul_add_f32s(rate[i], g, w[i]);
                     }
                 }
             }
@@ -186,17 +202,16 @@ impl Rule {
                 dampen,
                 nesterov,
             } => {
-                let buffers = state.moments[0].chunks_exact_mut(LANES);
-                for ((w, g), buffer) in weights.zip(buffers) {
-                    for i in 0..LANES {
-                        let g = decay[i].mul_add(w[i], g[i] * clip[i]);
-                        buffer[i] = dampen.mul_add(g, momentum * buffer[i]);
-                        let along = if nesterov {
-                            momentum.mul_add(buffer[i], g)
-                        } else {
-                            buffer[i]
-                        };
-                        w[i] = (-rate[i]).mul_add(along, w[i]);
+                let (momentum, dampen) = (simd.splat_f32s(momentum), simd.splat_f32s(dampen));
+                for ((w, g), buffer) in rows.zip(first.chunks_exact_mut(per_row)) {
+                    for i in 0..per_row {
+                        let g = simd.mul_add_f32s(decay[i], w[i], simd.mul_f32s(g[i], clip[i]));
+                        let mut along = simd.mul_add_f32s(dampen, g, simd.mul_f32s(momentum, buffer[i]));
+                        buffer[i] = along;
+                        if nesterov {
+                            along = simd.mul_add_f32s(momentum, along, g);
+                        }
+                        w[i] = simd.negate_mul_add_f32s(rate[i], along, w[i]);
                     }
                 }
             }
@@ -208,29 +223,51 @@ impl Rule {
                 eps,
                 decoupled,
             } => {
-                let [first, second] = &mut state.moments;
-                let moments = first.chunks_exact_mut(LANES).zip(second.chunks_exact_mut(LANES));
-                for ((w, g), (m, v)) in weights.zip(moments) {
-                    for i in 0..LANES {
-                        let mut g = g[i] * clip[i];
+                let (beta1, beta2) = (simd.splat_f32s(beta1), simd.splat_f32s(beta2));
+                let (rest2, root) = (simd.splat_f32s(rest2), simd.splat_f32s(root));
+                let eps = simd.splat_f32s(eps);
+                let moments = first
+                    .chunks_exact_mut(per_row)
+                    .zip(second.chunks_exact_mut(per_row));
+                for ((w, g), (m, v)) in rows.zip(moments) {
+                    for i in 0..per_row {
+                        let mut g = simd.mul_f32s(g[i], clip[i]);
+                        let mut weight = w[i];
                         if decoupled {
-                            w[i] *= decay[i];
+                            weight = simd.mul_f32s(weight, decay[i]);
                         } else {
-                            g = decay[i].mul_add(w[i], g);
+                            g = simd.mul_add_f32s(decay[i], weight, g);
                         }
-                        m[i] = beta1.mul_add(g - m[i], m[i]);
-                        v[i] = rest2.mul_add(g * g, beta2 * v[i]);
-                        let scale = v[i].sqrt().mul_add(root, eps);
-                        w[i] -= rate[i] * (m[i] / scale);
+                        m[i] = simd.mul_add_f32s(beta1, simd.sub_f32s(g, m[i]), m[i]);
+                        v[i] = simd.mul_add_f32s(rest2, simd.mul_f32s(g, g), simd.mul_f32s(beta2, v[i]));
+                        let scale = simd.mul_add_f32s(simd.sqrt_f32s(v[i]), root, eps);
+                        let along = simd.div_f32s(m[i], scale);
+                        w[i] = simd.negate_mul_add_f32s(rate[i], along, weight);
                     }
                 }
             }
         }
-        let weights = state.weights.chunks_exact(LANES);
-        for (average, w) in state.ema.chunks_exact_mut(LANES).zip(weights) {
-            for i in 0..LANES {
-                average[i] = self.ema.mul_add(w[i] - average[i], average[i]);
-            }
+        let share = simd.splat_f32s(self.ema);
+        for (average, w) in ema.iter_mut().zip(weights) {
+            *average = simd.mul_add_f32s(share, simd.sub_f32s(*w, *average), *average);
         }
+    }
+}
+
+/// An update by itself.
+pub(super) struct Update<'u> {
+    pub(super) rule: &'u Rule,
+    pub(super) scalars: &'u Scalars,
+    pub(super) state: State<'u>,
+    pub(super) gradient: &'u [f32],
+}
+
+impl WithSimd for Update<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(mut self, simd: S) {
+        self.rule
+            .update(simd, self.scalars, &mut self.state, self.gradient);
     }
 }
