@@ -17,7 +17,7 @@ use crate::head::{BatchNorm1d, Layer, LayerNorm, Linear};
 const LARGEST: f32 = 1e18;
 
 /// Multiplications and additions of a step from which on threads are worth their wake-up.
-const PARALLEL_FROM: usize = 1 << 20;
+const PARALLEL_FROM: usize = 3 << 19;
 
 /// Layers and the buffers of a step.
 #[derive(Debug, Clone)]
