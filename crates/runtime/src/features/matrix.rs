@@ -236,6 +236,7 @@ impl Features {
     }
 
     /// All numbers after one another.
+    #[cfg(test)]
     pub(crate) fn values(&self) -> Cow<'_, [f32]> {
         let mut scratch = Vec::new();
         if let Order::From(first) = self.order

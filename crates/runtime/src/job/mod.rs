@@ -22,7 +22,7 @@ use crate::metrics::Metrics;
 use crate::monitor::{Monitor, Stage};
 use crate::onnx::{Model, Reduction};
 use crate::report;
-use crate::solve::{Fitted, Selection, SolverOptions, fit as solve, select_c};
+use crate::solve::{Fitted, HoldOut, SelectConfig, Selection, SolverConfig, Values, fit as solve, select};
 use crate::targets::Task;
 use run_folder::RunFolder;
 
@@ -32,12 +32,6 @@ pub const DEFAULT_BATCH_SIZE: usize = 8;
 
 /// The exported model is compared with the trainer on this many pictures at most, spread over the validation split.
 const MAX_VERIFIED: usize = 512;
-
-/// To the last digit that float32 features carry.
-const FINAL: SolverOptions = SolverOptions {
-    relative_gap: 1e-8,
-    max_passes: 1000,
-};
 
 /// How strong the regularisation is.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -72,7 +66,7 @@ pub struct Trained {
 /// Chooses C on held-out training rows where asked to, then fits on all of them.
 ///
 /// # Errors
-/// As [`select_c`] and [`solve`].
+/// As [`select`] and [`solve`].
 pub fn train(
     train: &Labelled,
     val: Option<&Labelled>,
@@ -83,9 +77,21 @@ pub fn train(
 ) -> Result<Trained, Error> {
     let start = Instant::now();
     let labels = labels_of(train)?;
+    let config = SolverConfig::new(Task::SingleLabel);
     let selection = match regularisation {
         Regularisation::C(_) => None,
-        Regularisation::Auto => Some(select_c(&train.features, labels, classes.len(), seed, monitor)?),
+        Regularisation::Auto => Some(select(
+            &train.features,
+            &train.targets,
+            classes.len(),
+            &SelectConfig {
+                values: Values::Climb,
+                hold_out: HoldOut::Auto,
+                seed,
+            },
+            &config,
+            monitor,
+        )?),
     };
     let c = match (regularisation, &selection) {
         (Regularisation::C(c), _) => c,
@@ -93,7 +99,14 @@ pub fn train(
         (Regularisation::Auto, None) => unreachable!("chosen above"),
     };
     monitor.at(Stage::Train, 0, 0);
-    let fitted = solve(&train.features, labels, classes.len(), c, FINAL, monitor)?;
+    let fitted = solve(
+        &train.features,
+        &train.targets,
+        classes.len(),
+        c,
+        &config,
+        monitor,
+    )?;
     let (weight, bias) = (fitted.weight.clone(), fitted.bias.clone());
     let head = Head::linear(Task::SingleLabel, classes.to_vec(), weight, bias)?;
     let seconds = start.elapsed().as_secs_f64();

@@ -1,145 +1,313 @@
-//! Limited-memory BFGS (Nocedal and Wright, Algorithm 7.4) with backtracking, for smooth convex functions.
+//! Limited-memory BFGS (Nocedal and Wright, Algorithm 7.4) with a preconditioner as its first matrix, for
+//! `C · loss + ½ ‖weights‖²`, as a machine that is told losses: several searches go through the data together.
+//!
+//! What it remembers of the loss does not depend on C, so that a search goes on at another C with all it knows.
 
 use std::collections::VecDeque;
 
 use super::linalg::dot;
 
-/// The relative gap below which a failed line search is put down to the rounding of float32 products.
-const NOISE_FLOOR: f64 = 1e-7;
+/// A step and the change of the objective's gradient over it.
+#[derive(Debug)]
+struct Pair {
+    step: Vec<f64>,
+    change: Vec<f64>,
+    /// One over their product.
+    inverse: f64,
+    /// The change's square in the preconditioner's metric.
+    square: f64,
+}
 
-/// When to stop.
+/// Which unknowns the penalty acts on: the first `d` of every `stride`.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Stop {
-    /// Estimated distance to the minimum, relative to the value: half the Newton decrement.
-    pub(super) relative_gap: f64,
-    /// Evaluations of value and gradient.
-    pub(super) max_evaluations: usize,
-    /// Pairs of steps and gradient changes that are kept.
-    pub(super) memory: usize,
+pub(super) struct Layout {
+    pub(super) d: usize,
+    pub(super) stride: usize,
 }
 
-/// Where the search ended.
-#[derive(Debug, Clone)]
-pub(super) struct Minimum {
+impl Layout {
+    /// `out += factor · x` for the penalised ones.
+    fn add(self, out: &mut [f64], factor: f64, x: &[f64]) {
+        for (out, x) in out.chunks_exact_mut(self.stride).zip(x.chunks_exact(self.stride)) {
+            out[..self.d]
+                .iter_mut()
+                .zip(x)
+                .for_each(|(out, x)| *out += factor * x);
+        }
+    }
+
+    /// Half the sum of squares of the penalised ones.
+    pub(super) fn penalty(self, x: &[f64]) -> f64 {
+        let squares = x
+            .chunks_exact(self.stride)
+            .map(|x| dot(&x[..self.d], &x[..self.d]));
+        squares.sum::<f64>() / 2.0
+    }
+}
+
+/// What became of a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Outcome {
+    /// The search is there now.
+    Taken,
+    /// It was too long; a shorter one is to be tried.
+    Shorter,
+    /// No length is better by more than the rounding of the losses.
+    Stuck,
+}
+
+/// One minimisation.
+#[derive(Debug)]
+pub(super) struct Search {
+    layout: Layout,
+    c: f64,
+    /// Where it is.
     pub(super) x: Vec<f64>,
-    pub(super) value: f64,
-    pub(super) evaluations: usize,
-    pub(super) converged: bool,
+    loss: f64,
+    /// Of the loss.
+    gradient: Vec<f64>,
+    pairs: VecDeque<Pair>,
+    memory: usize,
+    alphas: Vec<f64>,
+    direction: Vec<f64>,
+    slope: f64,
+    length: f64,
+    /// The longest length that was too long.
+    too_long: f64,
 }
 
-/// Minimises `evaluate`, which returns the value at `x` and writes the gradient. `None` when `keep_going` says no.
-pub(super) fn minimise(
-    mut x: Vec<f64>,
-    stop: Stop,
-    mut evaluate: impl FnMut(&[f64], &mut [f64]) -> f64,
-    mut keep_going: impl FnMut() -> bool,
-) -> Option<Minimum> {
-    let n = x.len();
-    let mut gradient = vec![0.0; n];
-    let mut value = evaluate(&x, &mut gradient);
-    let mut evaluations = 1;
-    let mut pairs: VecDeque<(Vec<f64>, Vec<f64>, f64)> = VecDeque::new();
-    let mut next_x = vec![0.0; n];
-    let mut next_gradient = vec![0.0; n];
-    let end = |x, value, evaluations, converged| {
-        Some(Minimum {
+impl Search {
+    /// From `x`, where the loss and its gradient are known.
+    pub(super) fn new(
+        layout: Layout,
+        memory: usize,
+        c: f64,
+        x: Vec<f64>,
+        loss: f64,
+        gradient: Vec<f64>,
+    ) -> Search {
+        Search {
+            layout,
+            c,
+            direction: vec![0.0; x.len()],
             x,
-            value,
-            evaluations,
-            converged,
-        })
-    };
-    loop {
-        if !keep_going() {
-            return None;
+            loss,
+            gradient,
+            pairs: VecDeque::new(),
+            memory,
+            alphas: Vec::new(),
+            slope: 0.0,
+            length: 1.0,
+            too_long: f64::INFINITY,
         }
-        let mut direction = two_loop(&pairs, &gradient);
-        let mut slope = dot(&direction, &gradient);
-        if slope.is_nan() || slope >= 0.0 {
-            // Rounding has spoilt the pairs: steepest descent is always downhill.
-            pairs.clear();
-            direction = gradient.iter().map(|g| -g).collect();
-            slope = -dot(&gradient, &gradient);
+    }
+
+    /// The objective where it is.
+    pub(super) fn value(&self) -> f64 {
+        self.c * self.loss + self.layout.penalty(&self.x)
+    }
+
+    /// The objective's gradient where it is.
+    pub(super) fn slope_vector(&self) -> Vec<f64> {
+        self.objective_gradient(&self.x, &self.gradient)
+    }
+
+    fn objective_gradient(&self, x: &[f64], gradient: &[f64]) -> Vec<f64> {
+        let mut out: Vec<f64> = gradient.iter().map(|g| self.c * g).collect();
+        self.layout.add(&mut out, 1.0, x);
+        out
+    }
+
+    /// Half the Newton decrement, as the search's own Hessian has it: the distance to the minimum that is to be expected.
+    pub(super) fn expected_fall(&self) -> f64 {
+        -self.slope / 2.0
+    }
+
+    /// Goes on with another C.
+    pub(super) fn set_c(&mut self, c: f64) {
+        let ratio = c / self.c;
+        if ratio == 1.0 {
+            return;
         }
-        let gap = -slope / 2.0 / value.abs().max(f64::MIN_POSITIVE);
-        // Without pairs the estimate assumes a Hessian of one, which is only a bound.
-        if gap <= stop.relative_gap && (!pairs.is_empty() || slope == 0.0) {
-            return end(x, value, evaluations, true);
+        self.c = c;
+        for pair in &mut self.pairs {
+            // change = C · (change of the loss's gradient) + step, the last where there is a penalty.
+            pair.change.iter_mut().for_each(|y| *y *= ratio);
+            self.layout.add(&mut pair.change, 1.0 - ratio, &pair.step);
+            pair.inverse = 1.0 / dot(&pair.step, &pair.change);
         }
-        if evaluations >= stop.max_evaluations {
-            return end(x, value, evaluations, false);
+    }
+
+    /// Replaces what is known of the loss where it is, for instance by more exact numbers.
+    pub(super) fn correct(&mut self, loss: f64, gradient: &[f64]) {
+        self.loss = loss;
+        self.gradient.copy_from_slice(gradient);
+    }
+
+    /// How far `gradient` is from the loss's gradient that is known, times C.
+    pub(super) fn disagreement(&self, gradient: &[f64]) -> Vec<f64> {
+        let both = self.gradient.iter().zip(gradient);
+        both.map(|(a, b)| self.c * (a - b)).collect()
+    }
+
+    /// The last change of the gradient, whose square in the preconditioner's metric is to be told.
+    pub(super) fn newest_change(&self) -> Option<&[f64]> {
+        self.pairs.back().map(|pair| pair.change.as_slice())
+    }
+
+    /// See [`newest_change`](Search::newest_change).
+    pub(super) fn set_newest_square(&mut self, square: f64) {
+        if let Some(pair) = self.pairs.back_mut() {
+            pair.square = square;
         }
-        let mut length = 1.0;
-        let next_value = loop {
-            for (next, (x, d)) in next_x.iter_mut().zip(x.iter().zip(&direction)) {
-                *next = x + length * d;
-            }
-            let next_value = evaluate(&next_x, &mut next_gradient);
-            evaluations += 1;
-            // Armijo's condition, with room for the rounding of the value itself.
-            const ROUNDING: f64 = 1e-9;
-            if next_value <= value + 1e-4 * length * slope + ROUNDING * value.abs() {
-                break Some(next_value);
-            }
-            if evaluations >= stop.max_evaluations || length < 1e-6 {
-                break None;
-            }
-            // The minimum of the parabola through what is known, kept within reason.
-            let curvature = next_value - value - length * slope;
-            let best = -slope * length * length / (2.0 * curvature);
-            length = if best.is_finite() {
-                best.clamp(0.1 * length, 0.5 * length)
+    }
+
+    /// The first half of the way to a direction: a vector that the preconditioner is to be applied to.
+    pub(super) fn begin(&mut self) -> Vec<f64> {
+        let mut q = self.slope_vector();
+        q.iter_mut().for_each(|q| *q = -*q);
+        self.alphas.clear();
+        pulp::Arch::new().dispatch(Backward {
+            pairs: &self.pairs,
+            alphas: &mut self.alphas,
+            q: &mut q,
+        });
+        q
+    }
+
+    /// The second half. Returns whether there is a way down; if not, what it remembers is forgotten and
+    /// [`begin`](Search::begin) will give the steepest one.
+    pub(super) fn finish(&mut self, mut q: Vec<f64>) -> bool {
+        let gamma = match self.pairs.back() {
+            Some(pair) => 1.0 / (pair.inverse * pair.square),
+            None => 1.0,
+        };
+        pulp::Arch::new().dispatch(Forward {
+            pairs: &self.pairs,
+            alphas: &self.alphas,
+            gamma,
+            q: &mut q,
+        });
+        self.slope = dot(&q, &self.slope_vector());
+        self.direction = q;
+        self.length = 1.0;
+        self.too_long = f64::INFINITY;
+        let down = self.slope < 0.0 || (self.slope == 0.0 && self.pairs.is_empty());
+        if !down {
+            self.pairs.clear();
+        }
+        down
+    }
+
+    /// Where the loss is to be evaluated.
+    pub(super) fn trial(&self) -> Vec<f64> {
+        let both = self.x.iter().zip(&self.direction);
+        both.map(|(x, d)| x + self.length * d).collect()
+    }
+
+    /// Takes the loss and its gradient at `x`, the [`trial`](Search::trial); `rounding` is how exact the loss is.
+    pub(super) fn observe(&mut self, x: Vec<f64>, loss: f64, gradient: &[f64], rounding: f64) -> Outcome {
+        /// Armijo's: the share of the fall that the slope promises which is enough.
+        const SUFFICIENT: f64 = 1e-4;
+        /// Where values are equal to their rounding, the slope decides: Hager and Zhang's approximate condition (2005).
+        const FLAT: f64 = 0.8;
+        const SHORTEST: f64 = 1e-4;
+        let before = self.value();
+        let after = self.c * loss + self.layout.penalty(&x);
+        let here = self.objective_gradient(&x, gradient);
+        let slope = dot(&here, &self.direction);
+        let falls = after <= before + SUFFICIENT * self.length * self.slope;
+        let level = after <= before + rounding * before.abs() && slope <= -FLAT * self.slope;
+        if !(falls || level) {
+            self.too_long = self.length;
+            // Convex: the slope rises, and is zero at the secant's root.
+            let root = self.length * self.slope / (self.slope - slope);
+            self.length = if root.is_finite() {
+                root.clamp(0.1 * self.length, 0.7 * self.length)
             } else {
-                0.5 * length
+                0.1 * self.length
             };
-        };
-        let Some(next_value) = next_value else {
-            // A step that is hidden by rounding: this is the minimum as far as these numbers tell it.
-            if pairs.is_empty() || gap <= NOISE_FLOOR {
-                return end(x, value, evaluations, gap <= NOISE_FLOOR);
-            }
-            pairs.clear();
-            continue;
-        };
-        let step: Vec<f64> = next_x.iter().zip(&x).map(|(a, b)| a - b).collect();
-        let change: Vec<f64> = next_gradient.iter().zip(&gradient).map(|(a, b)| a - b).collect();
+            return if self.length < SHORTEST {
+                Outcome::Stuck
+            } else {
+                Outcome::Shorter
+            };
+        }
+        let step: Vec<f64> = x.iter().zip(&self.x).map(|(a, b)| a - b).collect();
+        let known = self.objective_gradient(&self.x, &self.gradient);
+        let change: Vec<f64> = here.iter().zip(&known).map(|(a, b)| a - b).collect();
         let curvature = dot(&step, &change);
         if curvature > 1e-12 * dot(&change, &change) {
-            if pairs.len() == stop.memory {
-                pairs.pop_front();
+            if self.pairs.len() == self.memory {
+                self.pairs.pop_front();
             }
-            pairs.push_back((step, change, 1.0 / curvature));
+            let inverse = 1.0 / curvature;
+            self.pairs.push_back(Pair {
+                step,
+                change,
+                inverse,
+                square: 1.0,
+            });
         }
-        std::mem::swap(&mut x, &mut next_x);
-        std::mem::swap(&mut gradient, &mut next_gradient);
-        value = next_value;
+        self.x = x;
+        self.loss = loss;
+        self.gradient.copy_from_slice(gradient);
+        Outcome::Taken
+    }
+
+    /// Forgets all pairs; returns whether there were any.
+    pub(super) fn forget(&mut self) -> bool {
+        let any = !self.pairs.is_empty();
+        self.pairs.clear();
+        any
     }
 }
 
-/// `-H g` for the inverse Hessian that the pairs imply.
-fn two_loop(pairs: &VecDeque<(Vec<f64>, Vec<f64>, f64)>, gradient: &[f64]) -> Vec<f64> {
-    let mut direction: Vec<f64> = gradient.iter().map(|g| -g).collect();
-    let mut alphas = Vec::with_capacity(pairs.len());
-    for (step, change, inverse) in pairs.iter().rev() {
-        let alpha = inverse * dot(step, &direction);
-        direction
-            .iter_mut()
-            .zip(change)
-            .for_each(|(d, y)| *d -= alpha * y);
-        alphas.push(alpha);
+/// The first loop of the recursion. Types and not closures: those would not be compiled for the wider vectors.
+struct Backward<'a> {
+    pairs: &'a VecDeque<Pair>,
+    alphas: &'a mut Vec<f64>,
+    q: &'a mut [f64],
+}
+
+impl pulp::NullaryFnOnce for Backward<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        for pair in self.pairs.iter().rev() {
+            let alpha = pair.inverse * dot(&pair.step, self.q);
+            add(self.q, -alpha, &pair.change);
+            self.alphas.push(alpha);
+        }
     }
-    if let Some((_, change, inverse)) = pairs.back() {
-        let scale = 1.0 / (inverse * dot(change, change));
-        direction.iter_mut().for_each(|d| *d *= scale);
+}
+
+/// The second.
+struct Forward<'a> {
+    pairs: &'a VecDeque<Pair>,
+    alphas: &'a [f64],
+    gamma: f64,
+    q: &'a mut [f64],
+}
+
+impl pulp::NullaryFnOnce for Forward<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        self.q.iter_mut().for_each(|q| *q *= self.gamma);
+        for (pair, alpha) in self.pairs.iter().zip(self.alphas.iter().rev()) {
+            let beta = pair.inverse * dot(&pair.change, self.q);
+            add(self.q, alpha - beta, &pair.step);
+        }
     }
-    for ((step, change, inverse), alpha) in pairs.iter().zip(alphas.into_iter().rev()) {
-        let beta = inverse * dot(change, &direction);
-        direction
-            .iter_mut()
-            .zip(step)
-            .for_each(|(d, s)| *d += (alpha - beta) * s);
-    }
-    direction
+}
+
+/// `out += factor · x`.
+#[inline(always)]
+fn add(out: &mut [f64], factor: f64, x: &[f64]) {
+    out.iter_mut().zip(x).for_each(|(out, x)| *out += factor * x);
 }
 
 #[cfg(test)]
@@ -147,27 +315,46 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_badly_scaled_quadratic_is_minimised() {
+    fn a_badly_scaled_quadratic_is_minimised_for_one_c_after_another() {
+        let layout = Layout { d: 29, stride: 30 };
         let scales: Vec<f64> = (0..30).map(|n| 10f64.powf(n as f64 / 10.0)).collect();
-        let stop = Stop {
-            relative_gap: 1e-14,
-            max_evaluations: 2000,
-            memory: 20,
+        let loss = |x: &[f64]| {
+            let gradient: Vec<f64> = x.iter().zip(&scales).map(|(x, s)| s * (x - 1.0)).collect();
+            let value: f64 = x.iter().zip(&gradient).map(|(x, g)| 0.5 * g * (x - 1.0)).sum();
+            (value + 1.0, gradient)
         };
-        let found = minimise(
-            vec![0.0; 30],
-            stop,
-            |x, gradient| {
-                let mut value = 1.0;
-                for ((g, x), scale) in gradient.iter_mut().zip(x).zip(&scales) {
-                    *g = scale * (x - 1.0);
-                    value += 0.5 * scale * (x - 1.0) * (x - 1.0);
+        let (start, gradient) = loss(&[0.0; 30]);
+        let mut search = Search::new(layout, 20, 1.0, vec![0.0; 30], start, gradient);
+        let mut passes = Vec::new();
+        for c in [1.0, 1.5, 0.1] {
+            search.set_c(c);
+            let mut n = 0;
+            loop {
+                let q = search.begin();
+                assert!(search.finish(q) || n == 0);
+                if search.expected_fall() < 1e-13 {
+                    break;
                 }
-                value
-            },
-            || true,
-        )
-        .unwrap();
-        assert!(found.converged && (found.value - 1.0).abs() < 1e-12, "{found:?}");
+                loop {
+                    let x = search.trial();
+                    let (value, gradient) = loss(&x);
+                    n += 1;
+                    match search.observe(x, value, &gradient, 1e-12) {
+                        Outcome::Taken => break,
+                        Outcome::Shorter => {}
+                        Outcome::Stuck => panic!("stuck after {n}"),
+                    }
+                }
+                let y = search.newest_change().unwrap();
+                let square = dot(y, y);
+                search.set_newest_square(square);
+            }
+            for (at, (x, s)) in search.x.iter().zip(&scales).enumerate() {
+                let want = if at == 29 { 1.0 } else { c * s / (c * s + 1.0) };
+                assert!((x - want).abs() < 1e-5, "{at}: {x} {want}");
+            }
+            passes.push(n);
+        }
+        assert!(passes[1] < passes[0] && passes[2] < passes[0] / 2, "{passes:?}");
     }
 }

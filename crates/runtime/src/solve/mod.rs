@@ -1,16 +1,39 @@
-//! The solver of linear heads: Gram-preconditioned L-BFGS on scikit-learn's objective, and the choice of C.
+//! The solver of linear heads: scikit-learn's objectives to their minimum, for one C or many, without a learning rate;
+//! and what can be said of features in closed form.
 //!
-//! The problem is convex, so that there is no learning rate to tune, and `precondition.rs` takes the scale and the
-//! correlation of the features out of it.
+//! [`fit`] and [`path`] are preconditioned L-BFGS on the softmax or on sigmoids, [`select()`] chooses C on held-out rows.
+//!
+//! A pass: `rows` prepares a few hundred rows, `kernel` multiplies, `loss` makes residuals, `problem` puts it together;
+//! `lbfgs` searches in the metric of `precondition`, `solver` leads it from C to C, `progress` says when it is done.
 
+mod cholesky;
+mod closed;
 mod config;
+mod eigen;
+mod fit;
+mod gram;
+mod kernel;
+mod knn;
 mod lbfgs;
+mod leave_one_out;
 mod linalg;
+mod loss;
 mod precondition;
+mod problem;
+mod progress;
+mod ridge;
+mod rows;
+mod scalar;
 mod select;
-mod softmax;
+mod solver;
+mod targets;
+#[cfg(test)]
+mod tests;
 
-pub use config::ClassWeights;
+pub use closed::{Closed, lda, nearest_mean};
+pub use config::{ClassWeights, SolverConfig};
+pub use fit::{Fitted, Trace, fit, fit_traced, path};
+pub use knn::{Knn, KnnConfig, Metric, Vote, knn};
+pub use leave_one_out::{LeaveOneOut, Penalty, Suspect, leave_one_out};
 pub(crate) use linalg::matmul_transposed;
-pub use select::{Candidate, Selection, select_c};
-pub use softmax::{Fitted, SolverOptions, fit};
+pub use select::{Candidate, HoldOut, SelectConfig, Selection, Values, select};

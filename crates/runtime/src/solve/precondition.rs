@@ -1,206 +1,169 @@
-//! What makes the problem easy: unknowns in which its Hessian is nearly the identity.
+//! What makes the problem easy: a matrix near the inverse of its Hessian.
 //!
-//! The Hessian of the softmax loss is, row by row, `(diag p - p pᵀ) ⊗ x xᵀ`. One number per row in place of the first
-//! factor makes it the same for every class: one `[D, D]` matrix, whose Cholesky factor gives the new unknowns. At the
-//! start that number is Boehning's bound (1992), one half; where it turns out to be far off, as on separable data, it
-//! is taken from the probabilities at hand.
+//! The Hessian of the softmax loss is, row by row, `(diag p - p pᵀ) ⊗ x xᵀ`. One number in place of the first factor
+//! makes it the same for every class: `C · curvature · Σ x xᵀ + I`, one `[D + 1, D + 1]` matrix. Its Cholesky factor is
+//! inverted once and applied as two float32 products, which keeps it positive definite whatever is rounded.
 
 use rayon::prelude::*;
 
-use super::linalg::{Cholesky, transposed_matmul};
-use super::softmax::{CHUNK_ROWS, segments, sum_segments};
+use super::cholesky::Cholesky;
+use super::kernel::accumulate;
+use super::rows::Rows;
 use crate::error::Error;
-use crate::features::Features;
-
-/// Weighted second moments of the features about their weighted mean, and the sum of the weights.
-#[derive(Debug, Clone)]
-pub(super) struct Curvature {
-    mean: Vec<f64>,
-    /// `[D, D]`; beyond [`MAX_DENSE`] features its diagonal alone, `[D]`.
-    gram: Vec<f64>,
-    total: f64,
-}
 
 /// Features up to which the whole matrix is factored, in memory and time that grow as its square and cube.
-const MAX_DENSE: usize = 4096;
+pub(super) const MAX_DENSE: usize = 4096;
 
-impl Curvature {
-    /// With Boehning's bound for every row.
-    pub(super) fn bound(features: &Features) -> Curvature {
-        Curvature::weighted(features, |_| 0.5)
-    }
-
-    /// With a weight for each row.
-    pub(super) fn weighted(features: &Features, weight: impl Fn(usize) -> f64 + Sync) -> Curvature {
-        let (n, d) = (features.n_rows(), features.n_features());
-        let total: f64 = (0..n).map(&weight).sum();
-        let mut mean = vec![0.0f64; d];
-        for (row, values) in features.values().chunks_exact(d).enumerate() {
-            let share = weight(row) / total;
-            mean.iter_mut()
-                .zip(values)
-                .for_each(|(mean, value)| *mean += share * f64::from(*value));
-        }
-        let diagonal = |first: usize, segment: &[f32]| {
-            let mut sums = vec![0.0f64; d];
-            for (row, values) in segment.chunks_exact(d).enumerate() {
-                let weight = weight(first + row);
-                for ((sum, value), mean) in sums.iter_mut().zip(values).zip(&mean) {
-                    *sum += weight * (f64::from(*value) - mean).powi(2);
-                }
-            }
-            sums
-        };
-        let dense = |first: usize, segment: &[f32]| {
-            let mut gram = vec![0.0f64; d * d];
-            let mut product = vec![0.0f32; d * d];
-            let mut centred = Vec::with_capacity(CHUNK_ROWS * d);
-            for (chunk, rows) in segment.chunks(CHUNK_ROWS * d).enumerate() {
-                centred.clear();
-                for (row, values) in rows.chunks_exact(d).enumerate() {
-                    let root = weight(first + chunk * CHUNK_ROWS + row).sqrt();
-                    let values = values.iter().zip(&mean);
-                    centred.extend(values.map(|(value, mean)| (root * (f64::from(*value) - mean)) as f32));
-                }
-                transposed_matmul(&centred, &centred, &mut product, d, d);
-                gram.iter_mut()
-                    .zip(&product)
-                    .for_each(|(gram, product)| *gram += f64::from(*product));
-            }
-            gram
-        };
-        // Segments of a fixed number, whatever the threads: the sums and so the result are the same bit for bit.
-        let gram = if d > MAX_DENSE {
-            sum_segments(&features.values(), d, segments(n, d), diagonal)
-        } else {
-            sum_segments(&features.values(), d, segments(n, d * d), dense)
-        };
-        Curvature { mean, gram, total }
-    }
-}
-
-/// New unknowns for one curvature and one C: `V = Lᵀ w` per class, and the biases of centred features over their scale.
+/// An approximate inverse Hessian, the same for every output.
 #[derive(Debug)]
-pub(super) struct Preconditioner<'c> {
-    mean: &'c [f64],
-    factor: Factor,
-    bias_scale: f64,
-    c: f64,
-    n_classes: usize,
+pub(super) enum Preconditioner {
+    /// `[stride]`, where the features are too many or the penalty outweighs them all.
+    Diagonal(Vec<f64>),
+    /// `R` with `Rᵀ R` the inverse, and its transpose; `[stride, stride]`.
+    Dense {
+        /// `R`.
+        root: Vec<f32>,
+        /// `Rᵀ`.
+        transposed: Vec<f32>,
+        /// Numbers of a row.
+        stride: usize,
+    },
 }
 
-impl<'c> Preconditioner<'c> {
-    pub(super) fn new(
-        curvature: &'c Curvature,
-        c: f64,
-        n_classes: usize,
-    ) -> Result<Preconditioner<'c>, Error> {
-        let d = curvature.mean.len();
-        let bound: Vec<f64> = curvature.gram.iter().map(|g| g * c).collect();
-        Ok(Preconditioner {
-            mean: &curvature.mean,
-            factor: factor(&bound, d)?,
-            bias_scale: 1.0 / (c * curvature.total).sqrt(),
-            c,
-            n_classes,
+impl Preconditioner {
+    /// Of the diagonal alone; `weight` is C times the curvature of a row.
+    pub(super) fn diagonal(rows: &Rows<'_>, weight: f64) -> Preconditioner {
+        let mut inverse = vec![0.0; rows.stride];
+        for (inverse, square) in inverse.iter_mut().zip(&rows.squares) {
+            *inverse = 1.0 / (1.0 + weight * square);
+        }
+        inverse[rows.n_features()] = 1.0 / (weight * rows.n_rows() as f64);
+        Preconditioner::Diagonal(inverse)
+    }
+
+    /// Of the lower triangle of `gram`, `[stride, stride]`.
+    ///
+    /// # Errors
+    /// [`Error::Features`] where the numbers are beyond what can be factored.
+    pub(super) fn dense(gram: &[f64], rows: &Rows<'_>, weight: f64) -> Result<Preconditioner, Error> {
+        let (d, stride) = (rows.n_features(), rows.stride);
+        let factor = factor(gram, stride, d, weight)?;
+        let inverse = factor.inverse();
+        let mut root = vec![0.0f32; stride * stride];
+        let mut transposed = vec![0.0f32; stride * stride];
+        for (i, row) in inverse.chunks_exact(d + 1).enumerate() {
+            for (j, value) in row[..=i].iter().enumerate() {
+                root[i * stride + j] = *value as f32;
+                transposed[j * stride + i] = *value as f32;
+            }
+        }
+        Ok(Preconditioner::Dense {
+            root,
+            transposed,
+            stride,
         })
     }
 
-    /// Weights `[C, D]` and biases `[C]` to unknowns.
-    pub(super) fn pack(&self, weight: &[f64], bias: &[f64]) -> Vec<f64> {
-        let d = self.mean.len();
-        let mut x = weight.to_vec();
-        for (v, bias) in weight.chunks_exact(d).zip(bias) {
-            let shift: f64 = v.iter().zip(self.mean).map(|(w, mean)| w * mean).sum();
-            x.push((bias + shift) / self.bias_scale);
-        }
-        x[..self.n_classes * d]
-            .par_chunks_exact_mut(d)
-            .for_each(|w| self.factor.multiply_transposed(w));
-        x
+    /// Whether it knows more than the diagonal.
+    pub(super) fn is_dense(&self) -> bool {
+        matches!(self, Preconditioner::Dense { .. })
     }
 
-    /// Unknowns to weights `[C, D]` and biases `[C]`.
-    pub(super) fn unpack(&self, x: &[f64]) -> (Vec<f64>, Vec<f64>) {
-        let d = self.mean.len();
-        let mut weight = x[..self.n_classes * d].to_vec();
-        weight
-            .par_chunks_exact_mut(d)
-            .for_each(|w| self.factor.solve_transposed(w));
-        let bias = weight
-            .chunks_exact(d)
-            .zip(&x[self.n_classes * d..])
-            .map(|(w, scaled)| {
-                let shift: f64 = w.iter().zip(self.mean).map(|(w, mean)| w * mean).sum();
-                scaled * self.bias_scale - shift
-            });
-        let bias = bias.collect();
-        (weight, bias)
-    }
-
-    /// Turns the loss's gradient by weights and biases, in `gradient`, into the objective's by the unknowns.
-    pub(super) fn gradient(&self, weight: &[f64], gradient: &mut [f64]) {
-        let d = self.mean.len();
-        let (by_weight, by_bias) = gradient.split_at_mut(self.n_classes * d);
-        for ((g, w), residual) in by_weight
-            .chunks_exact_mut(d)
-            .zip(weight.chunks_exact(d))
-            .zip(by_bias)
-        {
-            for ((g, w), mean) in g.iter_mut().zip(w).zip(self.mean) {
-                *g = self.c * (*g - mean * *residual) + w;
+    /// Multiplies each row of `q`, `[K, stride]`.
+    pub(super) fn apply(&self, q: &mut [f64]) {
+        match self {
+            Preconditioner::Diagonal(inverse) => {
+                for row in q.chunks_exact_mut(inverse.len()) {
+                    row.iter_mut().zip(inverse).for_each(|(q, inverse)| *q *= inverse);
+                }
             }
-            *residual *= self.c * self.bias_scale;
+            Preconditioner::Dense {
+                root,
+                transposed,
+                stride,
+            } => {
+                let half = product(q, transposed, *stride);
+                let whole = product_of(&half, root, *stride);
+                q.iter_mut()
+                    .zip(&whole)
+                    .for_each(|(q, value)| *q = f64::from(*value));
+            }
         }
-        by_weight
-            .par_chunks_exact_mut(d)
-            .for_each(|g| self.factor.solve(g));
+    }
+
+    /// Per row of `y` its square in this metric, summed over `rows_each` rows.
+    pub(super) fn squares(&self, y: &[f64], rows_each: usize) -> Vec<f64> {
+        match self {
+            Preconditioner::Diagonal(inverse) => y
+                .chunks_exact(rows_each * inverse.len())
+                .map(|block| {
+                    let squares = block.chunks_exact(inverse.len()).map(|row| {
+                        let terms = row.iter().zip(inverse).map(|(y, inverse)| y * y * inverse);
+                        terms.sum::<f64>()
+                    });
+                    squares.sum()
+                })
+                .collect(),
+            Preconditioner::Dense {
+                transposed, stride, ..
+            } => product(y, transposed, *stride)
+                .chunks_exact(rows_each * stride)
+                .map(|block| block.iter().map(|u| f64::from(*u).powi(2)).sum())
+                .collect(),
+        }
     }
 }
 
-/// L with `L Lᵀ = bound + I`.
-#[derive(Debug)]
-enum Factor {
-    Dense(Cholesky),
-    /// The diagonal of a diagonal L.
-    Diagonal(Vec<f64>),
+fn product(q: &[f64], matrix: &[f32], stride: usize) -> Vec<f32> {
+    let narrow: Vec<f32> = q.iter().map(|q| *q as f32).collect();
+    product_of(&narrow, matrix, stride)
 }
 
-impl Factor {
-    fn solve(&self, x: &mut [f64]) {
-        match self {
-            Factor::Dense(factor) => factor.solve(x),
-            Factor::Diagonal(roots) => x.iter_mut().zip(roots).for_each(|(x, root)| *x /= root),
+/// `[K, stride]` times `[stride, stride]`.
+fn product_of(q: &[f32], matrix: &[f32], stride: usize) -> Vec<f32> {
+    /// Outputs at a time: the most that the kernel takes at once.
+    const BAND: usize = 12;
+    /// Rows of the matrix at a time, so that they are read from the second cache.
+    const DEPTH: usize = 64;
+    let mut out = vec![0.0f32; q.len()];
+    let of_band = |(q, out): (&[f32], &mut [f32])| {
+        for first in (0..stride).step_by(DEPTH) {
+            let last = (first + DEPTH).min(stride);
+            accumulate(
+                &q[first..],
+                stride,
+                &matrix[first * stride..last * stride],
+                stride,
+                stride,
+                out,
+            );
         }
+    };
+    let n = BAND * stride;
+    if q.len() * stride < 1 << 23 {
+        q.chunks(n).zip(out.chunks_mut(n)).for_each(of_band);
+    } else {
+        q.par_chunks(n).zip(out.par_chunks_mut(n)).for_each(of_band);
     }
-
-    fn solve_transposed(&self, x: &mut [f64]) {
-        match self {
-            Factor::Dense(factor) => factor.solve_transposed(x),
-            Factor::Diagonal(_) => self.solve(x),
-        }
-    }
-
-    fn multiply_transposed(&self, x: &mut [f64]) {
-        match self {
-            Factor::Dense(factor) => factor.multiply_transposed(x),
-            Factor::Diagonal(roots) => x.iter_mut().zip(roots).for_each(|(x, root)| *x *= root),
-        }
-    }
+    out
 }
 
-/// The factor of `bound + I`. Rounding can cost a nearly singular matrix its definiteness; the factor only
-/// preconditions, so that a little more on the diagonal then does no harm.
-fn factor(bound: &[f64], d: usize) -> Result<Factor, Error> {
-    if bound.len() == d && d > 1 {
-        return Ok(Factor::Diagonal(bound.iter().map(|b| (b + 1.0).sqrt()).collect()));
-    }
-    let top = (0..d).map(|i| bound[i * d + i]).fold(0.0, f64::max);
+/// The factor of `weight · gram + I`, without the one for the bias. Rounding can cost a nearly singular matrix its
+/// definiteness; the factor only preconditions, so that a little more on the diagonal then does no harm.
+fn factor(gram: &[f64], stride: usize, d: usize, weight: f64) -> Result<Cholesky, Error> {
+    let n = d + 1;
+    let top = (0..n).map(|i| weight * gram[i * stride + i]).fold(0.0, f64::max);
     for extra in [0.0, 1e-9, 1e-7, 1e-5, 1e-3] {
-        let mut shifted = bound.to_vec();
-        (0..d).for_each(|i| shifted[i * d + i] += 1.0 + extra * top);
-        if let Some(factor) = Cholesky::new(shifted, d) {
-            return Ok(Factor::Dense(factor));
+        let mut matrix = vec![0.0; n * n];
+        for i in 0..n {
+            let row = &mut matrix[i * n..=i * n + i];
+            row.iter_mut()
+                .zip(&gram[i * stride..])
+                .for_each(|(m, g)| *m = weight * g);
+            row[i] += extra * top + f64::from(u8::from(i < d));
+        }
+        if let Some(factor) = Cholesky::new(matrix, n) {
+            return Ok(factor);
         }
     }
     Err(Error::Features(
@@ -211,18 +174,44 @@ fn factor(bound: &[f64], d: usize) -> Result<Factor, Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::features::Features;
+    use crate::random::Random;
+    use crate::solve::gram::exact_gram;
+
+    #[test]
+    fn it_is_the_inverse_of_its_matrix() {
+        let (n, d) = (200, 21);
+        let mut random = Random::new(2, "precondition test");
+        let values = (0..n * d)
+            .map(|_| random.below(1000) as f32 / 500.0 - 1.0)
+            .collect();
+        let features = Features::new(values, d).unwrap();
+        let rows = Rows::new(&features, false);
+        let gram = exact_gram(&rows);
+        let inverse = Preconditioner::dense(&gram, &rows, 0.3).unwrap();
+        let stride = rows.stride;
+        let mut q = vec![0.0; 14 * stride];
+        (0..14).for_each(|k| (0..=d).for_each(|i| q[k * stride + i] = ((k + i) % 5) as f64 - 2.0));
+        let mut x = q.clone();
+        inverse.apply(&mut x);
+        let squares = inverse.squares(&q, 7);
+        for k in 0..14 {
+            for i in 0..=d {
+                let row = (0..=d).map(|j| 0.3 * gram[i * stride + j] * x[k * stride + j]);
+                let got: f64 = row.sum::<f64>() + if i < d { x[k * stride + i] } else { 0.0 };
+                assert!((got - q[k * stride + i]).abs() < 1e-4, "{got}");
+            }
+        }
+        let want: f64 = q[..7 * stride].iter().zip(&x).map(|(q, x)| q * x).sum();
+        assert!((squares[0] / want - 1.0).abs() < 1e-5 && squares.len() == 2);
+    }
 
     #[test]
     fn a_matrix_that_rounding_made_indefinite_is_factored_all_the_same() {
         // Eigenvalues 2e9 + 11 and -9 with the identity added: what float32 products make of collinear features.
-        let bound = [1e9, 1e9 + 10.0, 1e9 + 10.0, 1e9];
-        let plain: Vec<f64> = bound
-            .iter()
-            .enumerate()
-            .map(|(at, b)| b + f64::from(u8::from(at % 3 == 0)))
-            .collect();
-        assert!(Cholesky::new(plain, 2).is_none());
-        assert!(matches!(factor(&bound, 2), Ok(Factor::Dense(_))));
-        assert!(factor(&[f64::NAN, 0.0, 0.0, 1.0], 2).is_err());
+        let gram = [1e9, 1e9 + 10.0, 0.0, 1e9 + 10.0, 1e9, 0.0, 0.0, 0.0, 1.0];
+        assert!(Cholesky::new(vec![1e9 + 1.0, 0.0, 1e9 + 10.0, 1e9 + 1.0], 2).is_none());
+        assert!(factor(&gram, 3, 2, 1.0).is_ok());
+        assert!(factor(&[f64::NAN; 9], 3, 2, 1.0).is_err());
     }
 }

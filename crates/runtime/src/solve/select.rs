@@ -1,14 +1,20 @@
-//! Choosing C on held-out training rows; the validation split takes no part, so that its accuracy is honest.
+//! Choosing C on held-out training rows; the validation split takes no part unless it is asked to, so that its marks are
+//! honest.
 
 use serde::Serialize;
 
-use super::softmax::{Fitted, Problem, SolverOptions};
+use super::config::{SolverConfig, check_c};
+use super::fit::Fitted;
+use super::problem::Problem;
+use super::ridge;
+use super::solver::Solver;
 use crate::error::Error;
 use crate::features::Features;
 use crate::head::Head;
+use crate::metrics::Judged;
 use crate::monitor::{Monitor, Stage};
 use crate::random::Random;
-use crate::targets::Task;
+use crate::targets::{Targets, Task};
 
 /// Half decades from 1e-4 to 1e4, scikit-learn's `LogisticRegressionCV` range at twice its density.
 const GRID: std::ops::RangeInclusive<i32> = -8..=8;
@@ -18,26 +24,58 @@ const N_FOLDS: usize = 5;
 /// The grid is climbed from strong to weak regularisation until this many steps in a row were worse than the best.
 const PATIENCE: usize = 2;
 /// A selection needs the order of the candidates, not their last digits.
-const SELECTION: SolverOptions = SolverOptions {
-    relative_gap: 1e-5,
-    max_passes: 300,
-};
+const GAP: f64 = 1e-5;
+
+/// Which values are tried.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Values<'v> {
+    /// Half decades from 1e-4 to 1e4, until two in a row are worse than the best.
+    Climb,
+    /// All of these.
+    All(&'v [f64]),
+}
+
+/// What a candidate is judged on.
+#[derive(Debug, Clone, Copy)]
+pub enum HoldOut<'h> {
+    /// A stratified fifth of the rows, or each of five in turn below 2,000 rows.
+    Auto,
+    /// A stratified fifth of the rows.
+    Fifth,
+    /// Each of this many stratified folds in turn.
+    KFold(usize),
+    /// Rows of their own; all others are fitted on.
+    Validation(&'h Features, &'h Targets),
+}
+
+/// How C is chosen.
+#[derive(Debug, Clone, Copy)]
+pub struct SelectConfig<'s> {
+    /// Which values are tried.
+    pub values: Values<'s>,
+    /// What they are judged on.
+    pub hold_out: HoldOut<'s>,
+    /// Decides the splits.
+    pub seed: u64,
+}
 
 /// One C that was tried.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Candidate {
     /// Its value.
     pub c: f64,
-    /// Mean cross-entropy on held-out rows, in nats.
+    /// Mean loss on held-out rows: the cross-entropy in nats; with several labels the mean of their binary ones; for a
+    /// regression the mean squared error.
     pub held_out_log_loss: f64,
-    /// Share of held-out rows that are classified right.
+    /// Share of held-out rows that are classified right; with several labels the share of labels; for a regression the
+    /// coefficient of determination.
     pub held_out_accuracy: f64,
 }
 
 /// The chosen C and how it was chosen.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Selection {
-    /// The value with the least held-out log loss.
+    /// The value with the least held-out loss.
     pub c: f64,
     /// All that were tried, in rising order of C.
     pub candidates: Vec<Candidate>,
@@ -47,110 +85,257 @@ pub struct Selection {
     pub n_held_out: usize,
 }
 
-/// Tries values of C on stratified held-out fifths of the rows: one of them, or all five below 2,000 rows.
+/// Rows to fit on, and rows to judge on.
+struct Fold {
+    kept: (Features, Targets),
+    held: (Features, Targets),
+}
+
+/// Tries values of C and keeps the one whose heads do best on rows that they were not fitted on.
+///
+/// Class weights and smoothing are for the fit; held-out rows count alike.
 ///
 /// # Errors
-/// As [`super::fit`].
-pub fn select_c(
+/// As [`super::fit`]; [`Error::Features`] where there are too few rows to hold any out.
+pub fn select(
     features: &Features,
-    labels: &[u32],
-    n_classes: usize,
-    seed: u64,
+    targets: &Targets,
+    n_outputs: usize,
+    how: &SelectConfig<'_>,
+    config: &SolverConfig,
     monitor: Monitor<'_>,
 ) -> Result<Selection, Error> {
     // Checks the data as a whole first, so that an error speaks of all rows and not of a fold's.
-    Problem::check(features, labels, n_classes)?;
-    let folds = folds(labels, n_classes, seed);
-    let n_splits = if labels.len() < FEW_ROWS { N_FOLDS } else { 1 };
-    let mut splits = Vec::new();
-    for fold in 0..n_splits as u8 {
-        let (held, kept): (Vec<usize>, Vec<usize>) = (0..labels.len()).partition(|&row| folds[row] == fold);
-        // A class of which no row is left to fit on says nothing about C.
-        let mut is_kept = vec![false; n_classes];
-        kept.iter().for_each(|&row| is_kept[labels[row] as usize] = true);
-        let held: Vec<usize> = held
-            .into_iter()
-            .filter(|&row| is_kept[labels[row] as usize])
-            .collect();
-        let pick = |rows: &[usize]| {
-            (
-                features.select(rows),
-                rows.iter().map(|&row| labels[row]).collect::<Vec<u32>>(),
-            )
-        };
-        let (kept, held) = (pick(&kept), pick(&held));
-        // A tiny class may leave a fold without a second class to fit; it has nothing to say then.
-        if !held.1.is_empty() && kept.1.iter().any(|label| *label != kept.1[0]) {
-            splits.push((kept, held));
-        }
+    config.check(targets, features.n_rows(), n_outputs)?;
+    let mut cs = match how.values {
+        Values::Climb => GRID
+            .map(|exponent| 10f64.powf(f64::from(exponent) / 2.0))
+            .collect(),
+        Values::All(cs) => cs.to_vec(),
+    };
+    cs.iter().try_for_each(|c| check_c(*c))?;
+    if cs.is_empty() {
+        return Err(Error::Usage("there is no value of C to try".to_owned()));
     }
-    if splits.is_empty() {
-        let reason = "there are too few rows to hold any out; give --c a value".to_owned();
-        return Err(Error::Features(reason));
-    }
-    let problems = splits
-        .iter()
-        .map(|((kept, kept_labels), _)| Problem::new(kept, kept_labels, n_classes))
-        .collect::<Result<Vec<_>, Error>>()?;
-    let n_held_out = splits.iter().map(|(_, (_, labels))| labels.len()).sum();
-
-    let mut candidates: Vec<Candidate> = Vec::new();
-    let mut starts: Vec<Option<Fitted>> = vec![None; splits.len()];
-    let mut best = 0;
-    for (step, exponent) in GRID.enumerate() {
-        monitor.at(Stage::Select, step, GRID.count());
-        let c = 10f64.powf(f64::from(exponent) / 2.0);
-        let (mut log_loss, mut n_right) = (0.0, 0);
-        for ((problem, start), (_, (held, held_labels))) in problems.iter().zip(&mut starts).zip(&splits) {
-            let fitted = problem.fit(c, SELECTION, start.as_ref(), monitor)?;
-            let outputs = (0..n_classes).map(|class| class.to_string()).collect();
-            let head = Head::linear(
-                Task::SingleLabel,
-                outputs,
-                fitted.weight.clone(),
-                fitted.bias.clone(),
-            )?;
-            let logits = head.logits(held)?;
-            for (row, &label) in logits.chunks_exact(n_classes).zip(held_labels) {
-                let judged = crate::metrics::Judged::new(row);
-                log_loss += judged.log_loss(label);
-                n_right += usize::from(judged.class == label as usize);
-            }
-            *start = Some(fitted);
-        }
-        candidates.push(Candidate {
-            c,
-            held_out_log_loss: log_loss / n_held_out as f64,
-            held_out_accuracy: n_right as f64 / n_held_out as f64,
-        });
-        if candidates[step].held_out_log_loss < candidates[best].held_out_log_loss {
-            best = step;
-        } else if step - best >= PATIENCE {
-            break;
-        }
-    }
+    cs.sort_by(f64::total_cmp);
+    let folds = folds(features, targets, n_outputs, how, config.task)?;
+    let n_held_out = folds.iter().map(|fold| fold.held.1.len()).sum();
+    let config = SolverConfig {
+        relative_gap: config.relative_gap.max(GAP),
+        ..config.clone()
+    };
+    let candidates = if config.task == Task::Regression {
+        regressions(&folds, n_outputs, &cs, &config)?
+    } else {
+        let climb = how.values == Values::Climb;
+        let whole = Problem::new(features, targets, n_outputs, &config);
+        classifiers(&whole, &folds, n_outputs, &cs, climb, &config, monitor)?
+    };
+    let least = |a: &&Candidate, b: &&Candidate| a.held_out_log_loss.total_cmp(&b.held_out_log_loss);
+    let best = candidates.iter().min_by(least).expect("at least one C");
     Ok(Selection {
-        c: candidates[best].c,
-        candidates,
-        n_splits: splits.len(),
+        c: best.c,
+        n_splits: folds.len(),
         n_held_out,
+        candidates,
     })
 }
 
-/// A fold for every row: each class is shuffled and dealt out in turn.
-fn folds(labels: &[u32], n_classes: usize, seed: u64) -> Vec<u8> {
-    let mut by_class: Vec<Vec<usize>> = vec![Vec::new(); n_classes];
+fn classifiers(
+    whole: &Problem<'_>,
+    folds: &[Fold],
+    n_outputs: usize,
+    cs: &[f64],
+    climb: bool,
+    config: &SolverConfig,
+    monitor: Monitor<'_>,
+) -> Result<Vec<Candidate>, Error> {
+    let problems: Vec<Problem<'_>> = folds
+        .iter()
+        .map(|fold| whole.part(&fold.kept.0, &fold.kept.1, n_outputs, config))
+        .collect();
+    let mut solvers: Vec<Solver<'_>> = problems
+        .iter()
+        .map(|problem| Solver::new(problem, n_outputs, config))
+        .collect();
+    let mut candidates: Vec<Candidate> = Vec::new();
+    let mut best = 0;
+    for (step, &c) in cs.iter().enumerate() {
+        monitor.at(Stage::Select, step, cs.len());
+        let mut marks = Marks::default();
+        for (solver, fold) in solvers.iter_mut().zip(folds) {
+            let fitted = solver.at(c, monitor, &mut |_| {})?;
+            marks.add(&fitted, &fold.held, config.task)?;
+        }
+        candidates.push(marks.candidate(c));
+        if candidates[step].held_out_log_loss < candidates[best].held_out_log_loss {
+            best = step;
+        } else if climb && step - best >= PATIENCE {
+            break;
+        }
+    }
+    Ok(candidates)
+}
+
+fn regressions(
+    folds: &[Fold],
+    n_outputs: usize,
+    cs: &[f64],
+    config: &SolverConfig,
+) -> Result<Vec<Candidate>, Error> {
+    let mut marks: Vec<Marks> = cs.iter().map(|_| Marks::default()).collect();
+    for fold in folds {
+        let heads = ridge::path(&fold.kept.0, &fold.kept.1, n_outputs, cs, config.standardise)?;
+        for (marks, fitted) in marks.iter_mut().zip(&heads) {
+            marks.add(fitted, &fold.held, config.task)?;
+        }
+    }
+    Ok(marks
+        .iter()
+        .zip(cs)
+        .map(|(marks, &c)| marks.candidate(c))
+        .collect())
+}
+
+/// Sums over held-out rows.
+#[derive(Debug, Default)]
+struct Marks {
+    loss: f64,
+    right: f64,
+    /// What both are divided by.
+    n: f64,
+    /// Of a regression: the squares about the mean.
+    spread: Option<f64>,
+}
+
+impl Marks {
+    fn add(&mut self, fitted: &Fitted, held: &(Features, Targets), task: Task) -> Result<(), Error> {
+        let k = fitted.bias.len();
+        let outputs = (0..k).map(|output| output.to_string()).collect();
+        let head = Head::linear(task, outputs, fitted.weight.clone(), fitted.bias.clone())?;
+        let logits = head.logits(&held.0)?;
+        match &held.1 {
+            Targets::Classes(labels) => {
+                for (row, &label) in logits.chunks_exact(k).zip(labels) {
+                    let judged = Judged::new(row);
+                    self.loss += judged.log_loss(label);
+                    self.right += f64::from(u8::from(judged.class == label as usize));
+                    self.n += 1.0;
+                }
+            }
+            Targets::Dense { values, .. } if task == Task::MultiLabel => {
+                for (z, y) in logits.iter().zip(values) {
+                    let towards = if *y != 0.0 { f64::from(*z) } else { -f64::from(*z) };
+                    self.loss += (-towards).max(0.0) + (-towards.abs()).exp().ln_1p();
+                    self.right += f64::from(u8::from((*z > 0.0) == (*y != 0.0)));
+                    self.n += 1.0;
+                }
+            }
+            Targets::Dense { values, .. } => {
+                let n_rows = (values.len() / k) as f64;
+                for output in 0..k {
+                    let column = || values.iter().skip(output).step_by(k).map(|y| f64::from(*y));
+                    let mean = column().sum::<f64>() / n_rows;
+                    *self.spread.get_or_insert(0.0) += column().map(|y| (y - mean).powi(2)).sum::<f64>();
+                }
+                let errors = logits.iter().zip(values).map(|(z, y)| f64::from(z - y).powi(2));
+                self.loss += errors.sum::<f64>();
+                self.n += values.len() as f64;
+            }
+        }
+        Ok(())
+    }
+
+    fn candidate(&self, c: f64) -> Candidate {
+        Candidate {
+            c,
+            held_out_log_loss: self.loss / self.n,
+            held_out_accuracy: match self.spread {
+                Some(spread) => 1.0 - self.loss / spread,
+                None => self.right / self.n,
+            },
+        }
+    }
+}
+
+fn folds(
+    features: &Features,
+    targets: &Targets,
+    n_outputs: usize,
+    how: &SelectConfig<'_>,
+    task: Task,
+) -> Result<Vec<Fold>, Error> {
+    let n = features.n_rows();
+    let (n_folds, n_used) = match how.hold_out {
+        HoldOut::Validation(held, wanted) => {
+            if held.n_features() != features.n_features() {
+                let (got, want) = (held.n_features(), features.n_features());
+                let text = format!("the validation rows have {got} numbers, and the training rows {want}");
+                return Err(Error::Features(text));
+            }
+            if wanted.len() != held.n_rows() || wanted.is_empty() {
+                let text = format!("{} validation rows and {} labels", held.n_rows(), wanted.len());
+                return Err(Error::Features(text));
+            }
+            if let Some(row) = wanted
+                .classes()
+                .and_then(|labels| labels.iter().position(|label| *label as usize >= n_outputs))
+            {
+                let text = format!("validation row {row} has a label beyond the {n_outputs} classes");
+                return Err(Error::Features(text));
+            }
+            let kept = (features.clone(), targets.clone());
+            let held = (held.clone(), wanted.clone());
+            return Ok(vec![Fold { kept, held }]);
+        }
+        HoldOut::Auto if n < FEW_ROWS => (N_FOLDS, N_FOLDS),
+        HoldOut::Auto | HoldOut::Fifth => (N_FOLDS, 1),
+        HoldOut::KFold(k) if k >= 2 => (k, k),
+        HoldOut::KFold(k) => return Err(Error::Usage(format!("{k} folds; at least 2 are needed"))),
+    };
+    let fold_of = deal(targets, n_outputs, n_folds, how.seed);
+    let mut folds = Vec::new();
+    for fold in 0..n_used {
+        let (mut held, kept): (Vec<usize>, Vec<usize>) = (0..n).partition(|&row| fold_of[row] == fold);
+        if let Some(labels) = targets.classes() {
+            // A class of which no row is left to fit on says nothing about C.
+            let mut is_kept = vec![false; n_outputs];
+            kept.iter().for_each(|&row| is_kept[labels[row] as usize] = true);
+            held.retain(|&row| is_kept[labels[row] as usize]);
+        }
+        let kept = (features.select(&kept), targets.select(&kept));
+        let held = (features.select(&held), targets.select(&held));
+        // A tiny class may leave a fold without a second class to fit; it has nothing to say then.
+        if !held.1.is_empty() && kept.1.check(task, kept.0.n_rows(), n_outputs).is_ok() && !kept.1.is_empty()
+        {
+            folds.push(Fold { kept, held });
+        }
+    }
+    if folds.is_empty() {
+        let reason = "there are too few rows to hold any out; give --c a value".to_owned();
+        return Err(Error::Features(reason));
+    }
+    Ok(folds)
+}
+
+/// A fold for every row: each class is shuffled and dealt out in turn; without classes, all rows.
+fn deal(targets: &Targets, n_outputs: usize, n_folds: usize, seed: u64) -> Vec<usize> {
+    let mut groups: Vec<Vec<usize>> = match targets {
+        Targets::Classes(_) => vec![Vec::new(); n_outputs],
+        Targets::Dense { .. } => vec![(0..targets.len()).collect()],
+    };
+    let labels = targets.classes().unwrap_or_default();
     labels
         .iter()
         .enumerate()
-        .for_each(|(row, &label)| by_class[label as usize].push(row));
+        .for_each(|(row, &label)| groups[label as usize].push(row));
     let mut random = Random::new(seed, "folds");
-    let mut folds = vec![0; labels.len()];
+    let mut folds = vec![0; targets.len()];
     let mut dealt = 0;
-    for mut rows in by_class {
+    for mut rows in groups {
         random.shuffle(&mut rows);
         for row in rows {
-            folds[row] = (dealt % N_FOLDS) as u8;
+            folds[row] = dealt % n_folds;
             dealt += 1;
         }
     }
@@ -164,14 +349,14 @@ mod tests {
     #[test]
     fn folds_are_stratified() {
         let labels: Vec<u32> = (0..103).map(|row| u32::from(row % 3 == 0)).collect();
-        let folds = folds(&labels, 2, 1);
+        let folds = deal(&Targets::Classes(labels.clone()), 2, 4, 1);
         for class in 0..2 {
-            let mut counts = [0usize; N_FOLDS];
+            let mut counts = [0usize; 4];
             labels
                 .iter()
                 .zip(&folds)
                 .filter(|(l, _)| **l == class)
-                .for_each(|(_, f)| counts[usize::from(*f)] += 1);
+                .for_each(|(_, f)| counts[*f] += 1);
             assert!(
                 counts.iter().max().unwrap() - counts.iter().min().unwrap() <= 1,
                 "{counts:?}"
@@ -179,34 +364,100 @@ mod tests {
         }
     }
 
+    /// 400 rows of 20 numbers, the first of which says `signal` about the class.
+    fn data(signal: f32) -> (Features, Vec<u32>) {
+        let mut random = Random::new(5, "select test");
+        let labels: Vec<u32> = (0..400).map(|_| random.below(2) as u32).collect();
+        let mut values = Vec::new();
+        for &label in &labels {
+            for j in 0..20 {
+                let noise = random.below(1000) as f32 / 500.0 - 1.0;
+                values.push(if j == 0 {
+                    noise * 0.2 + signal * label as f32
+                } else {
+                    noise
+                });
+            }
+        }
+        (Features::new(values, 20).unwrap(), labels)
+    }
+
+    fn pick(features: &Features, targets: &Targets, task: Task, hold_out: HoldOut<'_>) -> Selection {
+        let k = match targets {
+            Targets::Classes(_) => 2,
+            Targets::Dense { n_outputs, .. } => *n_outputs,
+        };
+        let how = SelectConfig {
+            values: Values::Climb,
+            hold_out,
+            seed: 0,
+        };
+        let config = SolverConfig::new(task);
+        select(features, targets, k, &how, &config, Monitor::none()).unwrap()
+    }
+
     #[test]
     fn noise_wants_strong_regularisation_and_signal_weak() {
-        let mut random = Random::new(5, "select test");
-        let mut make = |signal: f32| {
-            let labels: Vec<u32> = (0..400).map(|_| random.below(2) as u32).collect();
-            let values = labels
-                .iter()
-                .flat_map(|&label| {
-                    (0..20)
-                        .map(|j| {
-                            let noise = random.below(1000) as f32 / 500.0 - 1.0;
-                            if j == 0 {
-                                noise * 0.2 + signal * label as f32
-                            } else {
-                                noise
-                            }
-                        })
-                        .collect::<Vec<_>>()
-                })
-                .collect();
-            (Features::new(values, 20).unwrap(), labels)
+        let (noise, noise_labels) = data(0.0);
+        let (signal, signal_labels) = data(1.0);
+        let classes = |labels: &[u32]| Targets::Classes(labels.to_vec());
+        for hold_out in [HoldOut::Auto, HoldOut::Fifth, HoldOut::KFold(3)] {
+            let chosen = pick(&noise, &classes(&noise_labels), Task::SingleLabel, hold_out).c;
+            // One fifth is 80 rows, too few to be sure about noise.
+            assert!(
+                chosen < 0.05 || matches!(hold_out, HoldOut::Fifth),
+                "{hold_out:?}: {chosen}"
+            );
+            assert!(pick(&signal, &classes(&signal_labels), Task::SingleLabel, hold_out).c > 0.5);
+        }
+        let validation = classes(&signal_labels);
+        let hold_out = HoldOut::Validation(&signal, &validation);
+        let selection = pick(&signal, &validation, Task::SingleLabel, hold_out);
+        assert!((selection.n_splits, selection.n_held_out) == (1, 400) && selection.c > 0.5);
+    }
+
+    #[test]
+    fn several_labels_and_numbers_are_chosen_for_too() {
+        let (signal, labels) = data(1.0);
+        let dense: Vec<f32> = labels.iter().flat_map(|l| [*l as f32, 1.0 - *l as f32]).collect();
+        let targets = Targets::dense(dense, 2).unwrap();
+        let selection = pick(&signal, &targets, Task::MultiLabel, HoldOut::Auto);
+        let best = selection.candidates.iter().find(|c| c.c == selection.c).unwrap();
+        assert!(
+            selection.c > 0.5 && best.held_out_accuracy > 0.95,
+            "{selection:?}"
+        );
+        let selection = pick(&signal, &targets, Task::Regression, HoldOut::Auto);
+        let best = selection.candidates.iter().find(|c| c.c == selection.c).unwrap();
+        assert!(
+            best.held_out_accuracy > 0.7 && best.held_out_accuracy < 1.0,
+            "{selection:?}"
+        );
+    }
+
+    #[test]
+    fn what_cannot_be_chosen_is_said() {
+        let (features, labels) = data(1.0);
+        let targets = Targets::Classes(labels);
+        let config = SolverConfig::new(Task::SingleLabel);
+        let message = |values, hold_out| {
+            let how = SelectConfig {
+                values,
+                hold_out,
+                seed: 0,
+            };
+            select(&features, &targets, 2, &how, &config, Monitor::none())
+                .unwrap_err()
+                .to_string()
         };
-        let (noise, noise_labels) = make(0.0);
-        let (signal, signal_labels) = make(1.0);
-        let pick = |features: &Features, labels: &[u32]| {
-            select_c(features, labels, 2, 0, Monitor::none()).unwrap().c
-        };
-        assert!(pick(&noise, &noise_labels) < 0.05);
-        assert!(pick(&signal, &signal_labels) > 0.5);
+        assert!(message(Values::All(&[]), HoldOut::Auto).contains("no value of C"));
+        assert!(message(Values::All(&[0.0]), HoldOut::Auto).contains("C = 0"));
+        assert!(message(Values::Climb, HoldOut::KFold(1)).contains("at least 2"));
+        let other = Features::new(vec![0.0; 3], 3).unwrap();
+        let one = Targets::Classes(vec![0]);
+        assert!(message(Values::Climb, HoldOut::Validation(&other, &one)).contains("3 numbers"));
+        let other = Features::new(vec![0.0; 20], 20).unwrap();
+        let beyond = Targets::Classes(vec![2]);
+        assert!(message(Values::Climb, HoldOut::Validation(&other, &beyond)).contains("row 0"));
     }
 }

@@ -1,0 +1,175 @@
+//! Second moments of prepared rows: the one matrix that all values of C, all classes, and the closed forms share.
+
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use super::kernel::{LANES, accumulate};
+use super::linalg::transposed_matmul;
+use super::rows::{Rows, Scratch, Segments};
+
+/// Rows whose products are added in float32 before they go into float64.
+const FLUSH_ROWS: usize = 1024;
+
+/// Rows and columns of a block that one thread makes.
+const BAND: usize = 96;
+
+/// `Σ x xᵀ` over prepared rows, `[stride, stride]`, of which the lower triangle is filled; for a preconditioner, in
+/// float32 products. Where `max_rows` is less than N, every so-many-th row stands for its neighbours. `weights`, `[N]`, are
+/// how much each row counts.
+pub(super) fn gram(rows: &Rows<'_>, max_rows: usize, weights: Option<&[f32]>) -> Vec<f64> {
+    let stride = rows.stride;
+    let step = rows.n_rows().div_ceil(max_rows.max(1)).max(1);
+    let n_used = rows.n_rows().div_ceil(step);
+    let mut sums = vec![0.0f64; stride * stride];
+    let mut block = Vec::new();
+    let mut transposed = Vec::new();
+    for start in (0..n_used).step_by(FLUSH_ROWS) {
+        let which = start..(start + FLUSH_ROWS).min(n_used);
+        gather(rows, step, which.clone(), &mut block);
+        transpose(&block, stride, &mut transposed);
+        let n = which.len();
+        if let Some(weights) = weights {
+            let here: Vec<f32> = which.clone().map(|row| weights[row * step]).collect();
+            for row in transposed.chunks_exact_mut(n) {
+                row.iter_mut().zip(&here).for_each(|(x, weight)| *x *= weight);
+            }
+        }
+        // Each band of the matrix is one thread's, so that no sum depends on their number.
+        let of_band = |(band, out): (usize, &mut [f64])| {
+            let first = band * BAND;
+            let height = out.len() / stride;
+            let n_columns = (first + height).next_multiple_of(LANES).min(stride);
+            let mut product = vec![0.0f32; height * stride];
+            // A part of the rows at a time stays in the second cache.
+            let part = rows.chunk_rows;
+            for row in (0..n).step_by(part) {
+                let here = &block[row * stride..((row + part).min(n)) * stride];
+                let left = &transposed[first * n + row..];
+                accumulate(left, n, here, stride, n_columns, &mut product);
+            }
+            for (out, product) in out.chunks_exact_mut(stride).zip(product.chunks_exact(stride)) {
+                for (out, product) in out[..n_columns].iter_mut().zip(product) {
+                    *out += f64::from(*product);
+                }
+            }
+        };
+        if n * stride * stride < 1 << 22 {
+            sums.chunks_mut(BAND * stride).enumerate().for_each(of_band);
+        } else {
+            sums.par_chunks_mut(BAND * stride).enumerate().for_each(of_band);
+        }
+    }
+    let scale = rows.n_rows() as f64 / n_used as f64;
+    if scale != 1.0 {
+        sums.iter_mut().for_each(|sum| *sum *= scale);
+    }
+    sums
+}
+
+fn gather(rows: &Rows<'_>, step: usize, which: Range<usize>, block: &mut Vec<f32>) {
+    let stride = rows.stride;
+    block.resize(which.len() * stride, 0.0);
+    block
+        .par_chunks_mut(rows.chunk_rows * stride)
+        .enumerate()
+        .for_each_init(Scratch::default, |scratch, (chunk, out)| {
+            let first = which.start + chunk * rows.chunk_rows;
+            let n = out.len() / stride;
+            if step == 1 {
+                out.copy_from_slice(rows.chunk(first..first + n, scratch));
+                return;
+            }
+            for (row, out) in (first..first + n).zip(out.chunks_exact_mut(stride)) {
+                out.copy_from_slice(rows.chunk(row * step..row * step + 1, scratch));
+            }
+        });
+}
+
+/// `[n, stride]` to `[stride, n]`.
+fn transpose(block: &[f32], stride: usize, out: &mut Vec<f32>) {
+    let n = block.len() / stride;
+    out.resize(block.len(), 0.0);
+    out.par_chunks_mut(LANES * n).enumerate().for_each(|(band, out)| {
+        for start in (0..n).step_by(LANES) {
+            for r in start..(start + LANES).min(n) {
+                let row = &block[r * stride + band * LANES..][..LANES];
+                for (j, value) in row.iter().enumerate() {
+                    out[j * n + r] = *value;
+                }
+            }
+        }
+    });
+}
+
+/// [`gram`] of all rows with float64 products, the whole matrix: for what is solved with it directly.
+pub(super) fn exact_gram(rows: &Rows<'_>) -> Vec<f64> {
+    let stride = rows.stride;
+    let segments = Segments::new(rows.n_rows(), stride * stride, stride * stride);
+    segments.sum(|range| {
+        let mut sums = vec![0.0f64; stride * stride];
+        let mut product = vec![0.0f64; stride * stride];
+        let (mut scratch, mut wide) = (Scratch::default(), Vec::new());
+        for start in range.clone().step_by(FLUSH_ROWS) {
+            wide.clear();
+            let end = (start + FLUSH_ROWS).min(range.end);
+            for start in (start..end).step_by(rows.chunk_rows) {
+                let chunk = rows.chunk(start..(start + rows.chunk_rows).min(end), &mut scratch);
+                wide.extend(chunk.iter().map(|x| f64::from(*x)));
+            }
+            transposed_matmul(&wide, &wide, &mut product, stride, stride);
+            sums.iter_mut()
+                .zip(&product)
+                .for_each(|(sum, value)| *sum += value);
+        }
+        sums
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::features::Features;
+    use crate::random::Random;
+
+    #[test]
+    fn both_equal_the_definition() {
+        let (n, d) = (2311, 37);
+        let mut random = Random::new(1, "gram test");
+        let values = (0..n * d)
+            .map(|_| random.below(1000) as f32 / 500.0 - 1.0)
+            .collect();
+        let features = Features::new(values, d).unwrap();
+        let rows = Rows::new(&features, false);
+        let (fast, exact) = (gram(&rows, n, None), exact_gram(&rows));
+        let values = features.values();
+        let stride = rows.stride;
+        for i in 0..=d {
+            for j in 0..=i {
+                let x = |row: usize, at: usize| {
+                    if at == d {
+                        1.0
+                    } else {
+                        f64::from(values[row * d + at] - rows.centre[at])
+                    }
+                };
+                let want: f64 = (0..n).map(|row| x(row, i) * x(row, j)).sum();
+                let close = |got: f64, digits: f64| (got - want).abs() <= digits * n as f64;
+                assert!(
+                    close(fast[i * stride + j], 1e-6),
+                    "{i} {j}: {} {want}",
+                    fast[i * stride + j]
+                );
+                assert!(close(exact[i * stride + j], 1e-13) && close(exact[j * stride + i], 1e-13));
+            }
+        }
+        let part = gram(&rows, 800, None);
+        assert!((part[0] / exact[0] - 1.0).abs() < 0.2);
+        let weights: Vec<f32> = (0..n).map(|row| (row % 3) as f32).collect();
+        let weighted = gram(&rows, n, Some(&weights));
+        let want: f64 = (0..n)
+            .map(|row| (row % 3) as f64 * f64::from(values[row * d] - rows.centre[0]).powi(2))
+            .sum();
+        assert!((weighted[0] / want - 1.0).abs() < 1e-6);
+    }
+}

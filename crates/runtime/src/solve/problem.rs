@@ -1,0 +1,417 @@
+//! One pass over the data: the losses at some weights, and their gradient.
+
+use std::sync::{Arc, Mutex, OnceLock};
+
+use rayon::prelude::*;
+
+use super::config::SolverConfig;
+use super::gram::gram;
+use super::kernel::{accumulate, logits};
+use super::linalg::{matmul_transposed, transposed_matmul};
+use super::loss::{Share, sigmoid, sigmoid_wide, softmax, softmax_wide};
+use super::precondition::{MAX_DENSE, Preconditioner};
+use super::rows::{Rows, Scratch, Segments};
+use super::targets::{Likelihood, Model};
+use crate::error::Error;
+use crate::features::Features;
+use crate::targets::Targets;
+
+/// What products are made in; sums of rows are always float64.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Precision {
+    /// float32: enough wherever losses are not tiny differences of large logits.
+    Single,
+    /// float64, at two to three times the price.
+    Double,
+}
+
+/// Losses and their gradient.
+#[derive(Debug)]
+pub(super) struct Evaluation {
+    /// One for all outputs of a softmax, one for each output otherwise.
+    pub(super) losses: Vec<f64>,
+    /// `[outputs, stride]`.
+    pub(super) gradient: Vec<f64>,
+    /// The mean curvature of a row, over the outputs.
+    pub(super) curvature: f64,
+}
+
+/// What does not depend on C.
+#[derive(Debug)]
+pub(super) struct Problem<'p> {
+    pub(super) rows: Rows<'p>,
+    pub(super) model: Model,
+    /// The lower triangle of the second moments, made when first asked for.
+    gram: Arc<OnceLock<Vec<f64>>>,
+    /// Rows here over the rows that the moments are made of.
+    share: f64,
+    segments: Segments,
+    rooms: Vec<Mutex<Room>>,
+}
+
+/// What a segment works in, kept from pass to pass.
+#[derive(Debug, Default)]
+struct Room {
+    scratch: Scratch,
+    logits: Vec<f32>,
+    product: Vec<f32>,
+    wide_rows: Vec<f64>,
+    wide_logits: Vec<f64>,
+    wide_product: Vec<f64>,
+    sums: Vec<f64>,
+    losses: Vec<f64>,
+    curvature: f64,
+}
+
+impl<'p> Problem<'p> {
+    /// Of targets that have been checked.
+    pub(super) fn new(
+        features: &'p Features,
+        targets: &Targets,
+        n_outputs: usize,
+        config: &SolverConfig,
+    ) -> Problem<'p> {
+        let rows = Rows::new(features, config.standardise);
+        let model = Model::new(targets, n_outputs, config);
+        Problem::of(rows, model, Arc::default(), 1.0)
+    }
+
+    /// Of some of the rows. The moments of all stand for theirs, which differ too little for a preconditioner to notice.
+    pub(super) fn part<'q>(
+        &self,
+        features: &'q Features,
+        targets: &Targets,
+        n_outputs: usize,
+        config: &SolverConfig,
+    ) -> Problem<'q> {
+        if config.standardise {
+            // Another scale: nothing to share.
+            return Problem::new(features, targets, n_outputs, config);
+        }
+        let model = Model::new(targets, n_outputs, config);
+        let share = features.n_rows() as f64 / self.rows.n_rows() as f64;
+        let rows = Rows::centred(features, self.rows.centre.clone());
+        Problem::of(rows, model, Arc::clone(&self.gram), share)
+    }
+
+    fn of(rows: Rows<'p>, model: Model, gram: Arc<OnceLock<Vec<f64>>>, share: f64) -> Problem<'p> {
+        let n_sums = model.n_fitted * rows.stride;
+        let segments = Segments::new(rows.n_rows(), n_sums, n_sums);
+        Problem {
+            rooms: (0..segments.len()).map(|_| Mutex::default()).collect(),
+            rows,
+            model,
+            gram,
+            share,
+            segments,
+        }
+    }
+
+    /// An approximate inverse Hessian for a C and the curvature of a row.
+    ///
+    /// # Errors
+    /// [`Error::Features`] where the numbers are beyond what can be factored.
+    pub(super) fn preconditioner(&self, c: f64, curvature: f64) -> Result<Preconditioner, Error> {
+        let d = self.rows.n_features();
+        let weight = c * curvature.max(1e-30);
+        let trace: f64 = self.rows.squares.iter().sum();
+        // Where the penalty outweighs all features together, the diagonal is all there is to it.
+        if d > MAX_DENSE || weight * trace < 0.5 {
+            return Ok(Preconditioner::diagonal(&self.rows, weight));
+        }
+        let gram = self
+            .gram
+            .get_or_init(|| gram(&self.rows, self.affordable_rows(), None));
+        Preconditioner::dense(gram, &self.rows, weight * self.share)
+    }
+
+    /// Rows that second moments are made of.
+    fn affordable_rows(&self) -> usize {
+        /// Passes that they may cost. Where all rows would cost more, some stand for all: five for a feature cost about a
+        /// fifth more passes.
+        const PASSES: usize = 12;
+        const ROWS_PER_FEATURE: usize = 5;
+        let (d, n) = (self.rows.n_features(), self.rows.n_rows());
+        (PASSES * 4 * n * self.model.n_fitted / d)
+            .max(ROWS_PER_FEATURE * d)
+            .min(n)
+    }
+
+    /// [`preconditioner`](Problem::preconditioner) with the curvature that each row has at `theta`. Where most rows are
+    /// sure, as on data that can be separated, the few that are not are all that counts.
+    ///
+    /// # Errors
+    /// As there.
+    pub(super) fn preconditioner_at(&self, c: f64, theta: &[f64]) -> Result<Preconditioner, Error> {
+        /// A little of every row keeps every direction of the features in the sum.
+        const LEAST: f32 = 1e-3;
+        let outputs: Vec<usize> = (0..self.model.n_fitted).collect();
+        let mut weights = vec![0.0f32; self.rows.n_rows()];
+        self.curvatures(theta, &outputs, &mut weights);
+        let mean = weights.iter().map(|w| f64::from(*w)).sum::<f64>() / weights.len() as f64;
+        weights.iter_mut().for_each(|w| *w = w.max(LEAST * mean as f32));
+        let moments = gram(&self.rows, self.affordable_rows(), Some(&weights));
+        Preconditioner::dense(&moments, &self.rows, c)
+    }
+
+    /// One pass: `theta` is `[outputs, stride]`, weights and bias of the outputs that are named.
+    pub(super) fn evaluate(&self, theta: &[f64], outputs: &[usize], precision: Precision) -> Evaluation {
+        let stride = self.rows.stride;
+        let k = outputs.len();
+        assert_eq!(theta.len(), k * stride);
+        let narrow: Vec<f32> = theta.iter().map(|w| *w as f32).collect();
+        let n_losses = if self.model.is_separate() { k } else { 1 };
+        self.segments.each(&self.rooms, |range, room| {
+            room.sums.clear();
+            room.sums.resize(k * stride, 0.0);
+            room.losses.clear();
+            room.losses.resize(n_losses, 0.0);
+            room.curvature = 0.0;
+            match precision {
+                Precision::Single => self.pass(&narrow, outputs, range, room),
+                Precision::Double => self.wide_pass(theta, outputs, range, room),
+            }
+        });
+        let mut total = Evaluation {
+            losses: vec![0.0; n_losses],
+            gradient: vec![0.0; k * stride],
+            curvature: 0.0,
+        };
+        for room in &self.rooms {
+            let room = room.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let add = |total: &mut [f64], part: &[f64]| {
+                total
+                    .iter_mut()
+                    .zip(part)
+                    .for_each(|(total, part)| *total += part);
+            };
+            add(&mut total.losses, &room.losses);
+            add(&mut total.gradient, &room.sums);
+            total.curvature += room.curvature;
+        }
+        total.curvature /= (self.rows.n_rows() * n_losses) as f64;
+        total
+    }
+
+    fn pass(&self, theta: &[f32], outputs: &[usize], range: std::ops::Range<usize>, room: &mut Room) {
+        /// Rows whose products are added in float32 before they go into float64.
+        const FLUSH_ROWS: usize = 1024;
+        let (stride, chunk_rows) = (self.rows.stride, self.rows.chunk_rows);
+        let k = outputs.len();
+        room.logits.resize(k * chunk_rows, 0.0);
+        room.product.clear();
+        room.product.resize(k * stride, 0.0);
+        let mut n_unflushed = 0;
+        for start in range.clone().step_by(chunk_rows) {
+            let end = (start + chunk_rows).min(range.end);
+            let n = end - start;
+            let rows = self.rows.chunk(start..end, &mut room.scratch);
+            let z = &mut room.logits;
+            logits(rows, theta, stride, z, chunk_rows);
+            match &self.model.likelihood {
+                Likelihood::Softmax(by) => {
+                    let share = softmax(z, chunk_rows, n, start, by);
+                    room.losses[0] += share.loss;
+                    room.curvature += share.curvature;
+                }
+                Likelihood::Sigmoid(by) => {
+                    let each = z.chunks_exact_mut(chunk_rows).zip(outputs).zip(&mut room.losses);
+                    for ((z, output), loss) in each {
+                        let share = sigmoid(&mut z[..n], start, *output, by);
+                        *loss += share.loss;
+                        room.curvature += share.curvature;
+                    }
+                }
+            }
+            accumulate(z, chunk_rows, rows, stride, stride, &mut room.product);
+            n_unflushed += n;
+            if n_unflushed >= FLUSH_ROWS || end == range.end {
+                for (sum, product) in room.sums.iter_mut().zip(&mut room.product) {
+                    *sum += f64::from(*product);
+                    *product = 0.0;
+                }
+                n_unflushed = 0;
+            }
+        }
+    }
+
+    /// The mean curvature of each row over the outputs.
+    fn curvatures(&self, theta: &[f64], outputs: &[usize], out: &mut [f32]) {
+        let (stride, chunk_rows) = (self.rows.stride, self.rows.chunk_rows);
+        let k = outputs.len();
+        let theta: Vec<f32> = theta.iter().map(|w| *w as f32).collect();
+        out.par_chunks_mut(chunk_rows)
+            .enumerate()
+            .for_each_init(Room::default, |room, (chunk, out)| {
+                let start = chunk * chunk_rows;
+                room.logits.resize(k * chunk_rows, 0.0);
+                let rows = self.rows.chunk(start..start + out.len(), &mut room.scratch);
+                logits(rows, &theta, stride, &mut room.logits, chunk_rows);
+                for (r, out) in out.iter_mut().enumerate() {
+                    let z: Vec<f64> = (0..k)
+                        .map(|k| f64::from(room.logits[k * chunk_rows + r]))
+                        .collect();
+                    *out = self.model.curvature(z, outputs, start + r) as f32;
+                }
+            });
+    }
+
+    fn wide_pass(&self, theta: &[f64], outputs: &[usize], range: std::ops::Range<usize>, room: &mut Room) {
+        let (stride, chunk_rows) = (self.rows.stride, self.rows.chunk_rows);
+        let k = outputs.len();
+        room.wide_product.resize(k * stride, 0.0);
+        for start in range.clone().step_by(chunk_rows) {
+            let end = (start + chunk_rows).min(range.end);
+            let n = end - start;
+            let rows = self.rows.chunk(start..end, &mut room.scratch);
+            room.wide_rows.clear();
+            room.wide_rows.extend(rows.iter().map(|x| f64::from(*x)));
+            room.wide_logits.resize(n * k, 0.0);
+            let z = &mut room.wide_logits;
+            matmul_transposed(&room.wide_rows, theta, z, stride);
+            for (row, z) in (start..end).zip(z.chunks_exact_mut(k)) {
+                match &self.model.likelihood {
+                    Likelihood::Softmax(by) => {
+                        let share = softmax_wide(z, row, by);
+                        room.losses[0] += share.loss;
+                        room.curvature += share.curvature;
+                    }
+                    Likelihood::Sigmoid(by) => {
+                        for ((z, output), loss) in z.iter_mut().zip(outputs).zip(&mut room.losses) {
+                            let (mut yes, mut no) = ([0.0], [0.0]);
+                            by.masses(row, *output, &mut yes, &mut no);
+                            let share: Share;
+                            (*z, share) = sigmoid_wide(*z, yes[0], no[0]);
+                            *loss += share.loss;
+                            room.curvature += share.curvature;
+                        }
+                    }
+                }
+            }
+            transposed_matmul(z, &room.wide_rows, &mut room.wide_product, k, stride);
+            let sums = room.sums.iter_mut().zip(&room.wide_product);
+            sums.for_each(|(sum, product)| *sum += product);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::random::Random;
+    use crate::solve::config::ClassWeights;
+    use crate::targets::Task;
+
+    /// The loss of every row by its definition, in f64: torch's `CrossEntropyLoss` and `BCEWithLogitsLoss`, summed.
+    fn loss_by_definition(
+        logits: &[f64],
+        label: usize,
+        row: &[f32],
+        config: &SolverConfig,
+        weights: &[f64],
+    ) -> f64 {
+        let k = logits.len();
+        let s = config.label_smoothing;
+        if config.task == Task::SingleLabel {
+            let total: f64 = logits.iter().map(|z| z.exp()).sum();
+            let of_class = |class: usize| {
+                let wanted = if class == label { 1.0 - s } else { 0.0 } + s / k as f64;
+                -weights[class] * wanted * (logits[class] - total.ln())
+            };
+            return (0..k).map(of_class).sum();
+        }
+        let of_output = |output: usize| {
+            let wanted = f64::from(row[output]) * (1.0 - s) + s / 2.0;
+            let p = 1.0 / (1.0 + (-logits[output]).exp());
+            -weights[output] * wanted * p.ln() - (1.0 - wanted) * (1.0 - p).ln()
+        };
+        (0..k).map(of_output).sum()
+    }
+
+    fn check(task: Task, k: usize, smoothing: f64, weights: Option<Vec<f64>>) {
+        let (n, d) = (333, 20);
+        let mut random = Random::new(4, "problem test");
+        let mut uniform = || random.below(1 << 16) as f64 / 65536.0 - 0.5;
+        let values = (0..n * d).map(|_| uniform() as f32).collect();
+        let features = Features::new(values, d).unwrap();
+        let labels: Vec<u32> = (0..n).map(|i| (i * 7 % k) as u32).collect();
+        let dense: Vec<f32> = (0..n * k).map(|_| f32::from(u8::from(uniform() > 0.0))).collect();
+        let targets = match task {
+            Task::SingleLabel => Targets::Classes(labels.clone()),
+            _ => Targets::dense(dense.clone(), k).unwrap(),
+        };
+        let config = SolverConfig {
+            label_smoothing: smoothing,
+            class_weights: weights.clone().map_or(ClassWeights::None, ClassWeights::Given),
+            ..SolverConfig::new(task)
+        };
+        let weights = weights.unwrap_or(vec![1.0; k]);
+        let problem = Problem::new(&features, &targets, k, &config);
+        let one_vector = task == Task::SingleLabel && k == 2;
+        let (m, stride) = (problem.model.n_fitted, problem.rows.stride);
+        assert_eq!(m, if one_vector { 1 } else { k });
+        let mut theta = vec![0.0; m * stride];
+        (0..m * stride)
+            .filter(|at| at % stride <= d)
+            .for_each(|at| theta[at] = 4.0 * uniform());
+        let outputs: Vec<usize> = (0..m).collect();
+        let loss = |theta: &[f64]| -> f64 {
+            let values = features.values();
+            (0..n)
+                .map(|row| {
+                    let logit = |k: usize| {
+                        let theta = &theta[k * stride..];
+                        let terms = (0..d)
+                            .map(|j| f64::from(values[row * d + j] - problem.rows.centre[j]) * theta[j]);
+                        terms.sum::<f64>() + theta[d]
+                    };
+                    let mut logits: Vec<f64> = (0..m).map(logit).collect();
+                    if one_vector {
+                        logits.insert(0, 0.0);
+                    }
+                    loss_by_definition(
+                        &logits,
+                        labels[row] as usize,
+                        &dense[row * k..],
+                        &config,
+                        &weights,
+                    )
+                })
+                .sum()
+        };
+        let want = loss(&theta);
+        // The masses of labels are float32 in both.
+        for (precision, digits) in [(Precision::Single, 1e-6), (Precision::Double, 1e-7)] {
+            let got = problem.evaluate(&theta, &outputs, precision);
+            let total: f64 = got.losses.iter().sum();
+            assert!(
+                (total / want - 1.0).abs() < digits,
+                "{precision:?}: {total} {want}"
+            );
+            assert!(got.curvature > 0.0 && got.curvature < 0.5 * weights.iter().copied().fold(1.0, f64::max));
+            for at in (0..m * stride).filter(|at| at % stride <= d) {
+                let mut moved = theta.clone();
+                moved[at] += 1e-5;
+                let above = loss(&moved);
+                moved[at] -= 2e-5;
+                let slope = (above - loss(&moved)) / 2e-5;
+                let error = (got.gradient[at] - slope).abs();
+                assert!(
+                    error < 3e-6 * want.max(10.0),
+                    "{precision:?} {at}: {} {slope}",
+                    got.gradient[at]
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn losses_and_gradients_are_those_of_the_definition() {
+        check(Task::SingleLabel, 5, 0.0, None);
+        check(Task::SingleLabel, 5, 0.1, Some(vec![1.0, 2.0, 0.5, 1.0, 3.0]));
+        check(Task::SingleLabel, 2, 0.0, None);
+        check(Task::SingleLabel, 2, 0.2, Some(vec![0.5, 3.0]));
+        check(Task::MultiLabel, 3, 0.0, None);
+        check(Task::MultiLabel, 3, 0.1, Some(vec![2.0, 1.0, 0.3]));
+    }
+}

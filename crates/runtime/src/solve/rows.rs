@@ -1,0 +1,307 @@
+//! Features as the solver reads them: centred, scaled where asked to, with a one for the bias, padded to whole vectors, a
+//! few hundred rows at a time.
+//!
+//! Centring costs nothing, since the bias is free, and saves the digits that a large common offset would take from
+//! float32 products.
+
+use std::ops::Range;
+use std::sync::Mutex;
+
+use rayon::prelude::*;
+
+use super::kernel::LANES;
+use crate::features::Features;
+
+/// Numbers up to which prepared rows are kept, 32 MiB: what the last cache may hold. Beyond, every pass prepares them
+/// again, and memory does not grow with the features.
+const MAX_READY: usize = 8 << 20;
+
+/// Numbers that are prepared at once: half of a second cache of 1 MiB.
+const CHUNK_NUMBERS: usize = 1 << 17;
+
+/// The most rows that are prepared at once.
+pub(super) const MAX_CHUNK: usize = 128;
+
+/// `[N, stride]`: D features, a one, zeros.
+#[derive(Debug)]
+pub(super) struct Rows<'f> {
+    features: &'f Features,
+    /// `[D]`.
+    pub(super) centre: Vec<f32>,
+    /// `[D]`: 1, or one over the standard deviation.
+    pub(super) scale: Vec<f32>,
+    /// `[D]`: the sums of squares of the prepared features.
+    pub(super) squares: Vec<f64>,
+    /// Numbers from one prepared row to the next.
+    pub(super) stride: usize,
+    /// Rows that are prepared at once.
+    pub(super) chunk_rows: usize,
+    ready: Option<Vec<f32>>,
+}
+
+/// Room for rows that are being prepared.
+#[derive(Debug, Default)]
+pub(super) struct Scratch {
+    raw: Vec<f32>,
+    rows: Vec<f32>,
+}
+
+impl<'f> Rows<'f> {
+    pub(super) fn new(features: &'f Features, standardise: bool) -> Rows<'f> {
+        let (n, d) = (features.n_rows(), features.n_features());
+        let (_, chunk_rows) = shape(d);
+        let mean: Vec<f64> = column_sums(features, chunk_rows, &vec![0.0; d], Power::First)
+            .iter()
+            .map(|sum| sum / n as f64)
+            .collect();
+        let centre: Vec<f32> = mean.iter().map(|mean| *mean as f32).collect();
+        let mut rows = Rows::bare(features, centre);
+        if standardise {
+            for ((scale, square), mean) in rows.scale.iter_mut().zip(&mut rows.squares).zip(&mean) {
+                let n = n as f64;
+                let variance = *square / n;
+                // scikit-learn's bound below which a variance is only the rounding of the mean.
+                let rounding = n * f64::EPSILON * variance + (n * mean * f64::EPSILON).powi(2);
+                if variance > rounding {
+                    *scale = (1.0 / variance.sqrt()) as f32;
+                }
+                *square *= f64::from(*scale).powi(2);
+            }
+        }
+        rows.make_ready();
+        rows
+    }
+
+    /// About a given centre, not scaled.
+    pub(super) fn centred(features: &'f Features, centre: Vec<f32>) -> Rows<'f> {
+        let mut rows = Rows::bare(features, centre);
+        rows.make_ready();
+        rows
+    }
+
+    fn bare(features: &'f Features, centre: Vec<f32>) -> Rows<'f> {
+        let d = features.n_features();
+        let (stride, chunk_rows) = shape(d);
+        Rows {
+            features,
+            scale: vec![1.0; d],
+            squares: column_sums(features, chunk_rows, &centre, Power::Second),
+            centre,
+            stride,
+            chunk_rows,
+            ready: None,
+        }
+    }
+
+    fn make_ready(&mut self) {
+        let (n, stride, chunk_rows) = (self.n_rows(), self.stride, self.chunk_rows);
+        if n * stride > MAX_READY {
+            return;
+        }
+        let mut ready = vec![0.0; n * stride];
+        let n_numbers = chunk_rows * stride;
+        let fill = |(chunk, out): (usize, &mut [f32])| {
+            let first = chunk * chunk_rows;
+            self.prepare(first..first + out.len() / stride, &mut Vec::new(), out);
+        };
+        if n * stride < SMALL {
+            ready.chunks_mut(n_numbers).enumerate().for_each(fill);
+        } else {
+            ready.par_chunks_mut(n_numbers).enumerate().for_each(fill);
+        }
+        self.ready = Some(ready);
+    }
+
+    /// N.
+    pub(super) fn n_rows(&self) -> usize {
+        self.features.n_rows()
+    }
+
+    /// D.
+    pub(super) fn n_features(&self) -> usize {
+        self.features.n_features()
+    }
+
+    /// At most [`chunk_rows`](Rows::chunk_rows) rows.
+    pub(super) fn chunk<'a>(&'a self, rows: Range<usize>, scratch: &'a mut Scratch) -> &'a [f32] {
+        if let Some(ready) = &self.ready {
+            return &ready[rows.start * self.stride..rows.end * self.stride];
+        }
+        scratch.rows.resize(rows.len() * self.stride, 0.0);
+        self.prepare(rows, &mut scratch.raw, &mut scratch.rows);
+        &scratch.rows
+    }
+
+    fn prepare(&self, rows: Range<usize>, raw: &mut Vec<f32>, out: &mut [f32]) {
+        let values = self.features.rows(rows, raw);
+        pulp::Arch::new().dispatch(Prepare {
+            values,
+            centre: &self.centre,
+            scale: &self.scale,
+            stride: self.stride,
+            out,
+        });
+    }
+}
+
+struct Prepare<'a> {
+    values: &'a [f32],
+    centre: &'a [f32],
+    scale: &'a [f32],
+    stride: usize,
+    out: &'a mut [f32],
+}
+
+// A type and not a closure: a closure would not be compiled for the wider vectors.
+impl pulp::NullaryFnOnce for Prepare<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        let d = self.centre.len();
+        let rows = self.values.chunks_exact(d);
+        for (out, row) in self.out.chunks_exact_mut(self.stride).zip(rows) {
+            let (numbers, rest) = out.split_at_mut(d);
+            let affine = self.centre.iter().zip(self.scale);
+            for ((out, x), (centre, scale)) in numbers.iter_mut().zip(row).zip(affine) {
+                *out = (x - centre) * scale;
+            }
+            rest.fill(0.0);
+            rest[0] = 1.0;
+        }
+    }
+}
+
+/// Numbers of a prepared row, and rows of a chunk.
+fn shape(d: usize) -> (usize, usize) {
+    let stride = (d + 1).next_multiple_of(LANES);
+    (
+        stride,
+        (CHUNK_NUMBERS / stride / LANES * LANES).clamp(LANES, MAX_CHUNK),
+    )
+}
+
+/// Per column the sum of what lies above `centre`, or of its square.
+fn column_sums(features: &Features, chunk_rows: usize, centre: &[f32], power: Power) -> Vec<f64> {
+    let d = features.n_features();
+    let segments = Segments::new(features.n_rows(), d, d);
+    segments.sum(|rows| {
+        let mut sums = vec![0.0f64; d];
+        let mut raw = Vec::new();
+        for start in rows.clone().step_by(chunk_rows) {
+            let values = features.rows(start..(start + chunk_rows).min(rows.end), &mut raw);
+            pulp::Arch::new().dispatch(Sums {
+                values,
+                centre,
+                power,
+                sums: &mut sums,
+            });
+        }
+        sums
+    })
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Power {
+    First,
+    Second,
+}
+
+struct Sums<'a> {
+    values: &'a [f32],
+    centre: &'a [f32],
+    power: Power,
+    sums: &'a mut [f64],
+}
+
+impl pulp::NullaryFnOnce for Sums<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        for row in self.values.chunks_exact(self.centre.len()) {
+            let each = self.sums.iter_mut().zip(row).zip(self.centre);
+            match self.power {
+                Power::First => each.for_each(|((sum, x), centre)| *sum += f64::from(x - centre)),
+                Power::Second => each.for_each(|((sum, x), centre)| {
+                    let above = f64::from(x - centre);
+                    *sum += above * above;
+                }),
+            }
+        }
+    }
+}
+
+/// Numbers of work below which waking a second thread costs more than it saves.
+const SMALL: usize = 1 << 16;
+
+/// Runs of rows over which sums are made apart, and then added in order: they depend on the problem and not on the
+/// threads, and so does the result.
+#[derive(Debug)]
+pub(super) struct Segments {
+    n_rows: usize,
+    rows_each: usize,
+}
+
+impl Segments {
+    /// For `work` multiplications a row and `n_sums` numbers of sums.
+    pub(super) fn new(n_rows: usize, work: usize, n_sums: usize) -> Segments {
+        const MAX_SEGMENTS: usize = 16;
+        /// All sums together: 64 MiB of float64.
+        const MAX_NUMBERS: usize = 8 << 20;
+        let n = if n_rows.saturating_mul(work) < SMALL {
+            1
+        } else {
+            (MAX_NUMBERS / n_sums.max(1)).clamp(4, MAX_SEGMENTS)
+        };
+        Segments {
+            n_rows,
+            rows_each: n_rows.div_ceil(n).next_multiple_of(LANES).max(1),
+        }
+    }
+
+    /// How many there are.
+    pub(super) fn len(&self) -> usize {
+        self.n_rows.div_ceil(self.rows_each)
+    }
+
+    /// The rows of one.
+    pub(super) fn rows(&self, segment: usize) -> Range<usize> {
+        let start = segment * self.rows_each;
+        start..(start + self.rows_each).min(self.n_rows)
+    }
+
+    /// Adds up what `partial` makes of each.
+    pub(super) fn sum(&self, partial: impl Fn(Range<usize>) -> Vec<f64> + Sync) -> Vec<f64> {
+        if self.len() == 1 {
+            return partial(self.rows(0));
+        }
+        let parts: Vec<Vec<f64>> = (0..self.len())
+            .into_par_iter()
+            .map(|segment| partial(self.rows(segment)))
+            .collect();
+        let mut parts = parts.into_iter();
+        let mut total = parts.next().unwrap_or_default();
+        for part in parts {
+            let both = total.iter_mut().zip(part);
+            both.for_each(|(total, part)| *total += part);
+        }
+        total
+    }
+
+    /// Runs `work` for each with room of its own.
+    pub(super) fn each<W: Send>(&self, rooms: &[Mutex<W>], work: impl Fn(Range<usize>, &mut W) + Sync) {
+        let of_one = |segment: usize| {
+            // A room whose last user panicked is as good as any: it is written before it is read.
+            let mut room = rooms[segment]
+                .lock()
+                .unwrap_or_else(std::sync::PoisonError::into_inner);
+            work(self.rows(segment), &mut room);
+        };
+        if self.len() == 1 {
+            of_one(0);
+        } else {
+            (0..self.len()).into_par_iter().for_each(of_one);
+        }
+    }
+}
