@@ -1,7 +1,7 @@
 //! The three products of a step, on rows of 16 lanes.
 //!
 //! Each number that comes out is one chain of fused multiply-adds in an order that only the problem decides (for
-//! [`dot`] sixteen chains, added up in a fixed tree). Tiles, vector width and threads only choose what is computed at the
+//! [`Dot`] sixteen chains, added up in a fixed tree). Tiles, vector width and threads only choose what is computed at the
 //! same time, so that the bits are the same on every machine, and those of a head the same whatever heads lie beside it.
 //!
 //! A *panel* is `[m, 16]`: sixteen outputs of a layer for all its inputs, or sixteen inputs for all its outputs.

@@ -99,7 +99,7 @@ pub(super) fn erf(x: f32) -> f32 {
     let square = x * x;
     let mut near = -5.953_739e-4f32;
     for coefficient in [
-        4.985_940e-3,
+        4.985_94e-3,
         -2.676_172e-2,
         1.128_168_26e-1,
         -3.761_248e-1,

@@ -1,6 +1,6 @@
 //! The mini-batch trainer of linear heads and perceptrons, with PyTorch's losses, updates and schedules to the formula.
 //!
-//! [`fit`] trains one head, [`sweep`] many linear ones at once as columns of one product. A run is a function of features,
+//! [`fit`] trains one head, [`sweep()`] many linear ones at once as columns of one product. A run is a function of features,
 //! targets and [`TrainerConfig`] alone: orders, dropout, mixup and noise are numbers drawn by where they are used, every sum
 //! has an order that only the problem decides, and a checkpoint holds the rest. So a run that was interrupted anywhere, on
 //! any number of threads, ends in the same bytes, and a head of a sweep in those that it has when it is trained alone.

@@ -480,6 +480,7 @@ fn a_killed_run_goes_on_from_its_last_checkpoint() {
 }
 
 #[test]
+#[expect(clippy::disallowed_methods, reason = "a damaged file is made")]
 fn a_checkpoint_of_another_run_is_refused_by_name() {
     let rows = data(60, 6, 3, Task::SingleLabel);
     let folder = tempfile::tempdir().unwrap();
