@@ -12,8 +12,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::dense::Array;
-use super::network::{Network, Totals};
-use super::run::{EpochMetrics, HeadState, Job, Outcome, Run};
+use super::network::Network;
+use super::run::Job;
+use super::state::{EpochMetrics, HeadState, Outcome, Run};
+use super::step::Totals;
 use super::sweep::SweepHead;
 use crate::error::Error;
 use crate::features::{Features, Labelled};

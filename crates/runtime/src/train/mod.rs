@@ -26,12 +26,14 @@ mod network;
 mod optimiser;
 mod run;
 mod schedule;
+mod state;
+mod step;
 mod sweep;
 #[cfg(test)]
 mod tests;
 
 pub use config::{Activation, Best, EarlyStopping, Init, Norm, Optimiser, TrainerConfig};
 pub use counter::epoch_order;
-pub use run::{EpochMetrics, Outcome, TrainedHead};
 pub use schedule::{Curve, Schedule, Time, Unit};
+pub use state::{EpochMetrics, Outcome, TrainedHead};
 pub use sweep::{Halving, SweepConfig, SweepHead, fit, fit_from, sweep};

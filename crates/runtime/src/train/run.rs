@@ -4,16 +4,16 @@ use std::ops::Range;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use serde::{Deserialize, Serialize};
-
 use super::batch::{Batch, Changes, Scale, Source};
 use super::checkpoint::{self, Identity};
-use super::config::{Best, Norm, TrainerConfig};
+use super::config::{Norm, TrainerConfig};
 use super::counter::{Counter, Purpose, mixup, order};
 use super::dense::Array;
 use super::loss::Loss;
-use super::network::{Network, NotFinite, Step, Totals};
+use super::network::Network;
 use super::schedule::Time;
+use super::state::{EpochMetrics, HeadState, Outcome, Run, TrainedHead, is_best, score};
+use super::step::{NotFinite, Step, Totals};
 use super::sweep::{Halving, SweepHead};
 use crate::error::Error;
 use crate::features::Labelled;
@@ -23,76 +23,6 @@ use crate::targets::Task;
 
 /// Between two checkpoints within an epoch.
 const SAVE_EVERY: Duration = Duration::from_secs(30);
-
-/// Marks of one epoch.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct EpochMetrics {
-    /// From 1.
-    pub epoch: usize,
-    /// Learning rate of its last step.
-    pub lr: f64,
-    /// Mean loss of its steps, each with the weights before it.
-    pub train_loss: f64,
-    /// Share of right outputs in its steps; none for a regression.
-    pub train_accuracy: Option<f64>,
-    /// Mean loss over the validation rows after it.
-    pub val_loss: Option<f64>,
-    /// Share of right outputs over the validation rows: rows of the right class, or with several labels outputs on the
-    /// right side of one half.
-    pub val_accuracy: Option<f64>,
-}
-
-/// How a head's training ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Outcome {
-    /// It has not.
-    Running,
-    /// All epochs are done.
-    Finished,
-    /// The loss did not fall any more.
-    StoppedEarly,
-    /// Others of the sweep were better after so many epochs.
-    Dropped,
-    /// Its loss or gradient was not finite; its weights are those before that step.
-    Diverged {
-        /// From 1.
-        epoch: usize,
-        /// Within the epoch, from 1.
-        step: usize,
-    },
-}
-
-/// Everything of a head that changes in a run, but for the numbers in the network.
-#[derive(Debug, Clone)]
-pub(super) struct HeadState {
-    pub(super) settings: SweepHead,
-    pub(super) outcome: Outcome,
-    pub(super) history: Vec<EpochMetrics>,
-    /// The best epoch, from 1, and its layers.
-    pub(super) best: Option<(usize, Vec<Layer>)>,
-    /// Lowest loss so far, and epochs since.
-    pub(super) lowest: f64,
-    pub(super) stalled: usize,
-    /// Last layers and moving average, once the head has left the network.
-    pub(super) ended: Option<(Vec<Layer>, Option<Vec<Layer>>)>,
-}
-
-/// Where a run is.
-#[derive(Debug, Clone)]
-pub(super) struct Run {
-    pub(super) network: Network,
-    pub(super) heads: Vec<HeadState>,
-    /// Which head each column block of the network is.
-    pub(super) columns: Vec<usize>,
-    pub(super) epoch: usize,
-    /// Batches of the epoch that are done.
-    pub(super) cursor: usize,
-    /// Steps since the beginning.
-    pub(super) step: usize,
-    /// Of the epoch so far, per column.
-    pub(super) totals: Totals,
-}
 
 /// What a run is made of.
 pub(super) struct Job<'j> {
@@ -106,23 +36,6 @@ pub(super) struct Job<'j> {
     pub(super) checkpoint: Option<&'j Path>,
     /// Whether a head that diverges ends the run.
     pub(super) is_single: bool,
-}
-
-/// A trained head and how it came about.
-#[derive(Debug, Clone, PartialEq)]
-pub struct TrainedHead {
-    /// By the weights of the best epoch.
-    pub head: Head,
-    /// By the weights at the end.
-    pub last: Head,
-    /// By the moving average of the weights at the end.
-    pub ema: Option<Head>,
-    /// One per epoch.
-    pub history: Vec<EpochMetrics>,
-    /// From 1.
-    pub best_epoch: usize,
-    /// How it ended.
-    pub outcome: Outcome,
 }
 
 impl Job<'_> {
@@ -530,59 +443,4 @@ impl Job<'_> {
             outcome: state.outcome,
         })
     }
-}
-
-impl Run {
-    /// Notes a head's last numbers and how it ended.
-    fn leave(&mut self, column: usize, outcome: Outcome) {
-        let state = &mut self.heads[self.columns[column]];
-        let ema = self
-            .network
-            .has(Array::Ema)
-            .then(|| self.network.layers(column, Array::Ema));
-        state.ended = Some((self.network.layers(column, Array::Weights), ema));
-        state.outcome = outcome;
-    }
-
-    /// Closes the gaps of heads that have left.
-    fn compact(&mut self, config: &TrainerConfig) {
-        let stays = |column: &usize| self.heads[self.columns[*column]].ended.is_none();
-        let staying: Vec<usize> = (0..self.columns.len()).filter(stays).collect();
-        if staying.len() == self.columns.len() {
-            return;
-        }
-        if !staying.is_empty() {
-            let mut network = Network::new(
-                config,
-                self.network.output.n_in,
-                self.network.n_outputs,
-                staying.len(),
-            );
-            for (to, &from) in staying.iter().enumerate() {
-                network.copy_head(to, &self.network, from);
-            }
-            self.network = network;
-        }
-        self.columns = staying.iter().map(|&column| self.columns[column]).collect();
-    }
-}
-
-/// How good an epoch is; more is better.
-fn score(best: Best, metrics: &EpochMetrics) -> f64 {
-    let loss = -metrics.val_loss.unwrap_or(metrics.train_loss);
-    match best {
-        Best::Accuracy => metrics.val_accuracy.or(metrics.train_accuracy).unwrap_or(loss),
-        Best::Loss | Best::Last => loss,
-    }
-}
-
-/// Whether the last epoch is the best so far. Without validation rows it is: the training loss says nothing of others.
-fn is_best(best: Best, history: &[EpochMetrics]) -> bool {
-    let (last, before) = history.split_last().expect("an epoch was judged");
-    if best == Best::Last || last.val_loss.is_none() {
-        return true;
-    }
-    before
-        .iter()
-        .all(|metrics| score(best, last) > score(best, metrics))
 }

@@ -5,8 +5,9 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::config::{Best, Init, Optimiser, TrainerConfig};
-use super::run::{EpochMetrics, Job, TrainedHead};
+use super::run::Job;
 use super::schedule::{Schedule, Unit};
+use super::state::{EpochMetrics, TrainedHead};
 use crate::error::Error;
 use crate::features::Labelled;
 use crate::head::Head;
