@@ -40,7 +40,12 @@ impl Reliability {
     /// # Errors
     /// [`Error::Features`] where logits and targets do not belong together; [`Error::Usage`] for a regression, which has no
     /// probabilities.
-    pub fn new(task: Task, logits: &[f32], targets: &Targets, n_outputs: usize) -> Result<Reliability, Error> {
+    pub fn new(
+        task: Task,
+        logits: &[f32],
+        targets: &Targets,
+        n_outputs: usize,
+    ) -> Result<Reliability, Error> {
         check(task, logits, targets, n_outputs)?;
         match targets {
             Targets::Classes(labels) => Ok(Reliability::of(logits.chunks_exact(n_outputs).zip(labels).map(
@@ -49,12 +54,11 @@ impl Reliability {
                     (judged.probability(judged.class), judged.class == label as usize)
                 },
             ))),
-            Targets::Dense { values, .. } if task == Task::MultiLabel => Ok(Reliability::of(
-                logits
-                    .iter()
-                    .zip(values)
-                    .map(|(logit, value)| (sigmoid(f64::from(*logit)), *value > 0.5)),
-            )),
+            Targets::Dense { values, .. } if task == Task::MultiLabel => {
+                Ok(Reliability::of(logits.iter().zip(values).map(
+                    |(logit, value)| (sigmoid(f64::from(*logit)), *value > 0.5),
+                )))
+            }
             Targets::Dense { .. } => Err(without_probabilities()),
         }
     }
@@ -111,7 +115,12 @@ impl Temperature {
     /// # Errors
     /// [`Error::Features`] without rows or where logits and targets do not belong together; [`Error::Usage`] for a
     /// regression, which has no probabilities.
-    pub fn fit(task: Task, logits: &[f32], targets: &Targets, n_outputs: usize) -> Result<Temperature, Error> {
+    pub fn fit(
+        task: Task,
+        logits: &[f32],
+        targets: &Targets,
+        n_outputs: usize,
+    ) -> Result<Temperature, Error> {
         check(task, logits, targets, n_outputs)?;
         if task == Task::Regression {
             return Err(without_probabilities());
@@ -143,7 +152,10 @@ impl Temperature {
             [_, first, second] = at(factor);
         }
         let [log_loss_after, ..] = at(factor);
-        let scaled: Vec<f32> = logits.iter().map(|logit| (f64::from(*logit) * factor) as f32).collect();
+        let scaled: Vec<f32> = logits
+            .iter()
+            .map(|logit| (f64::from(*logit) * factor) as f32)
+            .collect();
         Ok(Temperature {
             value: 1.0 / factor,
             n: targets.len(),
@@ -193,11 +205,13 @@ fn slopes(logits: &[f32], targets: &Targets, n_outputs: usize, factor: f64) -> [
     let segments = logits.par_chunks(SEGMENT_ROWS * n_outputs);
     let (segments, n_terms): (Vec<[f64; 3]>, usize) = match targets {
         Targets::Classes(labels) => {
-            let segments = segments.zip(labels.par_chunks(SEGMENT_ROWS)).map(|(logits, labels)| {
-                let rows = logits.chunks_exact(n_outputs).zip(labels);
-                rows.map(|(logits, &label)| softmax_slopes(logits, label as usize, factor))
-                    .fold([0.0; 3], add)
-            });
+            let segments = segments
+                .zip(labels.par_chunks(SEGMENT_ROWS))
+                .map(|(logits, labels)| {
+                    let rows = logits.chunks_exact(n_outputs).zip(labels);
+                    rows.map(|(logits, &label)| softmax_slopes(logits, label as usize, factor))
+                        .fold([0.0; 3], add)
+                });
             (segments.collect(), labels.len())
         }
         Targets::Dense { values, .. } => {
@@ -208,7 +222,11 @@ fn slopes(logits: &[f32], targets: &Targets, n_outputs: usize, factor: f64) -> [
                     .map(|(logit, label)| {
                         let (z, y) = (f64::from(*logit), f64::from(*label));
                         let p = sigmoid(factor * z);
-                        [softplus(factor * z) - y * factor * z, (p - y) * z, p * (1.0 - p) * z * z]
+                        [
+                            softplus(factor * z) - y * factor * z,
+                            (p - y) * z,
+                            p * (1.0 - p) * z * z,
+                        ]
                     })
                     .fold([0.0; 3], add)
             });
@@ -223,7 +241,9 @@ fn slopes(logits: &[f32], targets: &Targets, n_outputs: usize, factor: f64) -> [
 
 /// Cross-entropy of one row; its slope is the mean logit less the label's, its curvature the logits' variance.
 fn softmax_slopes(logits: &[f32], label: usize, factor: f64) -> [f64; 3] {
-    let top = logits.iter().fold(f32::NEG_INFINITY, |top, logit| top.max(*logit));
+    let top = logits
+        .iter()
+        .fold(f32::NEG_INFINITY, |top, logit| top.max(*logit));
     let top = f64::from(top);
     let (mut total, mut first, mut second) = (0.0, 0.0, 0.0);
     for logit in logits {

@@ -10,6 +10,7 @@ mod table;
 use serde::{Deserialize, Serialize};
 
 pub use calibration::{Bin, N_BINS, Reliability, Temperature};
+pub(crate) use multi_label::sigmoid;
 pub use multi_label::{LabelMetrics, MultiLabelMetrics};
 pub use regression::{OutputMetrics, RegressionMetrics};
 pub use single_label::{ClassMetrics, Judged, Metrics};
@@ -59,7 +60,11 @@ impl Marks {
             (Task::Regression, Targets::Dense { values, .. }) => {
                 Marks::Regression(RegressionMetrics::new(logits, values, outputs))
             }
-            _ => return Err(Error::Features("the targets are not those of the task".to_owned())),
+            _ => {
+                return Err(Error::Features(
+                    "the targets are not those of the task".to_owned(),
+                ));
+            }
         })
     }
 

@@ -99,11 +99,21 @@ impl MultiLabelMetrics {
             all.iter_mut().zip(counts).for_each(|(sum, count)| *sum += count);
         }
         let per_class: Vec<LabelMetrics> = per_class.into_iter().map(|(marks, _)| marks).collect();
-        let precisions: Vec<f64> = per_class.iter().filter_map(|class| class.average_precision).collect();
+        let precisions: Vec<f64> = per_class
+            .iter()
+            .filter_map(|class| class.average_precision)
+            .collect();
         let over_classes = |weight: &dyn Fn(&LabelMetrics) -> f64| {
             Average::mean(per_class.iter().map(|class| {
                 let (precision, recall, f1) = (class.precision, class.recall, class.f1);
-                (Average { precision, recall, f1 }, weight(class))
+                (
+                    Average {
+                        precision,
+                        recall,
+                        f1,
+                    },
+                    weight(class),
+                )
             }))
         };
         let averages = [
@@ -130,7 +140,7 @@ impl MultiLabelMetrics {
     }
 }
 
-pub(super) fn sigmoid(x: f64) -> f64 {
+pub(crate) fn sigmoid(x: f64) -> f64 {
     // Of two forms the one whose exponential does not overflow.
     if x >= 0.0 {
         1.0 / (1.0 + (-x).exp())

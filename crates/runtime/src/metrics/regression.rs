@@ -42,7 +42,12 @@ impl RegressionMetrics {
         let count = n.max(1) as f64;
         let of_output = |(at, output): (usize, &String)| {
             let column = |values: &'_ [f32]| -> Vec<f64> {
-                values.iter().skip(at).step_by(k).map(|value| f64::from(*value)).collect()
+                values
+                    .iter()
+                    .skip(at)
+                    .step_by(k)
+                    .map(|value| f64::from(*value))
+                    .collect()
             };
             let (predicted, targets) = (column(predicted), column(targets));
             let mean = targets.iter().sum::<f64>() / count;

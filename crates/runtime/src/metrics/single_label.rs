@@ -61,7 +61,11 @@ impl<'l> Judged<'l> {
     pub fn rank(&self, class: usize) -> usize {
         let own = self.logits[class];
         let is_before = |(other, logit): (usize, &f32)| *logit > own || (*logit == own && other < class);
-        self.logits.iter().enumerate().filter(|pair| is_before(*pair)).count()
+        self.logits
+            .iter()
+            .enumerate()
+            .filter(|pair| is_before(*pair))
+            .count()
     }
 }
 
