@@ -92,7 +92,7 @@ fn a_regression_has_a_column_for_each_output_and_target() {
     assert_eq!(text("csv", &head, &rows), expected);
     assert_eq!(
         text("jsonl", &head, &rows[1..]),
-        "{\"name\":\"2\",\"predicted\":{\"age\":1.0,\"height\":2.0},\"target\":null}\n"
+        "{\"name\":\"2\",\"predicted\":{\"age\":1,\"height\":2},\"target\":null}\n"
     );
 }
 

@@ -138,7 +138,10 @@ impl Axis {
         let rough = (self.to - self.from) / N_TICKS;
         let power = 10f64.powf(rough.log10().floor());
         let steps = [1.0, 2.0, 5.0, 10.0].map(|factor| factor * power);
-        let mut step = steps.into_iter().find(|step| *step >= rough).unwrap_or(power);
+        let mut step = steps
+            .into_iter()
+            .find(|step| *step >= rough * (1.0 - 1e-9))
+            .unwrap_or(power);
         if self.scale == Scale::Log {
             // Whole powers of ten only.
             step = step.ceil();
