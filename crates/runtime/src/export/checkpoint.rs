@@ -215,7 +215,7 @@ fn classifier(tensors: &LazyStateDict, n_features: usize) -> Result<String, Stri
             "has a classifier whose `{last}` takes {last_in} features{first}, and the head takes {n_features}"
         ));
     }
-    match tensors.iter().filter_map(linear).last() {
+    match tensors.iter().filter_map(linear).next_back() {
         Some((last, n_in)) if n_in == n_features => Ok(last),
         Some((last, n_in)) => Err(format!(
             "has `{last}` as its last linear layer, which takes {n_in} features, and the head takes {n_features}"

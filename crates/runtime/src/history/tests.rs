@@ -1,3 +1,8 @@
+#![expect(
+    clippy::disallowed_methods,
+    reason = "tests write the files that are then read"
+)]
+
 use std::fs;
 use std::path::PathBuf;
 

@@ -145,7 +145,7 @@ pub(crate) fn piece_of(array: &ArrayFile) -> Result<(Piece, usize), Error> {
             let mut bytes = Vec::with_capacity(reserve(array) * 4);
             array.each_chunk(|chunk| {
                 numbers(chunk, f64::from_le_bytes, |v| {
-                    bytes.extend((v as f32).to_le_bytes())
+                    bytes.extend((v as f32).to_le_bytes());
                 });
             })?;
             (Storage::owned(bytes), FeatureType::Float32)
