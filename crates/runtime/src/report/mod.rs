@@ -78,9 +78,12 @@ pub fn html(input: &ReportInput<'_>) -> String {
     let mut page = Page::new(input.title);
     summary(&mut page, input);
     baselines(&mut page, input);
-    for chart in input.charts {
-        page.svg(&chart.title, &chart.svg());
-    }
+    page.charts(
+        input
+            .charts
+            .iter()
+            .map(|chart| (chart.title.as_str(), chart.svg())),
+    );
     if let Some(marks) = input.val.or(input.train) {
         match marks {
             Marks::SingleLabel(marks) => confusion::section(&mut page, marks),
@@ -301,7 +304,7 @@ fn calibration(page: &mut Page, input: &ReportInput<'_>) {
              probabilities meant what they say. Expected calibration error: {:.2} %.",
             reliability.ece * 100.0
         ));
-        page.svg("", &chart::reliability(reliability));
+        page.svg(&chart::reliability(reliability));
     }
     if let Some(temperature) = input.temperature {
         page.text(&format!(

@@ -14,7 +14,7 @@ td:first-child,th:first-child{text-align:left}table.plain td{text-align:left;ove
 .wide{overflow-x:auto}.matrix td{min-width:2.2rem;text-align:center;padding:.2rem .3rem}.matrix th{padding:.2rem .3rem;font-weight:400;text-align:right}
 .matrix thead th{writing-mode:vertical-rl;transform:rotate(180deg);text-align:left}.heat{image-rendering:pixelated;border:1px solid var(--line);max-width:100%}
 .cards{display:flex;flex-wrap:wrap;gap:1rem}.card{width:11rem;font-size:.85rem;overflow-wrap:anywhere}.card img{display:block;height:96px;max-width:100%;object-fit:contain;margin-bottom:.3rem}
-.card .name{color:var(--faint)}svg{max-width:100%;height:auto}svg text{font:11px system-ui,sans-serif;fill:var(--ink)}
+.card .name{color:var(--faint)}svg{max-width:100%;height:auto}.charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(26rem,100%),1fr));gap:0 1.5rem}svg text{font:11px system-ui,sans-serif;fill:var(--ink)}
 svg .grid{stroke:var(--line)}svg .axis{stroke:var(--faint)}summary{cursor:pointer}
 ";
 
@@ -68,12 +68,22 @@ impl Page {
     }
 
     /// A picture that was drawn here, whose texts are escaped already.
-    pub(super) fn svg(&mut self, title: &str, svg: &str) {
-        if !title.is_empty() {
-            self.section(title);
-        }
+    pub(super) fn svg(&mut self, svg: &str) {
         self.html.push_str(svg);
         self.html.push('\n');
+    }
+
+    /// Diagrams with their titles, beside each other where there is room.
+    pub(super) fn charts<'t>(&mut self, charts: impl Iterator<Item = (&'t str, String)>) {
+        let mut charts = charts.peekable();
+        if charts.peek().is_none() {
+            return;
+        }
+        self.html.push_str("<div class=\"charts\">");
+        for (title, svg) in charts {
+            let _ = write!(self.html, "<div><h2>{}</h2>{svg}</div>", escape(title));
+        }
+        self.html.push_str("</div>\n");
     }
 
     /// Content that is closed until the reader opens it, up to [`end_fold`](Page::end_fold).
