@@ -6,7 +6,9 @@
 
 use std::path::{Path, PathBuf};
 
-use runtime::onnx::{HeadWeights, Model, Reduction};
+use runtime::Task;
+use runtime::head::Head;
+use runtime::onnx::{Model, Outputs, Reduction};
 
 fn bytes() -> Vec<u8> {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/digits/backbone.onnx");
@@ -19,13 +21,9 @@ fn parse(bytes: Vec<u8>) -> Model {
 
 const BOUNDARY: &str = "/flatten/Flatten_output_0";
 
-fn head<'h>(weight: &'h [f32], bias: &'h [f32]) -> HeadWeights<'h> {
-    HeadWeights {
-        weight,
-        bias,
-        n_classes: 2,
-        n_features: 64,
-    }
+fn head(value: f32) -> Head {
+    let names = vec!["cat".to_owned(), "dog".to_owned()];
+    Head::linear(Task::SingleLabel, names, vec![value; 128], vec![0.0; 2]).unwrap()
 }
 
 #[test]
@@ -57,12 +55,12 @@ fn the_digest_sees_the_prefix_and_nothing_else() {
         model.cut(&[BOUNDARY]).unwrap().prefix_digest(BOUNDARY).unwrap(),
         digest
     );
-    let (weight, bias) = ([0.5; 128], [0.0; 2]);
     let spliced = model
         .splice(
             BOUNDARY,
             Reduction::None,
-            head(&weight, &bias),
+            &head(0.5),
+            Outputs::Logits,
             &[("key", "value".to_owned())],
         )
         .unwrap();
@@ -74,7 +72,8 @@ fn the_digest_sees_the_prefix_and_nothing_else() {
         .splice(
             BOUNDARY,
             Reduction::None,
-            head(&weight, &bias),
+            &head(0.5),
+            Outputs::Logits,
             &[("key", "other".to_owned())],
         )
         .unwrap();
@@ -101,6 +100,7 @@ fn the_digest_sees_the_prefix_and_nothing_else() {
 #[test]
 fn hostile_bytes_are_refused_or_read_and_never_panic() {
     let good = bytes();
+    let head = head(0.0);
     let work = |bytes: Vec<u8>| {
         let Ok(model) = Model::parse(Path::new("hostile.onnx"), bytes) else {
             return;
@@ -109,7 +109,8 @@ fn hostile_bytes_are_refused_or_read_and_never_panic() {
         for boundary in [model.default_boundary().unwrap_or_default(), BOUNDARY.to_owned()] {
             let _ = model.prefix_digest(&boundary);
             let _ = model.cut(&[boundary.as_str()]);
-            let _ = model.splice(&boundary, Reduction::None, head(&[0.0; 128], &[0.0; 2]), &[]);
+            let outputs = Outputs::LogitsAndProbabilities;
+            let _ = model.splice(&boundary, Reduction::None, &head, outputs, &[]);
         }
     };
     for n in (0..good.len()).step_by(997) {

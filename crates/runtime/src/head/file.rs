@@ -19,42 +19,44 @@ impl Head {
     /// `torch.nn.Sequential`'s (`0.weight`, `1.running_mean`, …), where layers without numbers are counted too.
     pub fn state_dict(&self) -> StateDict {
         let mut tensors = StateDict::new();
-        let mut add = |name: String, shape: &[usize], values: &[f32]| {
-            let bytes = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-            let tensor = Tensor::from_bytes(DType::Float32, shape, bytes);
+        let mut add = |name: String, dtype: DType, shape: &[usize], bytes: Vec<u8>| {
+            let tensor = Tensor::from_bytes(dtype, shape, bytes);
             tensors.insert(&name, tensor.expect("the shape is the number of values"));
         };
+        let floats = |values: &[f32]| values.iter().flat_map(|value| value.to_le_bytes()).collect();
         let is_linear = self.as_linear().is_some();
-        let mut counted = Vec::new();
         for (at, layer) in self.layers.iter().enumerate() {
-            let name = |field: &str| match is_linear {
-                true => field.to_owned(),
-                false => format!("{at}.{field}"),
+            let mut add = |field: &str, dtype: DType, shape: &[usize], bytes: Vec<u8>| {
+                let name = match is_linear {
+                    true => field.to_owned(),
+                    false => format!("{at}.{field}"),
+                };
+                add(name, dtype, shape, bytes);
+            };
+            let mut add_floats = |field: &str, shape: &[usize], values: &[f32]| {
+                add(field, DType::Float32, shape, floats(values));
             };
             match layer {
                 Layer::Linear(linear) => {
-                    add(name("weight"), &[linear.n_out, linear.n_in], &linear.weight);
-                    add(name("bias"), &[linear.n_out], &linear.bias);
+                    add_floats("weight", &[linear.n_out, linear.n_in], &linear.weight);
+                    add_floats("bias", &[linear.n_out], &linear.bias);
                 }
                 Layer::BatchNorm1d(norm) => {
                     let n = [norm.weight.len()];
-                    add(name("weight"), &n, &norm.weight);
-                    add(name("bias"), &n, &norm.bias);
-                    add(name("running_mean"), &n, &norm.running_mean);
-                    add(name("running_var"), &n, &norm.running_var);
-                    counted.push((name("num_batches_tracked"), norm.num_batches_tracked));
+                    add_floats("weight", &n, &norm.weight);
+                    add_floats("bias", &n, &norm.bias);
+                    add_floats("running_mean", &n, &norm.running_mean);
+                    add_floats("running_var", &n, &norm.running_var);
+                    let count = norm.num_batches_tracked.to_le_bytes().to_vec();
+                    add("num_batches_tracked", DType::Int64, &[], count);
                 }
                 Layer::LayerNorm(norm) => {
                     let n = [norm.weight.len()];
-                    add(name("weight"), &n, &norm.weight);
-                    add(name("bias"), &n, &norm.bias);
+                    add_floats("weight", &n, &norm.weight);
+                    add_floats("bias", &n, &norm.bias);
                 }
                 Layer::Relu | Layer::Gelu | Layer::Dropout { .. } => {}
             }
-        }
-        for (name, count) in counted {
-            let tensor = Tensor::from_bytes(DType::Int64, &[], count.to_le_bytes().to_vec());
-            tensors.insert(&name, tensor.expect("one number"));
         }
         tensors
     }

@@ -1,5 +1,6 @@
 //! Whole jobs: a head from labelled features, and the main job from a backbone and a folder to a run folder.
 
+mod page;
 mod run_folder;
 
 use std::fs;
@@ -12,7 +13,7 @@ use serde::Serialize;
 use crate::data::{Columns, DataOptions, Dataset, LeftOut, Split, SplitRule};
 use crate::engine::{Device, Engine, Input, SessionOptions};
 use crate::error::Error;
-use crate::export::{Classifier, Expected, Verified, assemble, verify};
+use crate::export::{Classifier, Expected, Outputs, Verified, assemble, verify};
 use crate::features::{
     ExtractConfig, Extraction, FeatureType, Labelled, Pool, Preparation, Tap, Views, check_input, extract,
 };
@@ -21,7 +22,6 @@ use crate::image::Preprocess;
 use crate::metrics::Metrics;
 use crate::monitor::{Monitor, Stage};
 use crate::onnx::{Model, Reduction};
-use crate::report;
 use crate::solve::{Fitted, HoldOut, SelectConfig, Selection, SolverConfig, Values, fit as solve, select};
 use crate::targets::Task;
 use run_folder::RunFolder;
@@ -319,7 +319,14 @@ pub fn fit(config: &FitConfig, monitor: Monitor<'_>) -> Result<FitReport, Error>
     })?;
 
     let reduction = reduction_of(config, &boundary, &engine)?;
-    let exported = assemble(model, &boundary, reduction, &trained.head, &config.preprocess)?;
+    let exported = assemble(
+        model,
+        &boundary,
+        reduction,
+        &trained.head,
+        Outputs::Logits,
+        &config.preprocess,
+    )?;
     let classifier = Classifier::new(exported.clone(), engine.clone(), config.device, config.threads)?;
     let val_samples = (0..data.len()).filter(|&sample| data.split(sample) == Split::Val);
     let val_samples = val_samples.filter(|&sample| data.label(sample).is_some());
@@ -337,7 +344,7 @@ pub fn fit(config: &FitConfig, monitor: Monitor<'_>) -> Result<FitReport, Error>
             ("config.toml", settings.into_bytes()),
             (
                 "report.html",
-                report::html(&config.data, &metrics, &trained, &val_rows).into_bytes(),
+                page::of_fit(&config.data, &metrics, &trained, &val_rows, &data, &val_samples).into_bytes(),
             ),
             ("ledger.jsonl", ledger.into_bytes()),
             ("metrics.json", pretty(&metrics)),

@@ -15,12 +15,12 @@ mod tensor;
 #[cfg(test)]
 mod tests;
 mod weights;
-mod wire;
+pub(crate) mod wire;
 
 pub use boundary::Boundary;
 pub use external::External;
 pub use graph::Model;
 pub use node::Input;
-pub use splice::{HeadWeights, Reduction};
+pub use splice::{Outputs, Reduction};
 pub use tensor::type_name;
 pub use weights::{DEFAULT_BATCH_NORM_EPS, FoldedNorm, WeightsFrom, WeightsOptions, WeightsReport};

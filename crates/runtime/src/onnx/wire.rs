@@ -147,6 +147,18 @@ pub(crate) fn put_varint(out: &mut Vec<u8>, number: u32, value: u64) {
     put_raw_varint(out, value);
 }
 
+/// Appends a field of four bytes: a float, say.
+pub(crate) fn put_fixed32(out: &mut Vec<u8>, number: u32, bits: u32) {
+    put_raw_varint(out, u64::from(number) << 3 | 5);
+    out.extend_from_slice(&bits.to_le_bytes());
+}
+
+/// Appends a field of eight bytes: a double, say.
+pub(crate) fn put_fixed64(out: &mut Vec<u8>, number: u32, bits: u64) {
+    put_raw_varint(out, u64::from(number) << 3 | 1);
+    out.extend_from_slice(&bits.to_le_bytes());
+}
+
 fn put_raw_varint(out: &mut Vec<u8>, mut value: u64) {
     while value >= 0x80 {
         out.push((value & 0x7f) as u8 | 0x80);

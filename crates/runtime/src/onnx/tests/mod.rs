@@ -8,4 +8,5 @@ mod boundaries;
 pub(super) mod build;
 mod digests;
 mod external;
+mod splice;
 mod weights;
