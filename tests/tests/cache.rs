@@ -129,8 +129,8 @@ fn views_are_entries_of_their_own_and_can_be_added_to() {
     let train = manifest
         .labelled(&plain, &[store(0), store(1)], runtime::data::Split::Train)
         .unwrap();
-    assert_eq!(train.labels.len(), 12);
-    let row = |at: usize| train.features.row(at).to_vec();
+    assert_eq!(train.targets.len(), 12);
+    let row = |at: usize| train.features.rows(at..at + 1, &mut Vec::new()).to_vec();
     assert!(row(0) != row(1) && row(1) != row(2), "a view is another picture");
     assert_eq!(
         extract(&scratch, &data, &["--views", "2", "--view-seed", "1"])["cache"]["misses"],

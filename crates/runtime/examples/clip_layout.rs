@@ -66,7 +66,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             for row in 0..read.features.n_rows() {
                 println!(
                     "{}",
-                    serde_json::json!({ "name": read.names.get(row), "row": read.features.row(row) })
+                    serde_json::json!({ "name": read.names.get(row), "row": read.features.rows(row..row + 1, &mut Vec::new()) })
                 );
             }
         }

@@ -9,10 +9,10 @@ use crate::data::Dataset;
 use crate::engine::{Device, Engine, SessionOptions};
 use crate::error::Error;
 use crate::features::{Pipeline, Spent, check_input, prepare, sessions_for};
-use crate::head::LinearHead;
+use crate::head::Head;
 use crate::image::Preprocess;
 use crate::monitor::{Monitor, Stage};
-use crate::onnx::{Model, Reduction};
+use crate::onnx::{HeadWeights, Model, Reduction};
 
 const CLASSES: &str = "graftwork.classes";
 const PREPROCESS: &str = "graftwork.preprocess";
@@ -25,15 +25,24 @@ pub fn assemble(
     backbone: &Model,
     boundary: &str,
     reduction: Reduction,
-    head: &LinearHead,
+    head: &Head,
     preprocess: &Preprocess,
 ) -> Result<Model, Error> {
-    let classes = serde_json::to_string(head.classes()).expect("strings are JSON");
+    let classes = serde_json::to_string(head.outputs()).expect("strings are JSON");
     let preprocess = serde_json::to_string(preprocess).expect("plain data is JSON");
+    let linear = head
+        .as_linear()
+        .ok_or_else(|| Error::Usage("only a linear head can be put behind a graph yet".to_owned()))?;
+    let weights = HeadWeights {
+        weight: &linear.weight,
+        bias: &linear.bias,
+        n_classes: linear.n_out,
+        n_features: linear.n_in,
+    };
     backbone.splice(
         boundary,
         reduction,
-        head.weights(),
+        weights,
         &[(CLASSES, classes), (PREPROCESS, preprocess)],
     )
 }

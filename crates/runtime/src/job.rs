@@ -15,13 +15,14 @@ use crate::export::{Classifier, Expected, Verified, assemble, verify};
 use crate::features::{
     ExtractConfig, Extraction, FeatureType, Labelled, Pool, Preparation, Tap, Views, check_input, extract,
 };
-use crate::head::LinearHead;
+use crate::head::Head;
 use crate::image::Preprocess;
 use crate::metrics::Metrics;
 use crate::monitor::{Monitor, Stage};
 use crate::onnx::{Model, Reduction};
 use crate::report;
 use crate::solve::{Fitted, Selection, SolverOptions, fit as solve, select_c};
+use crate::targets::Task;
 
 /// Pictures per run of the network where neither the caller nor the network says: measured best on two cores with one
 /// session per core, where more only pushes activations out of the cache.
@@ -49,7 +50,7 @@ pub enum Regularisation {
 #[derive(Debug)]
 pub struct Trained {
     /// The head.
-    pub head: LinearHead,
+    pub head: Head,
     /// What the solver reports.
     pub fitted: Fitted,
     /// The C that was used.
@@ -79,15 +80,10 @@ pub fn train(
     monitor: Monitor<'_>,
 ) -> Result<Trained, Error> {
     let start = Instant::now();
+    let labels = labels_of(train)?;
     let selection = match regularisation {
         Regularisation::C(_) => None,
-        Regularisation::Auto => Some(select_c(
-            &train.features,
-            &train.labels,
-            classes.len(),
-            seed,
-            monitor,
-        )?),
+        Regularisation::Auto => Some(select_c(&train.features, labels, classes.len(), seed, monitor)?),
     };
     let c = match (regularisation, &selection) {
         (Regularisation::C(c), _) => c,
@@ -95,26 +91,22 @@ pub fn train(
         (Regularisation::Auto, None) => unreachable!("chosen above"),
     };
     monitor.at(Stage::Train, 0, 0);
-    let fitted = solve(&train.features, &train.labels, classes.len(), c, FINAL, monitor)?;
-    let head = LinearHead::new(classes.to_vec(), &fitted)?;
+    let fitted = solve(&train.features, labels, classes.len(), c, FINAL, monitor)?;
+    let (weight, bias) = (fitted.weight.clone(), fitted.bias.clone());
+    let head = Head::linear(Task::SingleLabel, classes.to_vec(), weight, bias)?;
     let seconds = start.elapsed().as_secs_f64();
-    let train_marks = Metrics::new(&head.logits(&train.features)?, &train.labels, classes);
+    let train_marks = Metrics::new(&head.logits(&train.features)?, labels, classes);
     let (val_logits, val_marks) = match val {
         None => (Vec::new(), None),
         Some(val) => {
-            if let Some(row) = val
-                .labels
-                .iter()
-                .position(|label| *label as usize >= classes.len())
-            {
-                let reason = format!(
-                    "validation row {row} has label {}, beyond the classes",
-                    val.labels[row]
-                );
+            let labels = labels_of(val)?;
+            if let Some(row) = labels.iter().position(|label| *label as usize >= classes.len()) {
+                let label = labels[row];
+                let reason = format!("validation row {row} has label {label}, beyond the classes");
                 return Err(Error::Features(reason));
             }
             let logits = head.logits(&val.features)?;
-            let marks = Metrics::new(&logits, &val.labels, classes);
+            let marks = Metrics::new(&logits, labels, classes);
             (logits, Some(marks))
         }
     };
@@ -128,6 +120,12 @@ pub fn train(
         val_logits,
         seconds,
     })
+}
+
+fn labels_of(rows: &Labelled) -> Result<&[u32], Error> {
+    let wrong =
+        || Error::Features("the rows have several targets, and a classifier takes one class each".to_owned());
+    rows.targets.classes().ok_or_else(wrong)
 }
 
 /// The main job.
@@ -278,7 +276,7 @@ pub fn fit(config: &FitConfig, monitor: Monitor<'_>) -> Result<FitReport, Error>
     let manifest = extraction.manifest();
     let train_rows = manifest.labelled(extraction.store(), &extraction.views, Split::Train)?;
     let val_rows = manifest.labelled(extraction.store(), &[], Split::Val)?;
-    if val_rows.labels.is_empty() {
+    if val_rows.targets.is_empty() {
         let reason = "no validation picture could be read".to_owned();
         return Err(Error::Data {
             path: config.data.clone(),
@@ -408,7 +406,7 @@ fn metrics_of(
     engine: &Engine,
 ) -> serde_json::Value {
     let mut metrics = serde_json::json!({
-        "classes": trained.head.classes(),
+        "classes": trained.head.outputs(),
         "train": trained.train,
         "val": trained.val,
         "seconds": { "extract": extraction.elapsed.as_secs_f64(), "train": trained.seconds },
@@ -474,7 +472,7 @@ fn reduction_of(config: &FitConfig, boundary: &str, engine: &Engine) -> Result<R
 fn spread(samples: &[usize], trained: &Trained, val: &Labelled, dtype: FeatureType) -> Expected {
     let n = samples.len().min(MAX_VERIFIED);
     let rows: Vec<usize> = (0..n).map(|i| i * samples.len() / n).collect();
-    let n_classes = trained.head.classes().len();
+    let n_classes = trained.head.outputs().len();
     let logits = rows
         .iter()
         .flat_map(|row| &trained.val_logits[row * n_classes..(row + 1) * n_classes]);
@@ -575,12 +573,7 @@ impl RunFolder {
 
     /// Finishes all files in a folder beside them first, then gives them their names. A folder that is replaced loses the
     /// results that the new run does not have, and is without its `config.toml` until it is complete.
-    fn write(
-        &self,
-        head: &LinearHead,
-        model: Option<&Model>,
-        files: &[(&str, Vec<u8>)],
-    ) -> Result<(), Error> {
+    fn write(&self, head: &Head, model: Option<&Model>, files: &[(&str, Vec<u8>)]) -> Result<(), Error> {
         let name = format!(".graftwork-{}.tmp", std::process::id());
         // In the folder itself where there is one: it may be a mount, into which no rename leads.
         let staging = if self.path.is_dir() {
@@ -599,7 +592,7 @@ impl RunFolder {
     fn stage_and_move(
         &self,
         staging: &Path,
-        head: &LinearHead,
+        head: &Head,
         model: Option<&Model>,
         files: &[(&str, Vec<u8>)],
     ) -> Result<(), Error> {

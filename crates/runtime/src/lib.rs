@@ -22,7 +22,9 @@ pub mod onnx;
 mod random;
 mod report;
 pub mod solve;
+mod targets;
 pub mod text;
 
 pub use error::Error;
 pub use monitor::{Monitor, Progress, Stage};
+pub use targets::{Targets, Task};

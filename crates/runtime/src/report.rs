@@ -22,7 +22,7 @@ pub(crate) fn html(
     val_rows: &Labelled,
 ) -> String {
     let mut page = String::new();
-    let classes = trained.head.classes();
+    let classes = trained.head.outputs();
     let val = trained.val.as_ref().unwrap_or(&trained.train);
     page.push_str("<!doctype html><html lang=en><meta charset=utf-8><title>graftwork report</title>");
     let _ = write!(
@@ -130,11 +130,11 @@ fn confusion(page: &mut String, marks: &Metrics, classes: &[String]) {
 }
 
 fn mistakes(page: &mut String, trained: &Trained, val_rows: &Labelled) {
-    let classes = trained.head.classes();
+    let classes = trained.head.outputs();
     let rows = trained
         .val_logits
         .chunks_exact(classes.len())
-        .zip(&val_rows.labels)
+        .zip(val_rows.targets.classes().unwrap_or_default())
         .zip(&val_rows.names);
     let mut wrong: Vec<(f64, usize, u32, &str)> = rows
         .filter_map(|((logits, &label), name)| {

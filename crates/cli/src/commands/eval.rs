@@ -3,9 +3,11 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use runtime::Targets;
 use runtime::data::{DataOptions, Dataset, SplitRule};
 use runtime::export::Classifier;
-use runtime::head::LinearHead;
+use runtime::features::Labelled;
+use runtime::head::Head;
 use runtime::metrics::Metrics;
 use runtime::onnx::Model;
 
@@ -103,14 +105,14 @@ fn on_pictures(args: &EvalArgs, data: &std::path::Path) -> anyhow::Result<(Metri
 }
 
 fn on_features(args: &EvalArgs, features: &std::path::Path) -> anyhow::Result<Metrics> {
-    let head = LinearHead::open(&args.run.join("head.safetensors"))?;
+    let head = Head::open(&args.run.join("head.safetensors"))?;
     let source = FeatureArgs {
         features: features.to_owned(),
         labels: args.labels.clone(),
     }
     .read()?;
     // An array has no split; a cache entry without validation rows must not be judged on what was trained on.
-    let mut rows = match source.val {
+    let mut rows: Labelled = match source.val {
         Some(val) => val,
         None if features.is_dir() => {
             return Err(
@@ -121,17 +123,20 @@ fn on_features(args: &EvalArgs, features: &std::path::Path) -> anyhow::Result<Me
     };
     let mut to_head = Vec::new();
     for class in &source.classes {
-        let label = head.classes().iter().position(|known| known == class);
+        let label = head.outputs().iter().position(|known| known == class);
         let label = label
             .ok_or_else(|| runtime::Error::Features(format!("class `{class}` is not one the head knows")))?;
         to_head.push(u32::try_from(label)?);
     }
-    rows.labels
+    let Targets::Classes(labels) = &mut rows.targets else {
+        return Err(runtime::Error::Features("the rows have no classes".to_owned()).into());
+    };
+    labels
         .iter_mut()
         .for_each(|label| *label = to_head[*label as usize]);
     Ok(Metrics::new(
         &head.logits(&rows.features)?,
-        &rows.labels,
-        head.classes(),
+        labels,
+        head.outputs(),
     ))
 }

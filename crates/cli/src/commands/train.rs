@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use pth::Existing;
+use runtime::Targets;
 use runtime::data::Split;
 use runtime::exchange::{Modality, read_clip_retrieval};
 use runtime::features::{Labelled, Manifest, Store};
@@ -71,7 +72,7 @@ pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<u8> {
             .into());
         }
         let val = read_arrays(features, labels)?;
-        source.extend_classes(&val.labels);
+        source.extend_classes(&val.targets);
         source.val = Some(val);
     }
     let absolute = |path: &Path| {
@@ -189,13 +190,13 @@ impl FeatureArgs {
                     train.n_missing_views
                 ));
             }
-            if train.labels.is_empty() {
+            if train.targets.is_empty() {
                 let text = format!("`{}` holds no labelled training samples", self.features.display());
                 return Err(UsageError::new(text).into());
             }
             return Ok(Source {
                 train,
-                val: (!val.labels.is_empty()).then_some(val),
+                val: (!val.targets.is_empty()).then_some(val),
                 classes: manifest.header.classes,
             });
         }
@@ -210,8 +211,8 @@ impl FeatureArgs {
             train,
             val: None,
         };
-        let labels = source.train.labels.clone();
-        source.extend_classes(&labels);
+        let targets = source.train.targets.clone();
+        source.extend_classes(&targets);
         Ok(source)
     }
 }
@@ -226,7 +227,7 @@ impl FeatureArgs {
             })?;
             Ok::<_, anyhow::Error>(Labelled {
                 features,
-                labels,
+                targets: Targets::Classes(labels),
                 names: Vec::new(),
                 n_unlabelled: 0,
                 n_missing_views: 0,
@@ -238,14 +239,17 @@ impl FeatureArgs {
             .val
             .map(|(features, labels)| labelled(features, labels))
             .transpose()?;
-        let mut all = train.labels.clone();
-        all.extend(val.iter().flat_map(|val| &val.labels));
+        let all: Vec<Targets> = [Some(&train), val.as_ref()]
+            .into_iter()
+            .flatten()
+            .map(|rows| rows.targets.clone())
+            .collect();
         let mut source = Source {
             classes: Vec::new(),
             train,
             val,
         };
-        source.extend_classes(&all);
+        all.iter().for_each(|targets| source.extend_classes(targets));
         Ok(source)
     }
 
@@ -262,14 +266,14 @@ impl FeatureArgs {
                 classes: Vec::new(),
                 train: Labelled {
                     features: read.features,
-                    labels: labels.clone(),
+                    targets: Targets::Classes(labels.clone()),
                     names: read.names,
                     n_unlabelled: 0,
                     n_missing_views: 0,
                 },
                 val: None,
             };
-            source.extend_classes(&labels);
+            source.extend_classes(&Targets::Classes(labels));
             return Ok(source);
         }
         let mut classes: Vec<String> = read.labels.iter().flatten().cloned().collect();
@@ -296,7 +300,7 @@ impl FeatureArgs {
             classes,
             train: Labelled {
                 features: read.features.select(&rows),
-                labels,
+                targets: Targets::Classes(labels),
                 names,
                 n_unlabelled,
                 n_missing_views: 0,
@@ -308,7 +312,8 @@ impl FeatureArgs {
 
 impl Source {
     /// Arrays carry no class names: a class is called by its index.
-    fn extend_classes(&mut self, labels: &[u32]) {
+    fn extend_classes(&mut self, targets: &Targets) {
+        let labels = targets.classes().unwrap_or_default();
         let n_classes = labels.iter().map(|&label| label as usize + 1).max().unwrap_or(0);
         for class in self.classes.len()..n_classes {
             self.classes.push(class.to_string());
@@ -318,29 +323,30 @@ impl Source {
 
 fn read_arrays(features: &Path, labels: &Path) -> anyhow::Result<Labelled> {
     const MAX_CLASSES: u32 = 1 << 16;
-    let read = Labelled {
-        features: npy::read_features(features)?,
-        labels: npy::read_labels(labels)?,
-        names: Vec::new(),
-        n_unlabelled: 0,
-        n_missing_views: 0,
-    };
-    if read.features.n_rows() != read.labels.len() {
-        let (rows, n_labels) = (read.features.n_rows(), read.labels.len());
+    let labels_path = labels;
+    let (features_read, labels) = (npy::read_features(features)?, npy::read_labels(labels)?);
+    if features_read.n_rows() != labels.len() {
+        let (rows, n_labels) = (features_read.n_rows(), labels.len());
         let text = format!(
             "`{}` has {rows} rows and `{}` {n_labels}",
             features.display(),
-            labels.display()
+            labels_path.display()
         );
         return Err(runtime::Error::Features(text).into());
     }
-    if let Some(row) = read.labels.iter().position(|label| *label >= MAX_CLASSES) {
+    if let Some(row) = labels.iter().position(|label| *label >= MAX_CLASSES) {
         let text = format!(
             "row {row} of `{}` has label {}, over {MAX_CLASSES}",
-            labels.display(),
-            read.labels[row]
+            labels_path.display(),
+            labels[row]
         );
         return Err(runtime::Error::Features(text).into());
     }
-    Ok(read)
+    Ok(Labelled {
+        features: features_read,
+        targets: Targets::Classes(labels),
+        names: Vec::new(),
+        n_unlabelled: 0,
+        n_missing_views: 0,
+    })
 }

@@ -10,7 +10,7 @@ use crate::data::parquet::each_text_row;
 use crate::error::Error;
 use crate::features::Features;
 use crate::npy::array::ArrayFile;
-use crate::npy::features_into;
+use crate::npy::piece_of;
 
 /// Features with what is known of each row.
 #[derive(Debug, Clone, PartialEq)]
@@ -38,7 +38,7 @@ pub fn read_clip_retrieval(folder: &Path, modality: Modality) -> Result<Embeddin
     }
     let metadata_folder = folder.join("metadata");
     let has_metadata = metadata_folder.is_dir();
-    let (mut values, mut n_features) = (Vec::new(), None);
+    let (mut pieces, mut rows, mut n_features) = (Vec::new(), Vec::new(), None);
     let (mut names, mut labels) = (Vec::new(), Vec::new());
     for (number, path) in partitions {
         let array = ArrayFile::open(&path)?;
@@ -51,7 +51,11 @@ pub fn read_clip_retrieval(folder: &Path, modality: Modality) -> Result<Embeddin
                 "its rows have {width} numbers, and those before it {wanted}"
             )));
         }
-        features_into(&array, &mut values)?;
+        let place = |row: usize| Some((u32::try_from(pieces.len()).ok()?, u32::try_from(row).ok()?));
+        for row in 0..n_rows {
+            rows.push(place(row).ok_or_else(|| array.bad("more rows than can be counted"))?);
+        }
+        pieces.push(piece_of(&array)?.0);
         if !has_metadata {
             continue;
         }
@@ -86,13 +90,15 @@ pub fn read_clip_retrieval(folder: &Path, modality: Modality) -> Result<Embeddin
     }
     let n_features = n_features.unwrap_or(0);
     Ok(Embeddings {
-        features: Features::new(values, n_features).map_err(|error| match error {
-            Error::Features(reason) => Error::BadFile {
-                path: folder.to_owned(),
-                reason,
+        features: Features::picked(pieces.into(), rows, n_features, |row| format!("row {row}")).map_err(
+            |error| match error {
+                Error::Features(reason) => Error::BadFile {
+                    path: folder.to_owned(),
+                    reason,
+                },
+                other => other,
             },
-            other => other,
-        })?,
+        )?,
         names,
         labels,
     })

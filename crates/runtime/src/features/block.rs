@@ -12,6 +12,7 @@ use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 
 use super::key::{FeatureType, digest_of};
+use super::matrix::Piece;
 use super::store::RowId;
 use crate::error::Error;
 
@@ -184,22 +185,22 @@ impl Block {
         Ok(bytes[row * n_bytes..(row + 1) * n_bytes].to_vec())
     }
 
-    /// Appends a row as float32, after a look at its id.
-    pub(super) fn read(&self, row: usize, id: &RowId, into: &mut Vec<f32>) -> Result<(), String> {
+    /// Whether a row has that id: the index of an entry knows half of it.
+    pub(super) fn check_id(&self, row: usize, id: &RowId) -> Result<(), String> {
         let ids = self.ids.to_bytes().map_err(|error| error.to_string())?;
         if ids.get(row * 32..(row + 1) * 32) != Some(id) {
             return Err("two pictures share half a digest".to_owned());
         }
-        let bytes = self.features.to_bytes().map_err(|error| error.to_string())?;
-        let n_bytes = bytes.len() / self.n_rows().max(1);
-        let row = &bytes[row * n_bytes..(row + 1) * n_bytes];
-        if self.features.dtype() == DType::Float16 {
-            let halves = row.chunks_exact(2);
-            into.extend(halves.map(|bytes| half::f16::from_le_bytes([bytes[0], bytes[1]]).to_f32()));
-        } else {
-            let numbers = row.chunks_exact(4);
-            into.extend(numbers.map(|bytes| f32::from_le_bytes(bytes.try_into().expect("chunks of four"))));
-        }
         Ok(())
+    }
+
+    /// All rows, where they lie.
+    pub(super) fn piece(&self, dtype: FeatureType) -> Result<Piece, String> {
+        let n_features = self.row_shape().iter().product();
+        let storage = self.features.storage().clone();
+        if !self.features.is_contiguous() || storage.nbytes() != self.features.nbytes() {
+            return Err("its rows do not lie one after another".to_owned());
+        }
+        Piece::stored(storage, dtype, n_features).map_err(|error| error.to_string())
     }
 }

@@ -16,6 +16,7 @@ use super::matrix::Features;
 use super::store::{RowId, Store};
 use crate::data::Split;
 use crate::error::Error;
+use crate::targets::Targets;
 
 const PREFIX: &str = "labels-";
 const ENDING: &str = ".jsonl";
@@ -98,8 +99,8 @@ const UNLABELLED: u32 = u32::MAX;
 pub struct Labelled {
     /// `[N, D]`.
     pub features: Features,
-    /// `[N]`, indices into the classes.
-    pub labels: Vec<u32>,
+    /// What is wanted of each row.
+    pub targets: Targets,
     /// Names of the samples, empty where the features come from an array.
     pub names: Vec<String>,
     /// Samples of the split that have a row and no label, which are not among the others.
@@ -168,48 +169,58 @@ impl Manifest {
         })
     }
 
-    /// The labelled rows of one split with their features. With `views`, each sample's rows in those stores follow its
-    /// own where they are there.
+    /// The labelled rows of one split with their features, which stay in the blocks. With `views`, each sample's rows in
+    /// those stores follow its own where they are there.
     ///
     /// # Errors
     /// [`Error::Features`] where a row is not in the store or is not finite.
     pub fn labelled(&self, store: &Store, views: &[Store], split: Split) -> Result<Labelled, Error> {
         let n_features = store.n_features().unwrap_or(1);
-        let mut labelled = Labelled {
-            features: Features::empty(n_features),
-            labels: Vec::new(),
-            names: Vec::new(),
-            n_unlabelled: 0,
-            n_missing_views: 0,
-        };
-        let mut values = Vec::new();
+        let (mut labels, mut names, mut picked) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut n_unlabelled, mut n_missing_views) = (0, 0);
+        let mut pieces = store.pieces()?;
+        let mut first_pieces = Vec::new();
+        for view in views {
+            if view.n_features().is_some_and(|n| n != n_features) {
+                let text = format!("`{}` has rows of another length", view.folder().display());
+                return Err(Error::Features(text));
+            }
+            first_pieces.push(u32::try_from(pieces.len()).unwrap_or(u32::MAX));
+            pieces.extend(view.pieces()?);
+        }
         for line in self.lines().filter(|line| line.split == split) {
             let Some(id) = line.id else { continue };
             let Some(label) = line.label else {
-                labelled.n_unlabelled += 1;
+                n_unlabelled += 1;
                 continue;
             };
-            if !store.read(&id, &mut values)? {
+            let Some(place) = store.place(&id)? else {
                 let text = format!("`{}` is not in the cache entry", line.name);
                 return Err(Error::Features(text));
-            }
-            for view in views {
-                if !view.read(&id, &mut values)? {
-                    labelled.n_missing_views += 1;
+            };
+            let mut push = |place| {
+                picked.push(place);
+                labels.push(label);
+                names.push(line.name.clone().into_owned());
+            };
+            push(place);
+            for (view, first) in views.iter().zip(&first_pieces) {
+                match view.place(&id)? {
+                    Some((piece, row)) => push((first + piece, row)),
+                    None => n_missing_views += 1,
                 }
             }
-            if let Some(value) = values.iter().find(|value| !value.is_finite()) {
-                let text = format!("the backbone gives {value} for `{}`", line.name);
-                return Err(Error::Features(text));
-            }
-            for row in values.chunks_exact(n_features) {
-                labelled.features.push(row);
-                labelled.labels.push(label);
-                labelled.names.push(line.name.clone().into_owned());
-            }
-            values.clear();
         }
-        Ok(labelled)
+        let features = Features::picked(pieces.into(), picked, n_features, |row| {
+            format!("`{}`", names[row])
+        })?;
+        Ok(Labelled {
+            features,
+            targets: Targets::Classes(labels),
+            names,
+            n_unlabelled,
+            n_missing_views,
+        })
     }
 
     /// Reads a manifest, whose name is its digest.

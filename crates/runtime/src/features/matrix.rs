@@ -1,12 +1,125 @@
-//! Features in memory: rows of one length, with what they are checked for before anything is fitted on them.
+//! Features as a matrix: rows of one length that stay where they are, in a file's map or in memory, and become float32 a
+//! few at a time. A copy and a selection share them.
 
+use std::borrow::Cow;
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytemuck::try_cast_slice;
+use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
+use pth::Storage;
+
+use super::key::FeatureType;
 use crate::error::Error;
 
-/// `[N, D]` float32, row-major.
-#[derive(Debug, Clone, PartialEq)]
+/// `[N, D]`, every number finite; float32 or float16 underneath.
+#[derive(Debug, Clone)]
 pub struct Features {
-    values: Vec<f32>,
+    pieces: Arc<[Piece]>,
+    order: Order,
+    n_rows: usize,
     n_features: usize,
+}
+
+/// Rows that lie one after another.
+#[derive(Debug, Clone)]
+pub(crate) struct Piece {
+    numbers: Numbers,
+    n_rows: usize,
+}
+
+#[derive(Debug, Clone)]
+enum Numbers {
+    Owned(Vec<f32>),
+    /// Little-endian, and to be had without reading: [`Piece::stored`] sees to that.
+    Stored(Storage, FeatureType),
+}
+
+/// Which rows there are.
+#[derive(Debug, Clone)]
+enum Order {
+    /// Rows of the only piece, from this one on.
+    From(usize),
+    /// Piece and row of each.
+    Picked(Arc<[(u32, u32)]>),
+}
+
+impl Piece {
+    /// Rows of `n_features` numbers that `storage` holds, a map or memory.
+    ///
+    /// # Errors
+    /// The file's, where its bytes can only be had by reading and that fails.
+    pub(crate) fn stored(
+        storage: Storage,
+        dtype: FeatureType,
+        n_features: usize,
+    ) -> Result<Piece, pth::Error> {
+        let n_bytes = storage.nbytes();
+        let owned = match storage.read(0..n_bytes)? {
+            Cow::Borrowed(_) => None,
+            Cow::Owned(bytes) => Some(Storage::owned(bytes)),
+        };
+        let n_rows = n_bytes / (dtype.n_bytes() * n_features.max(1));
+        let numbers = Numbers::Stored(owned.unwrap_or(storage), dtype);
+        Ok(Piece { numbers, n_rows })
+    }
+
+    /// Appends a row to others.
+    pub(crate) fn append(&self, row: usize, n_features: usize, into: &mut Vec<f32>) {
+        let start = into.len();
+        into.resize(start + n_features, 0.0);
+        self.slice(row..row + 1, n_features).write_to(&mut into[start..]);
+    }
+
+    /// These rows, borrowed where they are float32 in this machine's order at an address that suits.
+    fn slice(&self, rows: Range<usize>, n_features: usize) -> Stretch<'_> {
+        let numbers = rows.start * n_features..rows.end * n_features;
+        match &self.numbers {
+            Numbers::Owned(values) => Stretch::Ready(&values[numbers]),
+            Numbers::Stored(storage, dtype) => {
+                let size = dtype.n_bytes();
+                let bytes = storage.read(numbers.start * size..numbers.end * size);
+                let Ok(Cow::Borrowed(bytes)) = bytes else {
+                    unreachable!("a piece is made of bytes that need no reading, and rows lie inside")
+                };
+                match (dtype, try_cast_slice::<u8, f32>(bytes)) {
+                    (FeatureType::Float32, Ok(values)) if cfg!(target_endian = "little") => {
+                        Stretch::Ready(values)
+                    }
+                    _ => Stretch::Raw(bytes, *dtype),
+                }
+            }
+        }
+    }
+}
+
+enum Stretch<'p> {
+    Ready(&'p [f32]),
+    Raw(&'p [u8], FeatureType),
+}
+
+impl Stretch<'_> {
+    /// Writes all its numbers.
+    fn write_to(&self, out: &mut [f32]) {
+        match *self {
+            Stretch::Ready(values) => out.copy_from_slice(values),
+            Stretch::Raw(bytes, FeatureType::Float32) => {
+                for (out, bytes) in out.iter_mut().zip(bytes.chunks_exact(4)) {
+                    *out = f32::from_le_bytes(bytes.try_into().expect("chunks of four"));
+                }
+            }
+            Stretch::Raw(bytes, FeatureType::Float16) => match try_cast_slice::<u8, u16>(bytes) {
+                Ok(bits) if cfg!(target_endian = "little") => {
+                    bits.reinterpret_cast::<half::f16>().convert_to_f32_slice(out);
+                }
+                _ => {
+                    for (out, bytes) in out.iter_mut().zip(bytes.chunks_exact(2)) {
+                        *out = half::f16::from_le_bytes([bytes[0], bytes[1]]).to_f32();
+                    }
+                }
+            },
+        }
+    }
 }
 
 impl Features {
@@ -21,33 +134,56 @@ impl Features {
                 values.len()
             )));
         }
-        if let Some(at) = values.iter().position(|value| !value.is_finite()) {
-            return Err(Error::Features(format!(
-                "row {} holds {}",
-                at / n_features,
-                values[at]
-            )));
-        }
-        Ok(Features { values, n_features })
+        let n_rows = values.len() / n_features;
+        let numbers = Numbers::Owned(values);
+        let features = Features {
+            pieces: Arc::new([Piece { numbers, n_rows }]),
+            order: Order::From(0),
+            n_rows,
+            n_features,
+        };
+        features.check_finite(|row| format!("row {row}"))?;
+        Ok(features)
     }
 
-    /// No rows yet.
-    pub(crate) fn empty(n_features: usize) -> Features {
-        Features {
-            values: Vec::new(),
-            n_features: n_features.max(1),
-        }
+    /// The rows of one piece, in order.
+    ///
+    /// # Errors
+    /// As [`Features::new`].
+    pub(crate) fn of_piece(piece: Piece, n_features: usize) -> Result<Features, Error> {
+        let features = Features {
+            n_rows: piece.n_rows,
+            pieces: Arc::new([piece]),
+            order: Order::From(0),
+            n_features,
+        };
+        features.check_finite(|row| format!("row {row}"))?;
+        Ok(features)
     }
 
-    /// Appends a row of finite numbers.
-    pub(super) fn push(&mut self, row: &[f32]) {
-        debug_assert_eq!(row.len(), self.n_features);
-        self.values.extend_from_slice(row);
+    /// The rows that `picked` lists as piece and row; `name` is how an error calls one.
+    ///
+    /// # Errors
+    /// [`Error::Features`] for a number that is not finite.
+    pub(crate) fn picked(
+        pieces: Arc<[Piece]>,
+        picked: Vec<(u32, u32)>,
+        n_features: usize,
+        name: impl Fn(usize) -> String,
+    ) -> Result<Features, Error> {
+        let features = Features {
+            n_rows: picked.len(),
+            pieces,
+            order: Order::Picked(picked.into()),
+            n_features,
+        };
+        features.check_finite(name)?;
+        Ok(features)
     }
 
     /// N.
     pub fn n_rows(&self) -> usize {
-        self.values.len() / self.n_features
+        self.n_rows
     }
 
     /// D.
@@ -55,33 +191,179 @@ impl Features {
         self.n_features
     }
 
-    /// All rows after one another.
-    pub fn values(&self) -> &[f32] {
-        &self.values
-    }
-
-    /// One row.
-    pub fn row(&self, row: usize) -> &[f32] {
-        &self.values[row * self.n_features..(row + 1) * self.n_features]
-    }
-
-    /// The magnitudes.
-    pub(crate) fn abs(&self) -> Features {
-        Features {
-            values: self.values.iter().map(|value| value.abs()).collect(),
-            n_features: self.n_features,
+    /// Some rows, `[rows.len(), D]`: where they lie as float32 one after another they are borrowed, else they are converted
+    /// into `scratch`.
+    ///
+    /// # Panics
+    /// Where there are fewer rows.
+    pub fn rows<'a>(&'a self, rows: Range<usize>, scratch: &'a mut Vec<f32>) -> &'a [f32] {
+        assert!(
+            rows.start <= rows.end && rows.end <= self.n_rows,
+            "rows {rows:?} of {}",
+            self.n_rows
+        );
+        let d = self.n_features;
+        match &self.order {
+            Order::From(first) => match self.pieces[0].slice(first + rows.start..first + rows.end, d) {
+                Stretch::Ready(values) => values,
+                raw => {
+                    scratch.resize(rows.len() * d, 0.0);
+                    raw.write_to(scratch);
+                    scratch
+                }
+            },
+            Order::Picked(picked) => {
+                scratch.resize(rows.len() * d, 0.0);
+                self.copy(picked[rows].iter().copied(), scratch);
+                scratch
+            }
         }
     }
 
-    /// The rows at `indices`, in that order.
+    /// The rows at `indices`, in that order, in place of what `into` held.
+    ///
+    /// # Panics
+    /// Where there is no such row.
+    pub fn gather(&self, indices: &[usize], into: &mut Vec<f32>) {
+        into.resize(indices.len() * self.n_features, 0.0);
+        self.copy(indices.iter().map(|&row| self.place(row)), into);
+    }
+
+    /// The rows at `indices`, in that order; the numbers are shared.
+    ///
+    /// # Panics
+    /// Where there is no such row.
     pub fn select(&self, indices: &[usize]) -> Features {
-        let mut values = Vec::with_capacity(indices.len() * self.n_features);
-        indices
-            .iter()
-            .for_each(|&row| values.extend_from_slice(self.row(row)));
         Features {
-            values,
+            pieces: Arc::clone(&self.pieces),
+            order: Order::Picked(indices.iter().map(|&row| self.place(row)).collect()),
+            n_rows: indices.len(),
             n_features: self.n_features,
         }
+    }
+
+    /// All numbers after one another.
+    pub(crate) fn values(&self) -> Cow<'_, [f32]> {
+        let mut scratch = Vec::new();
+        if let Order::From(first) = self.order
+            && let Stretch::Ready(values) = self.pieces[0].slice(first..first + self.n_rows, self.n_features)
+        {
+            return Cow::Borrowed(values);
+        }
+        self.rows(0..self.n_rows, &mut scratch);
+        Cow::Owned(scratch)
+    }
+
+    fn place(&self, row: usize) -> (u32, u32) {
+        assert!(row < self.n_rows, "row {row} of {}", self.n_rows);
+        match &self.order {
+            Order::From(first) => (0, u32::try_from(first + row).expect("fewer rows than 2^32")),
+            Order::Picked(picked) => picked[row],
+        }
+    }
+
+    fn copy(&self, places: impl Iterator<Item = (u32, u32)>, out: &mut [f32]) {
+        for ((piece, row), out) in places.zip(out.chunks_exact_mut(self.n_features)) {
+            let row = row as usize;
+            self.pieces[piece as usize]
+                .slice(row..row + 1, self.n_features)
+                .write_to(out);
+        }
+    }
+
+    fn check_finite(&self, name: impl Fn(usize) -> String) -> Result<(), Error> {
+        const CHUNK_NUMBERS: usize = 1 << 16;
+        /// Rows that an error names.
+        const MAX_NAMED: usize = 5;
+        let step = (CHUNK_NUMBERS / self.n_features).max(1);
+        let mut scratch = Vec::new();
+        let (mut named, mut n_bad) = (Vec::new(), 0);
+        for start in (0..self.n_rows).step_by(step) {
+            let end = (start + step).min(self.n_rows);
+            let values = self.rows(start..end, &mut scratch);
+            // One pass without a branch a number.
+            if !values.iter().fold(false, |bad, value| bad | !value.is_finite()) {
+                continue;
+            }
+            for (row, values) in values.chunks_exact(self.n_features).enumerate() {
+                if let Some(value) = values.iter().find(|value| !value.is_finite()) {
+                    if named.len() < MAX_NAMED {
+                        named.push(format!("{} holds {value}", name(start + row)));
+                    }
+                    n_bad += 1;
+                }
+            }
+        }
+        match n_bad - named.len() {
+            _ if n_bad == 0 => Ok(()),
+            0 => Err(Error::Features(named.join(", "))),
+            more => Err(Error::Features(format!(
+                "{}, and {more} more rows",
+                named.join(", ")
+            ))),
+        }
+    }
+}
+
+impl PartialEq for Features {
+    /// Whether the numbers are the same, wherever they lie.
+    fn eq(&self, other: &Features) -> bool {
+        let (mut a, mut b) = (Vec::new(), Vec::new());
+        self.n_features == other.n_features
+            && self.n_rows == other.n_rows
+            && (0..self.n_rows).all(|row| self.rows(row..row + 1, &mut a) == other.rows(row..row + 1, &mut b))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn piece(values: &[f32], dtype: FeatureType) -> Piece {
+        let bytes = match dtype {
+            FeatureType::Float32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+            FeatureType::Float16 => values
+                .iter()
+                .flat_map(|v| half::f16::from_f32(*v).to_le_bytes())
+                .collect(),
+        };
+        Piece::stored(Storage::owned(bytes), dtype, 2).unwrap()
+    }
+
+    #[test]
+    fn rows_are_the_same_wherever_they_lie() {
+        let values = [1.0, -2.0, 0.5, 4.0, 65504.0, -0.25];
+        let owned = Features::new(values.to_vec(), 2).unwrap();
+        for dtype in [FeatureType::Float16, FeatureType::Float32] {
+            let stored = Features::of_piece(piece(&values, dtype), 2).unwrap();
+            assert_eq!(stored, owned);
+            let picked = vec![(1, 0), (0, 1), (0, 0)];
+            let pieces = Arc::new([piece(&values[..4], dtype), piece(&values[4..], dtype)]);
+            let picked = Features::picked(pieces, picked, 2, |row| row.to_string()).unwrap();
+            assert_eq!(picked, owned.select(&[2, 1, 0]));
+            assert_eq!(picked.select(&[2, 1, 0]), owned);
+            assert_eq!(owned.select(&[2, 1]).select(&[1]).values()[..], values[2..4]);
+            let mut gathered = vec![9.0; 40];
+            picked.gather(&[1, 1], &mut gathered);
+            assert_eq!(gathered, [0.5, 4.0, 0.5, 4.0]);
+        }
+    }
+
+    #[test]
+    fn float32_rows_are_borrowed() {
+        let features = Features::of_piece(piece(&[1.0, 2.0, 3.0, 4.0], FeatureType::Float32), 2).unwrap();
+        let mut scratch = Vec::new();
+        assert_eq!(features.rows(1..2, &mut scratch), [3.0, 4.0]);
+        assert_eq!(scratch.capacity(), 0);
+    }
+
+    #[test]
+    fn rows_that_are_not_finite_are_named() {
+        let message = |values: Vec<f32>| Features::new(values, 2).unwrap_err().to_string();
+        let text = message(vec![0.0, 1.0, f32::NAN, 0.0, 1.0, f32::NEG_INFINITY]);
+        assert!(text.ends_with("row 1 holds NaN, row 2 holds -inf"), "{text}");
+        let text = message(vec![f32::NAN; 40]);
+        assert!(text.ends_with("row 4 holds NaN, and 15 more rows"), "{text}");
+        assert!(Features::new(vec![0.0; 3], 2).is_err());
     }
 }

@@ -26,6 +26,7 @@ pub(crate) use extract::{check_input, prepare, sessions_for};
 pub use key::{Difference, FeatureType, Key, KeySpec, Recipe, ViewKey};
 pub use manifest::{Header, Labelled, Line, Manifest, save_manifest};
 pub use matrix::Features;
+pub(crate) use matrix::Piece;
 pub(crate) use pipeline::{Pipeline, Spent};
 pub use pool::Pool;
 pub use shard::{Finalized, Job, JobStatus, Plan, Shard, to_array_expression};

@@ -16,6 +16,7 @@ use rayon::prelude::*;
 
 use super::block::{Block, ENDING, PREFIX, Rows};
 use super::key::{FeatureType, Key};
+use super::matrix::Piece;
 use crate::error::Error;
 
 /// BLAKE3 of what a row was made of.
@@ -201,17 +202,42 @@ impl Store {
         self.rows.contains_key(&half(id))
     }
 
+    /// Block and row of an id, none where there is no such row.
+    ///
+    /// # Errors
+    /// Another row shares half its digest.
+    pub(super) fn place(&self, id: &RowId) -> Result<Option<(u32, u32)>, Error> {
+        let Some(&(block_idx, row)) = self.rows.get(&half(id)) else {
+            return Ok(None);
+        };
+        let checked = self.blocks[block_idx as usize].check_id(row as usize, id);
+        checked.map_err(|reason| bad(&self.folder, reason))?;
+        Ok(Some((block_idx, row)))
+    }
+
     /// Appends a row to `into`; `false` where there is none.
     ///
     /// # Errors
     /// The block's file went away.
     pub fn read(&self, id: &RowId, into: &mut Vec<f32>) -> Result<bool, Error> {
-        let Some(&(block_idx, row)) = self.rows.get(&half(id)) else {
+        let (Some((block_idx, row)), Some(n_features)) = (self.place(id)?, self.n_features()) else {
             return Ok(false);
         };
-        let read = self.blocks[block_idx as usize].read(row as usize, id, into);
-        read.map_err(|reason| bad(&self.folder, reason))?;
+        let piece = self.blocks[block_idx as usize].piece(self.dtype);
+        let piece = piece.map_err(|reason| bad(&self.folder, reason))?;
+        piece.append(row as usize, n_features, into);
         Ok(true)
+    }
+
+    /// The rows of every block, where they lie.
+    ///
+    /// # Errors
+    /// A block's file cannot be read.
+    pub(super) fn pieces(&self) -> Result<Vec<Piece>, Error> {
+        let pieces = self.blocks.iter().map(|block| block.piece(self.dtype));
+        pieces
+            .collect::<Result<_, String>>()
+            .map_err(|reason| bad(&self.folder, reason))
     }
 
     /// Makes rows durable as one block, which [`refresh`](Store::refresh) then adds to the index. Takes `&self`, so that

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-use pth::FileError;
+use pth::{Backing, FileError, Source, Storage};
 
 use super::header::Header;
 use crate::data::positional;
@@ -21,6 +21,8 @@ pub(crate) struct ArrayFile {
     file: File,
     /// Where the numbers begin.
     at: u64,
+    /// Whether they lie in the file at `path`, not in an unpacked copy.
+    is_in_place: bool,
 }
 
 impl ArrayFile {
@@ -45,7 +47,25 @@ impl ArrayFile {
             at: header.data_at,
             header,
             file,
+            is_in_place: true,
         })
+    }
+
+    /// The bytes of the numbers, mapped where they lie in the file as they are; else read.
+    ///
+    /// # Errors
+    /// The file's.
+    pub(crate) fn storage(&self) -> Result<Storage, Error> {
+        if self.is_in_place {
+            let source = Source::open(&self.path, Backing::Map)?;
+            let start = usize::try_from(self.at).unwrap_or(usize::MAX);
+            let end = start.saturating_add(usize::try_from(self.header.n_bytes).unwrap_or(usize::MAX));
+            return Storage::window(&source, start..end, "")
+                .ok_or_else(|| self.bad("its data is not as long as its shape says"));
+        }
+        let mut bytes = Vec::new();
+        self.each_chunk(|chunk| bytes.extend_from_slice(chunk))?;
+        Ok(Storage::owned(bytes))
     }
 
     /// Reads numbers from `offset` bytes behind the first on.
@@ -129,17 +149,18 @@ pub(crate) fn open_npz(path: &Path, is_wanted: impl Fn(&str) -> bool) -> Result<
         if header.data_at.checked_add(header.n_bytes) != Some(size) {
             return Err(bad_member("its data is not as long as its shape says".to_owned()));
         }
-        let (file, at) = match (is_stored, start) {
+        let (file, at, is_in_place) = match (is_stored, start) {
             (true, Some(start)) => {
                 let at = start.saturating_add(header.data_at);
                 if at.saturating_add(header.n_bytes) > len {
                     return Err(bad_member("its data lies beyond the end of the file".to_owned()));
                 }
-                (copy()?, at)
+                (copy()?, at, true)
             }
             _ => (
                 unpack(&mut member, header.n_bytes).map_err(|error| bad_member(error.to_string()))?,
                 0,
+                false,
             ),
         };
         arrays.push(ArrayFile {
@@ -148,6 +169,7 @@ pub(crate) fn open_npz(path: &Path, is_wanted: impl Fn(&str) -> bool) -> Result<
             header,
             file,
             at,
+            is_in_place,
         });
     }
     Ok(arrays)

@@ -14,7 +14,9 @@ use roles::Role;
 
 use crate::data::Tag;
 use crate::error::Error;
-use crate::features::Features;
+use pth::Storage;
+
+use crate::features::{FeatureType, Features, Piece};
 
 /// The arrays of a `.npz` that a head is trained on.
 #[derive(Debug)]
@@ -115,39 +117,47 @@ fn pick(path: &Path, role: Role, splits: &[Option<Tag>]) -> Result<ArrayFile, Er
     }
 }
 
-/// The values of a float array `[N, D]`.
+/// The rows of a float array `[N, D]`, where they lie.
 pub(crate) fn features_of(array: &ArrayFile) -> Result<Features, Error> {
+    let (piece, n_features) = piece_of(array)?;
+    Features::of_piece(piece, n_features).map_err(|error| match error {
+        Error::Features(reason) => array.bad(reason),
+        other => other,
+    })
+}
+
+/// The rows of a float array `[N, D]` and D: float16 and float32 stay where they are, float64 becomes float32.
+pub(crate) fn piece_of(array: &ArrayFile) -> Result<(Piece, usize), Error> {
     let [_, n_features] = array.header.shape[..] else {
         return Err(array.bad(format!(
             "features have 2 axes (rows, features), and this array has {:?}",
             array.header.shape
         )));
     };
-    let mut values = Vec::with_capacity(reserve(array));
-    features_into(array, &mut values)?;
-    Features::new(values, n_features).map_err(|error| match error {
-        Error::Features(reason) => array.bad(reason),
-        other => other,
-    })
-}
-
-/// Adds the values of a float array to others.
-pub(crate) fn features_into(array: &ArrayFile, values: &mut Vec<f32>) -> Result<(), Error> {
+    if n_features == 0 {
+        return Err(array.bad("its rows have no numbers"));
+    }
     refuse_fortran(array)?;
-    match array.header.kind.as_str() {
-        "f2" => {
-            array
-                .each_chunk(|bytes| numbers(bytes, half::f16::from_le_bytes, |v| values.push(v.to_f32())))?;
+    let (storage, dtype) = match array.header.kind.as_str() {
+        "f2" => (array.storage()?, FeatureType::Float16),
+        "f4" => (array.storage()?, FeatureType::Float32),
+        "f8" => {
+            let mut bytes = Vec::with_capacity(reserve(array) * 4);
+            array.each_chunk(|chunk| {
+                numbers(chunk, f64::from_le_bytes, |v| {
+                    bytes.extend((v as f32).to_le_bytes())
+                });
+            })?;
+            (Storage::owned(bytes), FeatureType::Float32)
         }
-        "f4" => array.each_chunk(|bytes| numbers(bytes, f32::from_le_bytes, |v| values.push(v)))?,
-        "f8" => array.each_chunk(|bytes| numbers(bytes, f64::from_le_bytes, |v| values.push(v as f32)))?,
         kind => {
             return Err(array.bad(format!(
                 "features are float16, float32 or float64, and this array is `{kind}`"
             )));
         }
-    }
-    Ok(())
+    };
+    let piece = Piece::stored(storage, dtype, n_features).map_err(|error| array.bad(error.to_string()))?;
+    Ok((piece, n_features))
 }
 
 /// The values of an integer array `[N]` or `[N, 1]`.

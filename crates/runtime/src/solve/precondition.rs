@@ -71,9 +71,9 @@ impl Curvature {
         };
         // Segments of a fixed number, whatever the threads: the sums and so the result are the same bit for bit.
         let gram = if d > MAX_DENSE {
-            sum_segments(features.values(), d, segments(n, d), diagonal)
+            sum_segments(&features.values(), d, segments(n, d), diagonal)
         } else {
-            sum_segments(features.values(), d, segments(n, d * d), dense)
+            sum_segments(&features.values(), d, segments(n, d * d), dense)
         };
         Curvature { mean, gram, total }
     }

@@ -5,9 +5,10 @@ use serde::Serialize;
 use super::softmax::{Fitted, Problem, SolverOptions};
 use crate::error::Error;
 use crate::features::Features;
-use crate::head::LinearHead;
+use crate::head::Head;
 use crate::monitor::{Monitor, Stage};
 use crate::random::Random;
+use crate::targets::Task;
 
 /// Half decades from 1e-4 to 1e4, scikit-learn's `LogisticRegressionCV` range at twice its density.
 const GRID: std::ops::RangeInclusive<i32> = -8..=8;
@@ -102,7 +103,14 @@ pub fn select_c(
         let (mut log_loss, mut n_right) = (0.0, 0);
         for ((problem, start), (_, (held, held_labels))) in problems.iter().zip(&mut starts).zip(&splits) {
             let fitted = problem.fit(c, SELECTION, start.as_ref(), monitor)?;
-            let logits = LinearHead::logits_of(&fitted.weight, &fitted.bias, held);
+            let outputs = (0..n_classes).map(|class| class.to_string()).collect();
+            let head = Head::linear(
+                Task::SingleLabel,
+                outputs,
+                fitted.weight.clone(),
+                fitted.bias.clone(),
+            )?;
+            let logits = head.logits(held)?;
             for (row, &label) in logits.chunks_exact(n_classes).zip(held_labels) {
                 let judged = crate::metrics::Judged::new(row);
                 log_loss += judged.log_loss(label);

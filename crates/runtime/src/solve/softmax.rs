@@ -222,7 +222,7 @@ impl<'p> Problem<'p> {
     fn loss(&self, weight: &[f64], bias: &[f64]) -> (f64, Vec<f64>) {
         match &self.wide {
             Some(values) => self.loss_of(values, weight, bias),
-            None => self.loss_of(self.features.values(), weight, bias),
+            None => self.loss_of(&self.features.values(), weight, bias),
         }
     }
 
@@ -374,7 +374,7 @@ mod tests {
         let mut value = weight.iter().map(|w| w * w).sum::<f64>() / 2.0;
         let mut gradient: Vec<f64> = weight.iter().copied().chain(bias.iter().map(|_| 0.0)).collect();
         for (row, &label) in labels.iter().enumerate() {
-            let x = features.row(row);
+            let x = &features.values()[row * d..(row + 1) * d];
             let logits: Vec<f64> = (0..k)
                 .map(|j| {
                     bias[j]
@@ -412,8 +412,7 @@ mod tests {
                 .collect();
             (k * d..n).for_each(|at| hessian[at * n + at] = 1e-9);
             for row in 0..labels.len() {
-                let row_x: Vec<f64> = features
-                    .row(row)
+                let row_x: Vec<f64> = features.values()[row * d..(row + 1) * d]
                     .iter()
                     .map(|v| f64::from(*v))
                     .chain([1.0])
