@@ -63,43 +63,35 @@ template <> __device__ __forceinline__ bf16 from_float<bf16>(float value) {
 struct Cursor {
     u32 row;   // first row of the step, in the order of the epoch
     u32 step;  // step of the epoch, the row of the table of learning rates
-    u32 epoch; // for random numbers
-    u32 spare;
+    u64 start; // steps before this epoch; start + step is what random numbers depend on
 };
 
-// Random numbers without state: Philox4x32-10 (Salmon et al., 2011) of (seed; epoch, step, index, purpose), so that an
-// interrupted run draws what an undisturbed one does.
-enum Purpose { PURPOSE_DROPOUT = 1, PURPOSE_NOISE = 64 };
-struct Random4 {
-    u32 x, y, z, w;
-};
-__device__ __forceinline__ Random4 philox(u64 seed, u32 epoch, u32 step, u32 index, u32 purpose) {
-    u32 k0 = (u32)seed, k1 = (u32)(seed >> 32);
-    Random4 c;
-    c.x = index;
-    c.y = step;
-    c.z = epoch;
-    c.w = purpose;
+// Random numbers without state, those of train/counter.rs: Philox4x32-10 (Salmon et al., 2011) with a key for each purpose
+// and the counter (number / 4, row of the batch, step), so that an interrupted run draws what an undisturbed one does.
+__device__ __forceinline__ u32 philox(u64 key, u64 step, u32 row, u32 number) {
+    u32 k0 = (u32)key, k1 = (u32)(key >> 32);
+    u32 c0 = number / 4, c1 = row, c2 = (u32)step, c3 = (u32)(step >> 32);
     for (int round = 0; round < 10; round++) {
-        u64 p0 = (u64)0xD2511F53u * c.x, p1 = (u64)0xCD9E8D57u * c.z;
-        Random4 next;
-        next.x = (u32)(p1 >> 32) ^ c.y ^ k0;
-        next.y = (u32)p1;
-        next.z = (u32)(p0 >> 32) ^ c.w ^ k1;
-        next.w = (u32)p0;
-        c = next;
+        u64 p0 = (u64)0xD2511F53u * c0, p1 = (u64)0xCD9E8D57u * c2;
+        c0 = (u32)(p1 >> 32) ^ c1 ^ k0;
+        c2 = (u32)(p0 >> 32) ^ c3 ^ k1;
+        c1 = (u32)p1;
+        c3 = (u32)p0;
         k0 += 0x9E3779B9u;
         k1 += 0xBB67AE85u;
     }
-    return c;
+    u32 word = number % 4;
+    return word == 0 ? c0 : word == 1 ? c1 : word == 2 ? c2 : c3;
 }
 // In [0, 1), 24 bits.
 __device__ __forceinline__ float uniform(u32 bits) { return (bits >> 8) * (1.0f / 16777216.0f); }
-// Box and Muller.
-__device__ __forceinline__ float normal(u32 a, u32 b) {
-    float radius = sqrtf(-2.0f * logf(1.0f - uniform(a)));
+// Box and Muller: of sixteen numbers the first eight give the radii and the others the angles, of which cosine and sine.
+__device__ __forceinline__ float normal(u64 key, u64 step, u32 row, u32 number) {
+    u32 pair = number / 16 * 16 + number % 8;
+    float radius = sqrtf(fmaxf(-2.0f * logf(1.0f - uniform(philox(key, step, row, pair))), 0.0f));
+    float turns = 2.0f * uniform(philox(key, step, row, pair + 8));
     // cospif needs no table for large arguments, as cosf does.
-    return radius * cospif(2.0f * uniform(b));
+    return radius * (number % 16 < 8 ? cospif(turns) : sinpif(turns));
 }
 
 // Sum over groups of `width` neighbouring lanes, a power of two; every lane of the warp must take part.

@@ -1,7 +1,7 @@
 // Matrix products with nothing but the driver: tensor cores for half-width numbers, plain float32 else. cuBLASLt is
 // faster for large shapes and used where it is found; these serve machines without it, and small heads.
 //
-//   out[m, n] = alpha · sum over k of a(m, k)·b(n, k) + beta · out[m, n] + bias[n]
+//   out[m, n] = alpha · sum over k of a(m, k)·b(n, k) + beta · out[m, n]
 //
 // a(m, k) = a[m·a_row + k·a_step], where one of the two strides is 1, and b likewise, so that all products of a head's
 // training are one kernel: X·W^T, R^T·X, R·W. The grid's third dimension takes segments of k of `segment` each and
@@ -23,6 +23,9 @@ __device__ __forceinline__ void multiply(float *sums, const u32 *a, const u32 *b
         : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
+#else
+inline void multiply(float *sums, const u32 *a, const u32 *b, f16) { emulator::tensor_core(sums, a, b, f16_to_f32); }
+inline void multiply(float *sums, const u32 *a, const u32 *b, bf16) { emulator::tensor_core(sums, a, b, bf16_to_f32); }
 #endif
 
 // Eight neighbours along the operand's contiguous direction.
@@ -55,7 +58,7 @@ __device__ __forceinline__ void place(u16 (*tile)[PITCH], const Eight &eight, u3
 }
 
 template <typename T, typename O>
-__device__ __forceinline__ void gemm_half(O *out, const u16 *a, const u16 *b, const float *bias, u32 m, u32 n, u32 k,
+__device__ __forceinline__ void gemm_half(O *out, const u16 *a, const u16 *b, u32 m, u32 n, u32 k,
                                           u64 a_row, u64 a_step, u64 b_row, u64 b_step, u64 ldo, u32 segment,
                                           float alpha, float beta) {
     __shared__ __align__(16) u16 a_tile[2][TILE][PITCH];
@@ -125,15 +128,14 @@ __device__ __forceinline__ void gemm_half(O *out, const u16 *a, const u16 *b, co
                 if (row >= m || column >= n) continue;
                 float value = alpha * sums[i][j][c];
                 if (beta != 0.0f) value += beta * to_float(out[row * ldo + column]);
-                if (bias) value += bias[column];
-                out[row * ldo + column] = from_float<O>(value);
+                    out[row * ldo + column] = from_float<O>(value);
             }
 }
 #define GEMM_HALF(NAME, T, O)                                                                                          \
     extern "C" __global__ void __launch_bounds__(THREADS)                                                              \
-        NAME(O *out, const u16 *a, const u16 *b, const float *bias, u32 m, u32 n, u32 k, u64 a_row, u64 a_step,        \
+        NAME(O *out, const u16 *a, const u16 *b, u32 m, u32 n, u32 k, u64 a_row, u64 a_step,        \
              u64 b_row, u64 b_step, u64 ldo, u32 segment, float alpha, float beta) {                                   \
-        gemm_half<T, O>(out, a, b, bias, m, n, k, a_row, a_step, b_row, b_step, ldo, segment, alpha, beta);            \
+        gemm_half<T, O>(out, a, b, m, n, k, a_row, a_step, b_row, b_step, ldo, segment, alpha, beta);            \
     }
 GEMM_HALF(gemm_f16_f32, f16, float)
 GEMM_HALF(gemm_f16, f16, f16)
@@ -142,7 +144,7 @@ GEMM_HALF(gemm_bf16, bf16, bf16)
 
 // float32 by float32, 64 x 64 outputs a block of 256 threads, 4 x 4 each, sums in order of k.
 extern "C" __global__ void __launch_bounds__(256)
-    gemm_f32(float *out, const float *a, const float *b, const float *bias, u32 m, u32 n, u32 k, u64 a_row, u64 a_step,
+    gemm_f32(float *out, const float *a, const float *b, u32 m, u32 n, u32 k, u64 a_row, u64 a_step,
              u64 b_row, u64 b_step, u64 ldo, u32 segment, float alpha, float beta) {
     __shared__ float a_tile[16][TILE + 4];
     __shared__ float b_tile[16][TILE + 4];
@@ -180,7 +182,6 @@ extern "C" __global__ void __launch_bounds__(256)
             if (row >= m || column >= n) continue;
             float value = alpha * sums[i][j];
             if (beta != 0.0f) value += beta * out[row * ldo + column];
-            if (bias) value += bias[column];
             out[row * ldo + column] = value;
         }
 }

@@ -17,18 +17,17 @@ __device__ __forceinline__ float slope(float z, int activation) {
     }
     return 1.0f;
 }
-// 0 where the number is dropped, else 1 / (1 - p).
-__device__ __forceinline__ float kept(float p, u64 seed, const Cursor *cursor, u32 step0, u32 index, u32 layer) {
+// 0 where the number is dropped, else 1 / (1 - p); `number` counts along the row of the batch.
+__device__ __forceinline__ float kept(float p, u64 key, const Cursor *cursor, u32 step0, u32 row, u32 number) {
     if (p <= 0.0f) return 1.0f;
-    Random4 random = philox(seed, cursor->epoch, cursor->step + step0, index / 4, PURPOSE_DROPOUT + layer);
-    u32 bits = index % 4 == 0 ? random.x : index % 4 == 1 ? random.y : index % 4 == 2 ? random.z : random.w;
-    return uniform(bits) < p ? 0.0f : 1.0f / (1.0f - p);
+    return uniform(philox(key, cursor->start + cursor->step + step0, row, number)) < p ? 0.0f : 1.0f / (1.0f - p);
 }
 
-// z += bias (kept for the gradient), out = dropout(activation(z)); `bias` and `out` may be null.
+// z += bias (kept for the gradient), out = dropout(activation(z)); `bias` and `out` may be null. The random number of a
+// column is `number0` + column, so that layers draw different ones.
 template <typename T>
 __device__ __forceinline__ void activation(T *out, T *z, const float *bias, u32 n_rows, u32 width, int kind, float p,
-                                           u64 seed, const Cursor *cursor, u32 step0, u32 layer) {
+                                           u64 key, const Cursor *cursor, u32 step0, u32 number0) {
     u64 at = (u64)blockIdx.x * blockDim.x + threadIdx.x;
     if (at >= (u64)n_rows * width) return;
     float value = to_float(z[at]);
@@ -37,27 +36,27 @@ __device__ __forceinline__ void activation(T *out, T *z, const float *bias, u32 
         z[at] = biased;
         value = to_float(biased);
     }
-    if (out) out[at] = from_float<T>(activate(value, kind) * kept(p, seed, cursor, step0, (u32)at, layer));
+    if (out) out[at] = from_float<T>(activate(value, kind) * kept(p, key, cursor, step0, (u32)(at / width), number0 + (u32)(at % width)));
 }
 
 // gradient *= d out / d z, in place.
 template <typename T>
 __device__ __forceinline__ void activation_backward(T *gradient, const T *z, u32 n_rows, u32 width, int kind, float p,
-                                                    u64 seed, const Cursor *cursor, u32 step0, u32 layer) {
+                                                    u64 key, const Cursor *cursor, u32 step0, u32 number0) {
     u64 at = (u64)blockIdx.x * blockDim.x + threadIdx.x;
     if (at >= (u64)n_rows * width) return;
-    float factor = slope(to_float(z[at]), kind) * kept(p, seed, cursor, step0, (u32)at, layer);
+    float factor = slope(to_float(z[at]), kind) * kept(p, key, cursor, step0, (u32)(at / width), number0 + (u32)(at % width));
     gradient[at] = from_float<T>(to_float(gradient[at]) * factor);
 }
 #define ACTIVATION(NAME, T)                                                                                            \
     extern "C" __global__ void activation_##NAME(T *out, T *z, const float *bias, u32 n_rows, u32 width, int kind,     \
-                                                 float p, u64 seed, const Cursor *cursor, u32 step0, u32 layer) {      \
-        activation<T>(out, z, bias, n_rows, width, kind, p, seed, cursor, step0, layer);                               \
+                                                 float p, u64 key, const Cursor *cursor, u32 step0, u32 number0) {      \
+        activation<T>(out, z, bias, n_rows, width, kind, p, key, cursor, step0, number0);                               \
     }                                                                                                                  \
     extern "C" __global__ void activation_backward_##NAME(T *gradient, const T *z, u32 n_rows, u32 width, int kind,    \
-                                                          float p, u64 seed, const Cursor *cursor, u32 step0,          \
-                                                          u32 layer) {                                                 \
-        activation_backward<T>(gradient, z, n_rows, width, kind, p, seed, cursor, step0, layer);                       \
+                                                          float p, u64 key, const Cursor *cursor, u32 step0,           \
+                                                          u32 number0) {                                                 \
+        activation_backward<T>(gradient, z, n_rows, width, kind, p, key, cursor, step0, number0);                       \
     }
 FOR_EACH_TYPE(ACTIVATION)
 

@@ -16,10 +16,10 @@ struct RowStat {
 //   loss = (1 - s)·w[y]·(-log p[y]) + s/C · sum over c of w[c]·(-log p[c]),   the batch's mean divides by the sum of w[y].
 // With `partner`, the labels of the row and of its partner count with shares `share` and 1 - `share` (mixup).
 //
-// logits and gradient: [n_rows, stride], head h at columns h·C .. (h+1)·C; `gradient` may be null (evaluation) and may
-// be `logits`. A group of `width` lanes (4, 8, 16 or 32) has one row of one head. Ties go to the lowest class.
+// logits and gradient: [n_rows, stride], head h at columns h·C .. (h+1)·C, the logits without their `bias` [heads, C];
+// `gradient` may be null (evaluation) and may be `logits`. A group of `width` lanes (4, 8, 16 or 32) has one row of one head. Ties go to the lowest class.
 template <typename S, typename T>
-__device__ __forceinline__ void softmax_ce(T *gradient, const S *logits, RowStat *stats, const u32 *labels,
+__device__ __forceinline__ void softmax_ce(T *gradient, const S *logits, const float *bias, RowStat *stats, const u32 *labels,
                                            const u32 *order, const Cursor *cursor, u32 row0, u32 n_rows, u32 n_heads,
                                            u32 n_classes, u32 stride, int width, const float *class_weight,
                                            float smoothing, const float *share, const u32 *partner) {
@@ -30,19 +30,20 @@ __device__ __forceinline__ void softmax_ce(T *gradient, const S *logits, RowStat
     u64 item = is_row ? group : (u64)n_rows * n_heads - 1;
     u32 row = (u32)(item / n_heads), head = (u32)(item % n_heads);
     const S *z = logits + (u64)row * stride + (u64)head * n_classes;
+    const float *b = bias + (u64)head * n_classes;
     u64 at = (u64)cursor->row + row0;
     u32 label = labels[order[at + row]];
     u32 second = partner ? labels[order[at + partner[at + row]]] : label;
     float part = partner ? share[at + row] : 1.0f;
 
     float highest = -INFINITY;
-    for (u32 c = lane; c < n_classes; c += width) highest = fmaxf(highest, to_float(z[c]));
+    for (u32 c = lane; c < n_classes; c += width) highest = fmaxf(highest, to_float(z[c]) + b[c]);
     highest = group_max(highest, width);
-    float own = to_float(z[label]);
+    float own = to_float(z[label]) + b[label];
     float sum = 0.0f, weights = 0.0f, weighted = 0.0f;
     int ahead = 0;
     for (u32 c = lane; c < n_classes; c += width) {
-        float value = to_float(z[c]), weight = class_weight ? class_weight[c] : 1.0f;
+        float value = to_float(z[c]) + b[c], weight = class_weight ? class_weight[c] : 1.0f;
         sum += expf(value - highest);
         weights += weight;
         weighted += weight * value;
@@ -57,7 +58,7 @@ __device__ __forceinline__ void softmax_ce(T *gradient, const S *logits, RowStat
     float w1 = part * (class_weight ? class_weight[label] : 1.0f);
     float w2 = (1.0f - part) * (class_weight ? class_weight[second] : 1.0f);
     float spread = smoothing / n_classes, certain = 1.0f - smoothing;
-    float loss = certain * (w1 * (log_sum - own) + w2 * (log_sum - to_float(z[second])));
+    float loss = certain * (w1 * (log_sum - own) + w2 * (log_sum - (to_float(z[second]) + b[second])));
     if (smoothing > 0.0f) loss += spread * (weights * log_sum - weighted);
     // All lanes have read what they need of the row's label before any of them writes.
     __syncwarp();
@@ -65,7 +66,7 @@ __device__ __forceinline__ void softmax_ce(T *gradient, const S *logits, RowStat
         T *r = gradient + (u64)row * stride + (u64)head * n_classes;
         float of_p = certain * (w1 + w2) + spread * weights, inverse = 1.0f / sum;
         for (u32 c = lane; c < n_classes; c += width) {
-            float value = of_p * (expf(to_float(z[c]) - highest) * inverse);
+            float value = of_p * (expf(to_float(z[c]) + b[c] - highest) * inverse);
             if (smoothing > 0.0f) value -= spread * (class_weight ? class_weight[c] : 1.0f);
             if (c == label) value -= certain * w1;
             if (c == second) value -= certain * w2;
@@ -83,11 +84,11 @@ __device__ __forceinline__ void softmax_ce(T *gradient, const S *logits, RowStat
     }
 }
 #define SOFTMAX(NAME, S, T)                                                                                            \
-    extern "C" __global__ void NAME(T *gradient, const S *logits, RowStat *stats, const u32 *labels, const u32 *order, \
+    extern "C" __global__ void NAME(T *gradient, const S *logits, const float *bias, RowStat *stats, const u32 *labels, const u32 *order, \
                                     const Cursor *cursor, u32 row0, u32 n_rows, u32 n_heads, u32 n_classes,            \
                                     u32 stride, int width, const float *class_weight, float smoothing,                 \
                                     const float *share, const u32 *partner) {                                          \
-        softmax_ce<S, T>(gradient, logits, stats, labels, order, cursor, row0, n_rows, n_heads, n_classes, stride,     \
+        softmax_ce<S, T>(gradient, logits, bias, stats, labels, order, cursor, row0, n_rows, n_heads, n_classes, stride,     \
                          width, class_weight, smoothing, share, partner);                                              \
     }
 SOFTMAX(softmax_ce_f32, float, float)
@@ -101,7 +102,7 @@ SOFTMAX(softmax_ce_bf16, bf16, bf16)
 // A row's loss is the sum over its outputs and its weight their number, so that the mean is over all numbers as
 // torch.nn.BCEWithLogitsLoss and MSELoss take it. top1 is 1 where every output is on its target's side of zero.
 template <bool SIGMOID, typename S, typename T>
-__device__ __forceinline__ void dense_loss(T *gradient, const S *outputs, RowStat *stats, const float *targets,
+__device__ __forceinline__ void dense_loss(T *gradient, const S *outputs, const float *bias, RowStat *stats, const float *targets,
                                            const u32 *order, const Cursor *cursor, u32 row0, u32 n_rows, u32 n_heads,
                                            u32 n_outputs, u32 stride, int width, const float *weight, float smoothing,
                                            const float *share, const u32 *partner) {
@@ -116,7 +117,7 @@ __device__ __forceinline__ void dense_loss(T *gradient, const S *outputs, RowSta
     float part = partner ? share[at + row] : 1.0f, loss = 0.0f;
     int wrong = 0;
     for (u32 c = lane; c < n_outputs; c += width) {
-        float z = to_float(outputs[base + c]), t = part * target[c] + (1.0f - part) * other[c], slope;
+        float z = to_float(outputs[base + c]) + bias[head * n_outputs + c], t = part * target[c] + (1.0f - part) * other[c], slope;
         float w = weight ? weight[c] : 1.0f;
         wrong += (z > 0.0f) != (t > 0.5f);
         if (SIGMOID) {
@@ -143,11 +144,11 @@ __device__ __forceinline__ void dense_loss(T *gradient, const S *outputs, RowSta
     }
 }
 #define DENSE(NAME, SIGMOID, S, T)                                                                                     \
-    extern "C" __global__ void NAME(T *gradient, const S *outputs, RowStat *stats, const float *targets,               \
+    extern "C" __global__ void NAME(T *gradient, const S *outputs, const float *bias, RowStat *stats, const float *targets,               \
                                     const u32 *order, const Cursor *cursor, u32 row0, u32 n_rows, u32 n_heads,         \
                                     u32 n_outputs, u32 stride, int width, const float *weight, float smoothing,        \
                                     const float *share, const u32 *partner) {                                          \
-        dense_loss<SIGMOID, S, T>(gradient, outputs, stats, targets, order, cursor, row0, n_rows, n_heads, n_outputs,  \
+        dense_loss<SIGMOID, S, T>(gradient, outputs, bias, stats, targets, order, cursor, row0, n_rows, n_heads, n_outputs,  \
                                   stride, width, weight, smoothing, share, partner);                                   \
     }
 DENSE(sigmoid_bce_f32, true, float, float)

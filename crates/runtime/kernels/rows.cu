@@ -19,12 +19,12 @@ extern "C" __global__ void gather_rows(uint4 *out, const uint4 *source, const u3
 }
 
 // As gather_rows for rows of `width` numbers of which `padded` are kept, and mixed:
-// out = share·x[row] + (1 - share)·x[partner] + sigma·normal(epoch, step, row, column).
+// out = share·x[row] + (1 - share)·x[partner] + sigma·normal(step, row, column).
 // `share` and `partner` (positions in the batch) are [rows of the epoch] in its order and may both be null.
 template <typename S, typename T>
 __device__ __forceinline__ void gather_mix(T *out, const S *source, const u32 *order, const Cursor *cursor, u32 row0,
                                            u32 step0, u32 n_rows, u32 width, u32 padded, const float *share,
-                                           const u32 *partner, float sigma, u64 seed) {
+                                           const u32 *partner, float sigma, u64 key) {
     u64 at = (u64)blockIdx.x * blockDim.x + threadIdx.x;
     if (at >= (u64)n_rows * padded) return;
     u32 row = (u32)(at / padded), column = (u32)(at % padded);
@@ -36,18 +36,15 @@ __device__ __forceinline__ void gather_mix(T *out, const S *source, const u32 *o
             float other = to_float(source[(u64)order[first + partner[first + row]] * padded + column]);
             value = share[first + row] * value + (1.0f - share[first + row]) * other;
         }
-        if (sigma > 0.0f) {
-            Random4 random = philox(seed, cursor->epoch, cursor->step + step0, row * width + column, PURPOSE_NOISE);
-            value += sigma * normal(random.x, random.y);
-        }
+        if (sigma > 0.0f) value += sigma * normal(key, cursor->start + cursor->step + step0, row, column);
     }
     out[at] = from_float<T>(value);
 }
 #define GATHER(NAME, S, T)                                                                                             \
     extern "C" __global__ void NAME(T *out, const S *source, const u32 *order, const Cursor *cursor, u32 row0,         \
                                     u32 step0, u32 n_rows, u32 width, u32 padded, const float *share,                  \
-                                    const u32 *partner, float sigma, u64 seed) {                                       \
-        gather_mix<S, T>(out, source, order, cursor, row0, step0, n_rows, width, padded, share, partner, sigma, seed); \
+                                    const u32 *partner, float sigma, u64 key) {                                       \
+        gather_mix<S, T>(out, source, order, cursor, row0, step0, n_rows, width, padded, share, partner, sigma, key); \
     }
 GATHER(gather_mix_f32, float, float)
 GATHER(gather_mix_f16, f16, f16)
