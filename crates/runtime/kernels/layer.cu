@@ -117,6 +117,12 @@ __device__ __forceinline__ void column_moments(float *mean, float *inverse, floa
     }
 }
 
+// out[i] = 1 / sqrt(variance[i] + eps), of the running variances in an evaluation.
+extern "C" __global__ void inverse_roots(float *out, const float *variance, u32 n, float eps) {
+    u32 at = blockIdx.x * blockDim.x + threadIdx.x;
+    if (at < n) out[at] = 1.0f / sqrtf(variance[at] + eps);
+}
+
 // out = (z - mean)·inverse·weight + bias. By rows: mean and inverse are [n_rows], and row r has the weights
 // r % n_heads; by columns (`by_row` 0): they are [width] as weight and bias.
 template <typename T>
