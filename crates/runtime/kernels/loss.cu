@@ -100,7 +100,8 @@ SOFTMAX(softmax_ce_bf16, bf16, bf16)
 // Losses of several numbers a row. SIGMOID: binary cross-entropy with logits, class weights as `weight` per output,
 // targets in 0..1 (smoothed to t·(1 - s) + s/2). Else the squared error, whose gradient is 2·(z - t).
 // A row's loss is the sum over its outputs and its weight their number, so that the mean is over all numbers as
-// torch.nn.BCEWithLogitsLoss and MSELoss take it. top1 is 1 where every output is on its target's side of zero.
+// torch.nn.BCEWithLogitsLoss and MSELoss take it. top1 and
+// top5 count the outputs that are on their target's side of zero.
 template <bool SIGMOID, typename S, typename T>
 __device__ __forceinline__ void dense_loss(T *gradient, const S *outputs, const float *bias, RowStat *stats, const float *targets,
                                            const u32 *order, const Cursor *cursor, u32 row0, u32 n_rows, u32 n_heads,
@@ -138,8 +139,8 @@ __device__ __forceinline__ void dense_loss(T *gradient, const S *outputs, const 
         RowStat stat;
         stat.loss = loss;
         stat.weight = n_outputs;
-        stat.top1 = wrong == 0;
-        stat.top5 = wrong == 0;
+        stat.top1 = n_outputs - wrong;
+        stat.top5 = stat.top1;
         stats[item] = stat;
     }
 }

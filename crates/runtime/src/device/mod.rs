@@ -19,5 +19,9 @@ mod cuda;
 #[cfg(test)]
 mod emulator;
 mod gemm;
+pub(crate) mod network;
+pub(crate) mod rows;
+#[cfg(test)]
+mod tests;
 
 pub use cuda::Cuda;

@@ -68,12 +68,12 @@ pub(super) fn dense(a: &Args, (from, to): (Kind, Kind), sigmoid: bool) {
     for row in 0..n_rows {
         for head in 0..n_heads {
             let (other, share) = mixed(a, [15, 16], &order, first, row);
-            let (mut loss, mut right) = (0.0, true);
+            let (mut loss, mut right) = (0.0, 0.0);
             for j in 0..c {
                 let at = row * stride + head * c + j;
                 let z = outputs[at] + bias[head * c + j];
                 let mut t = share * targets[order[first + row] * c + j] + (1.0 - share) * targets[other * c + j];
-                right &= (z > 0.0) == (t > 0.5);
+                right += f64::from(u8::from((z > 0.0) == (t > 0.5)));
                 let slope = if sigmoid {
                     t = t * (1.0 - smoothing) + smoothing / 2.0;
                     let p = 1.0 / (1.0 + (-z).exp());
@@ -88,7 +88,6 @@ pub(super) fn dense(a: &Args, (from, to): (Kind, Kind), sigmoid: bool) {
                     a.set(0, to, at, slope);
                 }
             }
-            let right = f64::from(u8::from(right));
             for (i, value) in [loss, c as f64, right, right].into_iter().enumerate() {
                 a.set(3, Kind::F32, (row * n_heads + head) * 4 + i, value);
             }
