@@ -49,15 +49,16 @@ fn few(scratch: &Scratch, n_per_class: usize) -> PathBuf {
 fn rows(entry: &Path) -> BTreeMap<[u8; 32], Vec<u32>> {
     let store = Store::open_entry(entry).unwrap();
     let manifest = Manifest::open(&Manifest::list(entry).unwrap()[0]).unwrap();
-    manifest
-        .lines()
-        .filter_map(|line| line.id)
-        .map(|id| {
-            let mut row = Vec::new();
-            assert!(store.read(&id, &mut row).unwrap());
-            (id, row.into_iter().map(f32::to_bits).collect())
-        })
-        .collect()
+    let ids: Vec<_> = manifest.lines().filter_map(|line| line.id).collect();
+    let features = store.features(&ids, |row| row.to_string()).unwrap();
+    let row = |at: usize| {
+        features
+            .rows(at..at + 1, &mut Vec::new())
+            .iter()
+            .map(|v| v.to_bits())
+            .collect()
+    };
+    ids.iter().enumerate().map(|(at, id)| (*id, row(at))).collect()
 }
 
 fn entry_of(answer: &serde_json::Value) -> PathBuf {

@@ -21,6 +21,9 @@ pub enum Backing {
     /// Through a memory map: nothing is copied. Truncating the file in place while it is mapped kills the process, on every system.
     #[default]
     Map,
+    /// As [`Map`](Backing::Map), and the file is closed: for more files than a process may have open. A change of the file is
+    /// not noticed, and errors do not name it.
+    Detached,
     /// By positional reads (`pread`): for network file systems, and for files that others may change.
     Read,
 }
@@ -85,7 +88,7 @@ impl Source {
             .map_err(|_| FileError::at("open", path)(io::ErrorKind::FileTooLarge.into()))?;
         let bytes = match backing {
             // An empty file cannot be mapped.
-            Backing::Map if len > 0 => {
+            Backing::Map | Backing::Detached if len > 0 => {
                 // SAFETY: the map is read-only and private to this value, and its bytes are only ever read as plain bytes,
                 // for which every value is valid. The condition that no one changes the file underneath is the caller's,
                 // stated above; a change is noticed by `check_unchanged`. This crate itself never writes to an existing
@@ -99,10 +102,14 @@ impl Source {
             path: path.to_owned(),
             modified: about.modified().ok(),
         };
+        let is_watched = backing != Backing::Detached;
         Ok(Source::from(Inner {
-            bytes,
+            bytes: match bytes {
+                Bytes::File if !is_watched => Bytes::Owned(Vec::new()),
+                bytes => bytes,
+            },
             len,
-            file: Some(file),
+            file: is_watched.then_some(file),
         }))
     }
 

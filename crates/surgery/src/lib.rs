@@ -26,7 +26,7 @@ pub use error::Error;
 pub use format::edit::{HeaderEdit, edit_header, recover_header};
 pub use format::open::{Format, Opened, is_safetensors, open, open_with};
 pub use format::pieces::{Piece, Pieces};
-pub use format::safetensors::{open_safetensors, save_safetensors};
+pub use format::safetensors::{open_safetensors, open_safetensors_with, save_safetensors};
 pub use lazy::{Distribution, Draw, Group, LazyEntry, LazyReader, LazyStateDict, LazyTensor, LazyValue};
 pub use marks::{can_train, is_buffer_name};
 pub use op::deep_copy::deep_copy;

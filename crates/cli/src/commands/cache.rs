@@ -8,7 +8,7 @@ use runtime::data::{Dataset, Unlabelled};
 use runtime::exchange::{ClipRetrievalWriter, Modality, Precision, WriteOptions};
 use runtime::features::{
     DEFAULT_BLOCK_ROWS, EntryInfo, ExtractConfig, FeatureType, GarbageOptions, Key, KeyState, Manifest,
-    Recipe, Store, collect_garbage, explain, keys, list_entries, verify_cache,
+    Recipe, RowId, Store, collect_garbage, explain, keys, list_entries, verify_cache,
 };
 
 use super::extract::RecipeArgs;
@@ -301,19 +301,17 @@ fn export(args: &ExportArgs) -> anyhow::Result<u8> {
             },
         },
     )?;
-    let (mut row, mut n_rows) = (Vec::new(), 0);
-    for line in lines() {
-        let id = line.id.unwrap_or_default();
-        if !store.read(&id, &mut row)? {
-            let text = format!("`{}` is not in the cache entry", line.name);
-            return Err(runtime::Error::Features(text).into());
-        }
+    let (ids, names): (Vec<RowId>, Vec<String>) = lines()
+        .map(|line| (line.id.unwrap_or_default(), line.name.into_owned()))
+        .unzip();
+    let features = store.features(&ids, |row| format!("`{}`", names[row]))?;
+    let (mut scratch, n_rows) = (Vec::new(), ids.len());
+    for (row, line) in lines().enumerate() {
         let class = line
             .label
             .and_then(|label| manifest.header.classes.get(label as usize));
-        writer.push(&line.name, class.map(String::as_str), &row)?;
-        row.clear();
-        n_rows += 1;
+        let values = features.rows(row..row + 1, &mut scratch);
+        writer.push(&line.name, class.map(String::as_str), values)?;
     }
     let n_partitions = writer.finish()?;
     text::remark(&format!(

@@ -5,9 +5,9 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use pth::{DType, FileError, Tensor};
+use pth::{Backing, DType, FileError, Tensor};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 
@@ -20,13 +20,13 @@ use crate::error::Error;
 pub(super) const PREFIX: &str = "block-";
 pub(super) const ENDING: &str = ".safetensors";
 
-/// Rows of one block, mapped.
+/// What is known of one block; its file is opened when its numbers are wanted.
 #[derive(Debug)]
 pub(super) struct Block {
-    /// `[n, ...]`.
-    features: Tensor,
-    /// `[n, 32]`.
-    ids: Tensor,
+    path: PathBuf,
+    dtype: FeatureType,
+    row_shape: Vec<usize>,
+    n_rows: usize,
 }
 
 /// Rows on their way into a block.
@@ -124,26 +124,73 @@ pub(super) fn check_name(path: &Path) -> Result<(), Error> {
 }
 
 impl Block {
-    /// Checks a block's digest and maps it.
+    /// Checks a block's digest and looks at its header. The file is closed again: there may be more blocks than files that
+    /// a process may have open.
     ///
     /// # Errors
     /// [`Error::Damaged`] where a byte of it has changed; [`Error::BadFile`] where it holds other rows than the entry's.
     pub(super) fn open(path: &Path, dtype: FeatureType) -> Result<Block, Error> {
         check_name(path)?;
-        Block::map(path, dtype)
+        Block::look(path, dtype)
     }
 
-    /// Maps a block without looking at its rows.
-    pub(super) fn map(path: &Path, dtype: FeatureType) -> Result<Block, Error> {
-        let (tensors, _) = surgery::open_safetensors(path)?;
-        let bad = |reason: &str| Error::BadFile {
+    /// Looks at a block's header only.
+    pub(super) fn look(path: &Path, dtype: FeatureType) -> Result<Block, Error> {
+        let mut block = Block {
             path: path.to_owned(),
-            reason: reason.to_owned(),
+            dtype,
+            row_shape: Vec::new(),
+            n_rows: 0,
         };
+        let tensors = block.tensors(Backing::Read)?;
+        block.n_rows = tensors.ids.shape()[0];
+        block.row_shape = tensors.features.shape()[1..].to_vec();
+        Ok(block)
+    }
+
+    pub(super) fn n_rows(&self) -> usize {
+        self.n_rows
+    }
+
+    /// Shape of one row.
+    pub(super) fn row_shape(&self) -> &[usize] {
+        &self.row_shape
+    }
+
+    /// Calls `each` with every row's id, in order.
+    pub(super) fn for_each_id(&self, mut each: impl FnMut(usize, RowId)) -> Result<(), Error> {
+        let ids = self.tensors(Backing::Read)?.ids;
+        let bytes = ids.to_bytes().map_err(|error| self.bad(error))?;
+        for (row, id) in bytes.chunks_exact(32).enumerate() {
+            each(row, id.try_into().expect("chunks of 32"));
+        }
+        Ok(())
+    }
+
+    /// The stored bytes of a row.
+    pub(super) fn row_bytes(&self, row: usize) -> Result<Vec<u8>, Error> {
+        let features = self.tensors(Backing::Read)?.features;
+        let row = features.select(row).map_err(|error| self.bad(error))?;
+        Ok(row.to_bytes().map_err(|error| self.bad(error))?.into_owned())
+    }
+
+    /// All rows, mapped where they lie.
+    pub(super) fn piece(&self) -> Result<Piece, Error> {
+        let features = self.tensors(Backing::Detached)?.features;
+        let storage = features.storage().clone();
+        if !features.is_contiguous() || storage.nbytes() != features.nbytes() {
+            return Err(self.bad("its rows do not lie one after another"));
+        }
+        let n_features = self.row_shape.iter().product();
+        Piece::stored(storage, self.dtype, n_features).map_err(|error| self.bad(error))
+    }
+
+    fn tensors(&self, backing: Backing) -> Result<Tensors, Error> {
+        let (tensors, _) = surgery::open_safetensors_with(&self.path, backing)?;
         let (Some(features), Some(ids)) = (tensors.get("features"), tensors.get("ids")) else {
-            return Err(bad("a cache block without `features` and `ids`"));
+            return Err(self.bad("a cache block without `features` and `ids`"));
         };
-        let wanted = match dtype {
+        let wanted = match self.dtype {
             FeatureType::Float16 => DType::Float16,
             FeatureType::Float32 => DType::Float32,
         };
@@ -152,55 +199,26 @@ impl Block {
             _ => false,
         };
         if features.dtype() != wanted || ids.dtype() != DType::Uint8 || !shapes_agree {
-            return Err(bad("a cache block of another kind than its entry"));
+            return Err(self.bad("a cache block of another kind than its entry"));
         }
-        Ok(Block {
+        Ok(Tensors {
             features: features.clone(),
             ids: ids.clone(),
         })
     }
 
-    pub(super) fn n_rows(&self) -> usize {
-        self.ids.shape()[0]
-    }
-
-    /// Shape of one row.
-    pub(super) fn row_shape(&self) -> &[usize] {
-        &self.features.shape()[1..]
-    }
-
-    /// Calls `each` with every row's id, in order.
-    pub(super) fn for_each_id(&self, mut each: impl FnMut(usize, RowId)) -> Result<(), String> {
-        let bytes = self.ids.to_bytes().map_err(|error| error.to_string())?;
-        for (row, id) in bytes.chunks_exact(32).enumerate() {
-            each(row, id.try_into().expect("chunks of 32"));
+    fn bad(&self, reason: impl ToString) -> Error {
+        Error::BadFile {
+            path: self.path.clone(),
+            reason: reason.to_string(),
         }
-        Ok(())
     }
+}
 
-    /// The stored bytes of a row.
-    pub(super) fn row_bytes(&self, row: usize) -> Result<Vec<u8>, String> {
-        let bytes = self.features.to_bytes().map_err(|error| error.to_string())?;
-        let n_bytes = bytes.len() / self.n_rows().max(1);
-        Ok(bytes[row * n_bytes..(row + 1) * n_bytes].to_vec())
-    }
-
-    /// Whether a row has that id: the index of an entry knows half of it.
-    pub(super) fn check_id(&self, row: usize, id: &RowId) -> Result<(), String> {
-        let ids = self.ids.to_bytes().map_err(|error| error.to_string())?;
-        if ids.get(row * 32..(row + 1) * 32) != Some(id) {
-            return Err("two pictures share half a digest".to_owned());
-        }
-        Ok(())
-    }
-
-    /// All rows, where they lie.
-    pub(super) fn piece(&self, dtype: FeatureType) -> Result<Piece, String> {
-        let n_features = self.row_shape().iter().product();
-        let storage = self.features.storage().clone();
-        if !self.features.is_contiguous() || storage.nbytes() != self.features.nbytes() {
-            return Err("its rows do not lie one after another".to_owned());
-        }
-        Piece::stored(storage, dtype, n_features).map_err(|error| error.to_string())
-    }
+/// What a block holds.
+struct Tensors {
+    /// `[n, ...]`.
+    features: Tensor,
+    /// `[n, 32]`.
+    ids: Tensor,
 }

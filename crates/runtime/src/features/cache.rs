@@ -10,9 +10,9 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use super::block::{Block, check_name};
+use super::job::{JOBS, Job};
 use super::key::{Difference, Key};
 use super::manifest::Manifest;
-use super::shard::{JOBS, Job};
 use super::store::{RowId, USED, block_names, folder_size, is_in_use};
 use crate::error::Error;
 
@@ -80,7 +80,7 @@ pub fn list_entries(cache: &Path) -> Result<Vec<EntryInfo>, Error> {
         };
         for name in names {
             // A damaged block is `verify`'s to name.
-            if let Some(Ok(block)) = dtype.map(|dtype| Block::map(&folder.join(name), dtype)) {
+            if let Some(Ok(block)) = dtype.map(|dtype| Block::look(&folder.join(name), dtype)) {
                 info.n_rows += block.n_rows();
                 info.row_shape = block.row_shape().to_vec();
             }
@@ -228,23 +228,15 @@ fn compare_rows(
             Some(&(of, first)) => repeated.push((row, of, first)),
         }
     });
-    if let Err(reason) = read {
-        seen.problems.push(Problem {
-            path: path.to_owned(),
-            reason,
-            is_damage: false,
-        });
+    if let Err(error) = read {
+        seen.problems.push(problem(path, &error));
     }
     for (row, of, first) in repeated {
         let other = sound.get(of).unwrap_or(block);
         match (block.row_bytes(row), other.row_bytes(first)) {
             (Ok(ours), Ok(theirs)) if ours == theirs => seen.n_duplicates += 1,
             (Ok(_), Ok(_)) => seen.n_disagreeing += 1,
-            (Err(reason), _) | (_, Err(reason)) => seen.problems.push(Problem {
-                path: path.to_owned(),
-                reason,
-                is_damage: false,
-            }),
+            (Err(error), _) | (_, Err(error)) => seen.problems.push(problem(path, &error)),
         }
     }
 }

@@ -4,33 +4,33 @@
 //! row is missing it is prepared, goes through the network once for all boundaries, and its rows go to one thread that
 //! makes them durable.
 
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError, mpsc};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use serde::Serialize;
-
+use super::extraction::{Extraction, Outcomes};
+use super::job::{Job, Plan};
 use super::key::{FeatureType, Key, KeySpec, Recipe, ViewKey};
-use super::manifest::{Header, Line, Manifest, save_manifest};
-use super::pipeline::{Filler, Pipeline, Spent};
+use super::pipeline::{Pipeline, Spent};
 use super::pool::Pool;
-use super::shard::{Job, Plan, Shard};
+use super::shard::Shard;
 use super::store::{Budget, RowId, Store};
 use super::texts::Texts;
-use super::writer::{Computed, Entry, Writer};
-use crate::data::{Content, Dataset, LeftOut, Reader, Split};
+use super::work::{Tag, Work};
+use super::writer::{Entry, Writer};
+use crate::data::{Dataset, Split};
 use crate::engine::{Device, Engine, OutputView, SessionOptions};
 use crate::error::Error;
-use crate::image::{Augment, Pixels, Preprocess, View};
-use crate::monitor::{Monitor, Stage};
+use crate::image::{Augment, Preprocess};
+use crate::monitor::Monitor;
 use crate::onnx::Model;
 use crate::text::TextEncoder;
 
 /// A batch of pixels stays below this, whatever the graph or the caller asks for.
 const MAX_BATCH_BYTES: usize = 1 << 30;
 /// Samples that a thread takes at once: neighbours lie close in a tar or a folder.
-const CHUNK: usize = 4;
+pub(super) const CHUNK: usize = 4;
 
 /// A boundary whose features are wanted.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -95,132 +95,6 @@ pub struct ExtractConfig<'c> {
     pub max_cache_bytes: Option<u64>,
     /// The part of the samples that this process does.
     pub shard: Option<Shard>,
-}
-
-/// What became of each sample: 32 bytes each.
-#[derive(Debug)]
-struct Outcomes {
-    ids: Vec<RowId>,
-    left_out: std::collections::BTreeMap<usize, String>,
-}
-
-/// What came of an extraction.
-#[derive(Debug)]
-pub struct Extraction<'d> {
-    data: &'d Dataset,
-    first: usize,
-    outcomes: Outcomes,
-    /// The entry of each tap, with all rows.
-    pub stores: Vec<Store>,
-    /// The entries of random views of the first tap.
-    pub views: Vec<Store>,
-    view_names: Vec<Vec<String>>,
-    /// Where the network was cut.
-    pub boundaries: Vec<String>,
-    /// Samples whose rows were all there.
-    pub hits: usize,
-    /// Samples for which something was computed.
-    pub misses: usize,
-    /// Samples that could not be read or listed.
-    pub n_left_out: usize,
-    /// Wall time.
-    pub elapsed: Duration,
-    /// What all threads together spent on reading, decoding and transforming.
-    pub preparing: Duration,
-    /// What all threads together spent in ONNX Runtime.
-    pub running: Duration,
-    /// Whether a GPU was asked for and some operators ran on the processor all the same.
-    pub partly_on_cpu: bool,
-    /// The part that was done, with its job.
-    pub shard: Option<(Shard, Job)>,
-}
-
-impl Extraction<'_> {
-    /// Whether a sample's features are there, by its number in the data set.
-    pub fn has_row(&self, sample: usize) -> bool {
-        sample.checked_sub(self.first).is_some_and(|offset| {
-            offset < self.outcomes.ids.len() && !self.outcomes.left_out.contains_key(&offset)
-        })
-    }
-
-    /// The entry of the first tap.
-    pub fn store(&self) -> &Store {
-        &self.stores[0]
-    }
-
-    fn lines(&self) -> impl Iterator<Item = Line<'_>> {
-        self.outcomes.ids.iter().enumerate().map(|(offset, id)| {
-            let sample = self.first + offset;
-            let reason = self.outcomes.left_out.get(&offset);
-            Line {
-                name: self.data.name(sample),
-                id: reason.is_none().then_some(*id),
-                label: self.data.label(sample),
-                split: self.data.split(sample),
-                left_out: reason.map(|reason| reason.as_str().into()),
-            }
-        })
-    }
-
-    fn header(&self, tap: usize) -> Header {
-        Header::new(
-            self.data.source(),
-            self.data.classes(),
-            self.view_names[tap].clone(),
-            self.outcomes.ids.len(),
-        )
-    }
-
-    /// Which row is which sample, in memory.
-    pub fn manifest(&self) -> Manifest {
-        Manifest::new(self.header(0), self.lines())
-    }
-
-    /// Writes the label manifest into the entry of every tap, and returns the first's path.
-    ///
-    /// # Errors
-    /// The file system's.
-    pub fn save_labels(&self) -> Result<PathBuf, Error> {
-        let mut first = None;
-        for (tap, store) in self.stores.iter().enumerate() {
-            let path = save_manifest(store.folder(), &self.header(tap), || self.lines())?;
-            first.get_or_insert(path);
-        }
-        Ok(first.expect("there is a tap"))
-    }
-
-    /// Samples of splits that are for neither training nor validation: which, and how many.
-    pub fn set_aside(&self) -> &[(String, usize)] {
-        self.data.set_aside()
-    }
-
-    /// Samples without features: those that could not be listed, then those that could not be read, in their order.
-    pub fn left_out(&self) -> impl Iterator<Item = LeftOut> {
-        let unread = self.outcomes.left_out.iter().map(|(offset, reason)| LeftOut {
-            name: self.data.name(self.first + offset).into_owned(),
-            reason: reason.clone(),
-        });
-        self.data.left_out().iter().cloned().chain(unread)
-    }
-
-    /// The ledger: one JSON object per sample that was left out.
-    pub fn ledger(&self) -> String {
-        #[derive(Serialize)]
-        struct Entry<'e> {
-            name: &'e str,
-            reason: &'e str,
-        }
-        let mut text = String::new();
-        for LeftOut { name, reason } in self.left_out() {
-            let entry = Entry {
-                name: &name,
-                reason: &reason,
-            };
-            text.push_str(&serde_json::to_string(&entry).expect("strings are JSON"));
-            text.push('\n');
-        }
-        text
-    }
 }
 
 /// The keys of the entries that `config` fills: per tap the plain one, then those of its views.
@@ -516,246 +390,4 @@ pub(crate) fn sessions_for(model: &Model, device: Device, threads: usize) -> (us
     }
     let n_sessions = (SESSIONS_BYTES / model.n_bytes().max(1)).clamp(1, threads.max(1));
     (n_sessions, (threads / n_sessions).max(1))
-}
-
-/// Writes what the network sees of a sample into `out`.
-///
-/// # Errors
-/// Why it cannot, in one sentence.
-pub(crate) fn prepare(
-    preprocess: &Preprocess,
-    content: &Content<'_>,
-    view: Option<&View>,
-    out: &mut [f32],
-) -> Result<(), String> {
-    match content {
-        Content::Encoded(bytes) => preprocess
-            .prepare(bytes, view, out)
-            .map_err(|error| error.to_string()),
-        Content::Pixels { width, height, rgb } => {
-            let pixels = Pixels::from_rgb(*width, *height, rgb).map_err(|error| error.to_string())?;
-            preprocess.apply(&pixels, view, out);
-            Ok(())
-        }
-        Content::Text(_) => Err("this is text, and the network takes pictures".to_owned()),
-    }
-}
-
-/// One row on its way through the network: which picture and which of its views.
-type Tag = (RowId, usize);
-
-pub(super) struct Work<'w> {
-    data: &'w Dataset,
-    /// Per tap, per slot.
-    entries: &'w [Entry],
-    /// The plain picture and its views.
-    n_slots: usize,
-    config: &'w ExtractConfig<'w>,
-    first: usize,
-    end: usize,
-    next: AtomicUsize,
-    stop: AtomicBool,
-    monitor: Monitor<'w>,
-    done: AtomicUsize,
-    misses: AtomicUsize,
-    outcomes: Mutex<Outcomes>,
-}
-
-impl Work<'_> {
-    /// Lets `compute` send rows to a thread that makes them durable.
-    fn run(
-        &self,
-        mut writer: Writer<'_>,
-        compute: impl FnOnce(&mpsc::SyncSender<Computed>) -> Result<(), Error>,
-    ) -> Result<(), Error> {
-        /// How often the writer looks for blocks that have waited long.
-        const TICK: Duration = Duration::from_secs(1);
-        // Bounded: a slow disk holds the threads back instead of filling memory.
-        let (sender, receiver) = mpsc::sync_channel::<Computed>(2 * self.config.threads.max(1));
-        std::thread::scope(|scope| {
-            let written = scope.spawn(move || {
-                let mut outcome = Ok(());
-                loop {
-                    let step = match receiver.recv_timeout(TICK) {
-                        Ok(computed) => writer.push(&computed).and_then(|()| writer.flush_old()),
-                        Err(mpsc::RecvTimeoutError::Timeout) => writer.flush_old(),
-                        Err(mpsc::RecvTimeoutError::Disconnected) => break,
-                    };
-                    if step.is_err() {
-                        self.stop.store(true, Ordering::Relaxed);
-                        outcome = step;
-                        break;
-                    }
-                }
-                // The threads may be waiting for room in the channel.
-                while receiver.recv().is_ok() {}
-                outcome.and(writer.flush())
-            });
-            let computed = compute(&sender);
-            drop(sender);
-            computed.and(written.join().expect("the writer does not panic"))
-        })
-    }
-
-    /// Calls `each` with sample after sample until there are none, or it says that there is no more to do.
-    pub(super) fn take_samples(
-        &self,
-        mut each: impl FnMut(&mut Reader<'_>, usize) -> Result<bool, Error>,
-    ) -> Result<(), Error> {
-        let mut reader = self.data.reader();
-        loop {
-            let first = self.next.fetch_add(CHUNK, Ordering::Relaxed);
-            let last = (first + CHUNK).min(self.end);
-            for sample in first..last {
-                if self.is_stopped() || !each(&mut reader, sample)? {
-                    return Ok(());
-                }
-            }
-            if first >= self.end {
-                return Ok(());
-            }
-        }
-    }
-
-    /// Whether someone has failed or cancelled.
-    pub(super) fn is_stopped(&self) -> bool {
-        self.stop.load(Ordering::Relaxed) || self.monitor.is_cancelled()
-    }
-
-    /// Makes all threads stop at their next sample.
-    pub(super) fn halt(&self) {
-        self.stop.store(true, Ordering::Relaxed);
-    }
-
-    /// Whether rows of a sample are missing in a slot.
-    pub(super) fn is_missing(&self, id: &RowId, slot: usize) -> bool {
-        let mut entries = self.entries.iter().skip(slot).step_by(self.n_slots);
-        !entries.all(|entry| entry.contains(id))
-    }
-
-    /// Takes samples until there are none, and puts into batches what is missing of them.
-    fn fill(&self, preprocess: &Preprocess, filler: &mut Filler<'_, Tag>) -> Result<(), Error> {
-        self.take_samples(|reader, sample| {
-            let content = filler.prepare(|| reader.read(sample));
-            let outcome = match content {
-                Ok(content) => match self.place(preprocess, filler, sample, &content)? {
-                    Some(outcome) => outcome,
-                    None => return Ok(false),
-                },
-                Err(reason) => Err(reason),
-            };
-            self.note(sample, outcome);
-            Ok(true)
-        })
-    }
-
-    pub(super) fn note(&self, sample: usize, outcome: Result<RowId, String>) {
-        let offset = sample - self.first;
-        let mut outcomes = self.outcomes.lock().unwrap_or_else(PoisonError::into_inner);
-        match outcome {
-            Ok(id) => outcomes.ids[offset] = id,
-            Err(reason) => drop(outcomes.left_out.insert(offset, reason)),
-        }
-        drop(outcomes);
-        let done = self.done.fetch_add(1, Ordering::Relaxed) + 1;
-        self.monitor.at(Stage::Extract, done, self.end - self.first);
-    }
-
-    /// Puts what is missing of a sample into the batch. `None` where there is no more to do.
-    fn place(
-        &self,
-        preprocess: &Preprocess,
-        filler: &mut Filler<'_, Tag>,
-        sample: usize,
-        content: &Content<'_>,
-    ) -> Result<Option<Result<RowId, String>>, Error> {
-        let id = content.id();
-        // Judged on the plain pictures, trained on the views too.
-        let n_slots = match self.data.split(sample) {
-            Split::Train => self.n_slots,
-            _ => 1,
-        };
-        let mut is_miss = false;
-        for slot in 0..n_slots {
-            if !self.is_missing(&id, slot) {
-                continue;
-            }
-            let placed = filler.fill((id, slot), |out| {
-                self.prepare(preprocess, content, &id, slot, out)
-            })?;
-            match placed {
-                None => return Ok(None),
-                Some(Err(reason)) => return Ok(Some(Err(reason))),
-                Some(Ok(())) => is_miss = true,
-            }
-        }
-        if is_miss {
-            self.count_miss();
-        }
-        Ok(Some(Ok(id)))
-    }
-
-    pub(super) fn count_miss(&self) {
-        self.misses.fetch_add(1, Ordering::Relaxed);
-    }
-
-    fn prepare(
-        &self,
-        preprocess: &Preprocess,
-        content: &Content<'_>,
-        id: &RowId,
-        slot: usize,
-        out: &mut [f32],
-    ) -> Result<(), String> {
-        match self.config.views.filter(|_| slot > 0) {
-            None => prepare(preprocess, content, None, out),
-            Some(views) => {
-                let size = match content {
-                    Content::Encoded(bytes) => {
-                        preprocess.source_size(bytes).map_err(|error| error.to_string())?
-                    }
-                    Content::Pixels { width, height, .. } => (*width, *height),
-                    Content::Text(_) => (0, 0),
-                };
-                let view = views.augment.view(id, slot as u32 - 1, size);
-                prepare(preprocess, content, Some(&view), out)
-            }
-        }
-    }
-
-    /// Rows of a batch to the writer, for every entry.
-    fn hand_over(
-        &self,
-        tags: &[Tag],
-        outputs: &[OutputView<'_>],
-        sender: &mpsc::SyncSender<Computed>,
-    ) -> Result<(), Error> {
-        for (tap_idx, (tap, output)) in self.config.taps.iter().zip(outputs).enumerate() {
-            let sample_shape = &output.shape[1..];
-            let shape = tap
-                .pool
-                .row_shape(sample_shape)
-                .map_err(|reason| Error::Usage(format!("--pool on `{}`: {reason}", tap.boundary)))?;
-            let row_len = output.row_len();
-            for slot in 0..self.n_slots {
-                let mut computed = Computed {
-                    entry: tap_idx * self.n_slots + slot,
-                    ids: Vec::new(),
-                    shape: shape.clone(),
-                    values: Vec::new(),
-                };
-                for ((id, of), row) in tags.iter().zip(output.values.chunks_exact(row_len)) {
-                    if *of == slot {
-                        computed.ids.push(*id);
-                        tap.pool.append(sample_shape, row, &mut computed.values);
-                    }
-                }
-                // Where the writer has failed, it says so itself.
-                if !computed.ids.is_empty() && sender.send(computed).is_err() {
-                    return Ok(());
-                }
-            }
-        }
-        Ok(())
-    }
 }

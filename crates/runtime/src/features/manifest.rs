@@ -194,7 +194,7 @@ impl Manifest {
                 n_unlabelled += 1;
                 continue;
             };
-            let Some(place) = store.place(&id)? else {
+            let Some(place) = store.place(&id) else {
                 let text = format!("`{}` is not in the cache entry", line.name);
                 return Err(Error::Features(text));
             };
@@ -205,7 +205,7 @@ impl Manifest {
             };
             push(place);
             for (view, first) in views.iter().zip(&first_pieces) {
-                match view.place(&id)? {
+                match view.place(&id) {
                     Some((piece, row)) => push((first + piece, row)),
                     None => n_missing_views += 1,
                 }

@@ -64,13 +64,6 @@ impl Piece {
         Ok(Piece { numbers, n_rows })
     }
 
-    /// Appends a row to others.
-    pub(crate) fn append(&self, row: usize, n_features: usize, into: &mut Vec<f32>) {
-        let start = into.len();
-        into.resize(start + n_features, 0.0);
-        self.slice(row..row + 1, n_features).write_to(&mut into[start..]);
-    }
-
     /// These rows, borrowed where they are float32 in this machine's order at an address that suits.
     fn slice(&self, rows: Range<usize>, n_features: usize) -> Stretch<'_> {
         let numbers = rows.start * n_features..rows.end * n_features;

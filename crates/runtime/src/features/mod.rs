@@ -7,6 +7,8 @@
 mod block;
 mod cache;
 mod extract;
+mod extraction;
+mod job;
 mod key;
 mod manifest;
 mod matrix;
@@ -15,20 +17,24 @@ mod pool;
 mod shard;
 mod store;
 mod texts;
+mod work;
 mod writer;
 
 pub use cache::{
     EntryInfo, GarbageOptions, KeyState, Problem, Removed, Verification, collect_garbage, explain,
     list_entries, verify_cache,
 };
-pub use extract::{ExtractConfig, Extraction, Preparation, Tap, Views, extract, keys};
-pub(crate) use extract::{check_input, prepare, sessions_for};
+pub use extract::{ExtractConfig, Preparation, Tap, Views, extract, keys};
+pub(crate) use extract::{check_input, sessions_for};
+pub use extraction::Extraction;
+pub use job::{Finalized, Job, JobStatus, Plan};
 pub use key::{Difference, FeatureType, Key, KeySpec, Recipe, ViewKey};
 pub use manifest::{Header, Labelled, Line, Manifest, save_manifest};
 pub use matrix::Features;
 pub(crate) use matrix::Piece;
 pub(crate) use pipeline::{Pipeline, Spent};
 pub use pool::Pool;
-pub use shard::{Finalized, Job, JobStatus, Plan, Shard, to_array_expression};
+pub use shard::{Shard, to_array_expression};
 pub use store::{Budget, RowId, Store, default_cache};
+pub(crate) use work::prepare;
 pub use writer::DEFAULT_BLOCK_ROWS;

@@ -16,7 +16,7 @@ use rayon::prelude::*;
 
 use super::block::{Block, ENDING, PREFIX, Rows};
 use super::key::{FeatureType, Key};
-use super::matrix::Piece;
+use super::matrix::{Features, Piece};
 use crate::error::Error;
 
 /// BLAKE3 of what a row was made of.
@@ -92,8 +92,8 @@ pub struct Store {
     dtype: FeatureType,
     blocks: Vec<Block>,
     names: HashSet<String>,
-    /// By half of the id: the other half is compared when a row is read.
-    rows: HashMap<[u8; 16], (u32, u32), foldhash::fast::RandomState>,
+    /// Block and row by id.
+    rows: HashMap<RowId, (u32, u32), foldhash::fast::RandomState>,
     row_shape: Option<Vec<usize>>,
     /// Locked as long as the entry is open, so that `gc` leaves it; where a file system has no locks nothing is lost but
     /// that.
@@ -199,45 +199,40 @@ impl Store {
 
     /// Whether there is a row of that id.
     pub fn contains(&self, id: &RowId) -> bool {
-        self.rows.contains_key(&half(id))
+        self.rows.contains_key(id)
     }
 
     /// Block and row of an id, none where there is no such row.
-    ///
-    /// # Errors
-    /// Another row shares half its digest.
-    pub(super) fn place(&self, id: &RowId) -> Result<Option<(u32, u32)>, Error> {
-        let Some(&(block_idx, row)) = self.rows.get(&half(id)) else {
-            return Ok(None);
-        };
-        let checked = self.blocks[block_idx as usize].check_id(row as usize, id);
-        checked.map_err(|reason| bad(&self.folder, reason))?;
-        Ok(Some((block_idx, row)))
+    pub(super) fn place(&self, id: &RowId) -> Option<(u32, u32)> {
+        self.rows.get(id).copied()
     }
 
-    /// Appends a row to `into`; `false` where there is none.
-    ///
-    /// # Errors
-    /// The block's file went away.
-    pub fn read(&self, id: &RowId, into: &mut Vec<f32>) -> Result<bool, Error> {
-        let (Some((block_idx, row)), Some(n_features)) = (self.place(id)?, self.n_features()) else {
-            return Ok(false);
-        };
-        let piece = self.blocks[block_idx as usize].piece(self.dtype);
-        let piece = piece.map_err(|reason| bad(&self.folder, reason))?;
-        piece.append(row as usize, n_features, into);
-        Ok(true)
-    }
-
-    /// The rows of every block, where they lie.
+    /// The rows of every block, mapped where they lie.
     ///
     /// # Errors
     /// A block's file cannot be read.
     pub(super) fn pieces(&self) -> Result<Vec<Piece>, Error> {
-        let pieces = self.blocks.iter().map(|block| block.piece(self.dtype));
-        pieces
-            .collect::<Result<_, String>>()
-            .map_err(|reason| bad(&self.folder, reason))
+        self.blocks.iter().map(Block::piece).collect()
+    }
+
+    /// The rows of these ids, in order, where they lie; `name` is how an error calls one.
+    ///
+    /// # Errors
+    /// [`Error::Features`] where one is not there or not finite.
+    pub fn features(&self, ids: &[RowId], name: impl Fn(usize) -> String) -> Result<Features, Error> {
+        let mut picked = Vec::with_capacity(ids.len());
+        for (at, id) in ids.iter().enumerate() {
+            let place = self.place(id);
+            picked.push(
+                place.ok_or_else(|| Error::Features(format!("{} is not in the cache entry", name(at))))?,
+            );
+        }
+        Features::picked(
+            self.pieces()?.into(),
+            picked,
+            self.n_features().unwrap_or(1),
+            name,
+        )
     }
 
     /// Makes rows durable as one block, which [`refresh`](Store::refresh) then adds to the index. Takes `&self`, so that
@@ -271,11 +266,9 @@ impl Store {
         let block_idx = u32::try_from(self.blocks.len()).map_err(|_| bad(&path, too_many))?;
         u32::try_from(block.n_rows()).map_err(|_| bad(&path, too_many))?;
         let rows = &mut self.rows;
-        block
-            .for_each_id(|row, id| {
-                rows.entry(half(&id)).or_insert((block_idx, row as u32));
-            })
-            .map_err(|reason| bad(&path, reason))?;
+        block.for_each_id(|row, id| {
+            rows.entry(id).or_insert((block_idx, row as u32));
+        })?;
         self.names.insert(name);
         self.blocks.push(block);
         Ok(())
@@ -303,10 +296,6 @@ pub(super) fn block_names(folder: &Path) -> Result<Vec<String>, Error> {
     }
     names.sort();
     Ok(names)
-}
-
-fn half(id: &RowId) -> [u8; 16] {
-    std::array::from_fn(|at| id[at])
 }
 
 pub(super) fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), FileError> {

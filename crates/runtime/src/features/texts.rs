@@ -6,9 +6,9 @@
 use std::sync::{Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::Instant;
 
-use super::extract::Work;
 use super::pipeline::Spent;
 use super::store::RowId;
+use super::work::Work;
 use super::writer::Computed;
 use crate::data::Content;
 use crate::engine::Session;

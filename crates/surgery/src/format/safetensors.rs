@@ -20,7 +20,18 @@ use crate::stream::{self, OutputFormat, WriteOptions, WriteReport};
 /// # Errors
 /// The file cannot be read, or breaks a rule of the format.
 pub fn open_safetensors(path: &Path) -> Result<(StateDict, BTreeMap<String, String>), Error> {
-    let mut opened = read::file(&Source::open(path, Backing::Map)?, path)?;
+    open_safetensors_with(path, Backing::Map)
+}
+
+/// As [`open_safetensors`], read in another way than through a map.
+///
+/// # Errors
+/// As [`open_safetensors`].
+pub fn open_safetensors_with(
+    path: &Path,
+    backing: Backing,
+) -> Result<(StateDict, BTreeMap<String, String>), Error> {
+    let mut opened = read::file(&Source::open(path, backing)?, path)?;
     opened.finish();
     Ok((opened.state_dict, opened.metadata))
 }
