@@ -144,6 +144,20 @@ pub enum Error {
     /// Features that no head can be trained on.
     #[error("the features cannot be used: {0}")]
     Features(String),
+    /// A step of training that would have made weights that are no numbers; it was not made.
+    #[error(
+        "the {what} is not finite in epoch {epoch}, step {step} ({rows}); the weights before it are kept"
+    )]
+    NotFinite {
+        /// `loss` or `gradient`.
+        what: &'static str,
+        /// From 1.
+        epoch: usize,
+        /// Within the epoch, from 1.
+        step: usize,
+        /// The rows of the step.
+        rows: String,
+    },
     /// The state-dict layer below.
     #[error(transparent)]
     Surgery(Box<surgery::Error>),

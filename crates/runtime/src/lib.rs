@@ -25,6 +25,7 @@ mod report;
 pub mod solve;
 mod targets;
 pub mod text;
+pub mod train;
 
 pub use error::Error;
 pub use monitor::{Monitor, Progress, Stage};

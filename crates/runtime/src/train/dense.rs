@@ -1,0 +1,478 @@
+//! A linear layer in training: weights in panels, and beside each what the optimiser keeps.
+//!
+//! Biases are weights of an input that is always one, so that every row of inputs is followed by a 1 and by zeros up to a
+//! multiple of sixteen, and nothing below knows of biases.
+
+use std::ops::Range;
+
+use pulp::{Arch, Simd, WithSimd};
+
+use super::kernel::{Dot, LANES, Matrix, OUTER_HEIGHT, OUTER_PANELS, Outer, Spread};
+use super::optimiser::{Rule, Scalars, State};
+
+/// Outputs of a head below which lanes are filled by its inputs instead: sixteen lanes for two classes would be mostly idle.
+pub(super) const NARROW: usize = 8;
+
+/// Numbers from one row to the next where a row has `n` and a one.
+pub(super) fn stride(n: usize) -> usize {
+    (n + 1).next_multiple_of(LANES)
+}
+
+/// Which of the arrays beside each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Array {
+    Weights,
+    FirstMoment,
+    SecondMoment,
+    Ema,
+}
+
+impl Array {
+    pub(super) const ALL: [Array; 4] = [
+        Array::Weights,
+        Array::FirstMoment,
+        Array::SecondMoment,
+        Array::Ema,
+    ];
+}
+
+#[derive(Debug, Clone)]
+pub(super) struct Dense {
+    pub(super) n_in: usize,
+    pub(super) n_out: usize,
+    /// Panels over the inputs, `[stride / 16, n_out, 16]`; else over the outputs, `[⌈n_out / 16⌉, stride, 16]`.
+    is_narrow: bool,
+    m: usize,
+    n_panels: usize,
+    arrays: [Vec<f32>; 4],
+    /// Where it must be known whole before the update.
+    gradient: Vec<f32>,
+    /// Panels over the inputs of a layer that is not narrow: `[stride / 16, n_out, 16]`.
+    transposed: Vec<f32>,
+}
+
+/// What one call learns from.
+#[derive(Clone, Copy)]
+pub(super) struct Lesson<'l> {
+    pub(super) arch: Arch,
+    pub(super) is_parallel: bool,
+    pub(super) rule: &'l Rule,
+    /// One for all, or one per panel (per output of a narrow layer).
+    pub(super) scalars: &'l [Scalars],
+}
+
+impl Dense {
+    /// All zero; `is_narrow` where the lanes are inputs.
+    pub(super) fn new(n_in: usize, n_out: usize, is_narrow: bool, n_moments: usize, has_ema: bool) -> Dense {
+        let k = stride(n_in);
+        let (m, n_panels) = if is_narrow {
+            (n_out, k / LANES)
+        } else {
+            (k, n_out.div_ceil(LANES))
+        };
+        let array = |is_there: bool| vec![0.0; if is_there { m * n_panels * LANES } else { 0 }];
+        Dense {
+            n_in,
+            n_out,
+            is_narrow,
+            m,
+            n_panels,
+            arrays: [
+                array(true),
+                array(n_moments > 0),
+                array(n_moments > 1),
+                array(has_ema),
+            ],
+            gradient: Vec::new(),
+            transposed: Vec::new(),
+        }
+    }
+
+    /// Whether the lanes of its panels are inputs.
+    pub(super) fn is_narrow(&self) -> bool {
+        self.is_narrow
+    }
+
+    /// Numbers of scalars that differ between heads.
+    pub(super) fn n_scalars(&self) -> usize {
+        if self.is_narrow { self.n_out } else { self.n_panels }
+    }
+
+    fn at(&self, output: usize, input: usize) -> usize {
+        if self.is_narrow {
+            ((input / LANES) * self.m + output) * LANES + input % LANES
+        } else {
+            ((output / LANES) * self.m + input) * LANES + output % LANES
+        }
+    }
+
+    /// Whether the optimiser or the average keeps this.
+    pub(super) fn has(&self, array: Array) -> bool {
+        !self.arrays[array as usize].is_empty()
+    }
+
+    /// Copies outputs `outputs` in torch's layout: `weight [n, D]`, then `bias [n]`.
+    pub(super) fn export(&self, array: Array, outputs: Range<usize>) -> Vec<f32> {
+        let values = &self.arrays[array as usize];
+        let mut out = Vec::with_capacity(outputs.len() * (self.n_in + 1));
+        for output in outputs.clone() {
+            out.extend((0..self.n_in).map(|input| values[self.at(output, input)]));
+        }
+        out.extend(outputs.map(|output| values[self.at(output, self.n_in)]));
+        out
+    }
+
+    /// The other way round.
+    pub(super) fn import(&mut self, array: Array, outputs: Range<usize>, from: &[f32]) {
+        let (weight, bias) = from.split_at(outputs.len() * self.n_in);
+        for (row, output) in outputs.enumerate() {
+            for input in 0..self.n_in {
+                let at = self.at(output, input);
+                self.arrays[array as usize][at] = weight[row * self.n_in + input];
+            }
+            let at = self.at(output, self.n_in);
+            self.arrays[array as usize][at] = bias[row];
+        }
+    }
+
+    /// `out[b, :n_out]` for the rows of `x`; behind that, up to the next multiple of sixteen, zeros where it is not narrow.
+    pub(super) fn forward(&self, arch: Arch, x: Matrix<'_>, out: &mut [f32], out_stride: usize) {
+        let panels = &self.arrays[0][..];
+        let (a, a_stride, n, m) = (x.values, x.stride, x.n, self.m);
+        if self.is_narrow {
+            arch.dispatch(Dot {
+                a,
+                a_stride,
+                n,
+                panels,
+                m,
+                out,
+                out_stride,
+            });
+        } else {
+            arch.dispatch(Spread {
+                a,
+                a_stride,
+                n,
+                panels,
+                m,
+                out,
+                out_stride,
+            });
+        }
+    }
+
+    /// `out[b, :n_in] = r · weight` for residuals `r [b, n_out]`; behind that up to the stride are numbers without meaning.
+    pub(super) fn backward(&self, arch: Arch, r: Matrix<'_>, out: &mut [f32], out_stride: usize) {
+        let panels = if self.is_narrow {
+            &self.arrays[0][..]
+        } else {
+            &self.transposed[..]
+        };
+        let (a, a_stride, n, m) = (r.values, r.stride, r.n, self.n_out);
+        arch.dispatch(Spread {
+            a,
+            a_stride,
+            n,
+            panels,
+            m,
+            out,
+            out_stride,
+        });
+    }
+
+    /// Makes what [`backward`](Dense::backward) reads; needed after each change of the weights.
+    pub(super) fn transpose(&mut self) {
+        if self.is_narrow {
+            return;
+        }
+        let k = stride(self.n_in);
+        self.transposed.resize(k * self.n_out, 0.0);
+        let weights = &self.arrays[0];
+        for (panel, out) in self.transposed.chunks_exact_mut(self.n_out * LANES).enumerate() {
+            for (output, out) in out.chunks_exact_mut(LANES).enumerate() {
+                let from = &weights[((output / LANES) * k + panel * LANES) * LANES + output % LANES..];
+                out.iter_mut()
+                    .zip(from.iter().step_by(LANES))
+                    .for_each(|(to, from)| *to = *from);
+            }
+        }
+    }
+
+    fn state(&mut self) -> State<'_> {
+        let [weights, first, second, ema] = &mut self.arrays;
+        State {
+            weights,
+            moments: [first, second],
+            ema,
+        }
+    }
+
+    /// Updates the weights by the gradient of `pairs` (inputs and residuals), which is never written down.
+    pub(super) fn learn<'m, I>(&mut self, lesson: Lesson<'_>, pairs: I)
+    where
+        I: Iterator<Item = (Matrix<'m>, Matrix<'m>)> + Clone + Sync,
+    {
+        let grid = self.grid(lesson.is_parallel);
+        grid.walk(
+            self.state(),
+            0..grid.n_panels,
+            0..grid.m,
+            &|state, panels, rows| {
+                let part = Part {
+                    grid,
+                    panels,
+                    rows,
+                    state,
+                };
+                lesson.arch.dispatch(Learn {
+                    part,
+                    pairs: pairs.clone(),
+                    lesson: Some(lesson),
+                });
+            },
+        );
+    }
+
+    /// Writes the gradient of `pairs` down.
+    pub(super) fn differentiate<'m, I>(&mut self, arch: Arch, is_parallel: bool, pairs: I)
+    where
+        I: Iterator<Item = (Matrix<'m>, Matrix<'m>)> + Clone + Sync,
+    {
+        let grid = self.grid(is_parallel);
+        self.gradient.resize(self.arrays[0].len(), 0.0);
+        let state = State {
+            weights: &mut self.gradient,
+            moments: [&mut [], &mut []],
+            ema: &mut [],
+        };
+        grid.walk(state, 0..grid.n_panels, 0..grid.m, &|state, panels, rows| {
+            let part = Part {
+                grid,
+                panels,
+                rows,
+                state,
+            };
+            arch.dispatch(Learn {
+                part,
+                pairs: pairs.clone(),
+                lesson: None,
+            });
+        });
+    }
+
+    /// Updates the weights by the gradient that was written down.
+    pub(super) fn apply(&mut self, lesson: Lesson<'_>) {
+        let grid = self.grid(lesson.is_parallel);
+        let gradient = std::mem::take(&mut self.gradient);
+        grid.walk(
+            self.state(),
+            0..grid.n_panels,
+            0..grid.m,
+            &|state, panels, rows| {
+                let part = Part {
+                    grid,
+                    panels,
+                    rows,
+                    state,
+                };
+                lesson.arch.dispatch(Apply {
+                    part,
+                    gradient: &gradient,
+                    lesson,
+                });
+            },
+        );
+        self.gradient = gradient;
+    }
+
+    /// Per output the sum of the squares of the gradient that was written down.
+    pub(super) fn squares(&self) -> Vec<f64> {
+        let mut sums = vec![0.0; self.n_out];
+        for (panel, rows) in self.gradient.chunks_exact(self.m * LANES).enumerate() {
+            for (row, lanes) in rows.chunks_exact(LANES).enumerate() {
+                let squares = lanes.iter().map(|g| f64::from(*g) * f64::from(*g));
+                if self.is_narrow {
+                    sums[row] += squares.sum::<f64>();
+                } else {
+                    let outputs = sums[panel * LANES..].iter_mut();
+                    outputs.zip(squares).for_each(|(sum, square)| *sum += square);
+                }
+            }
+        }
+        sums
+    }
+
+    /// Forgets the gradient of some outputs.
+    pub(super) fn forget(&mut self, outputs: Range<usize>) {
+        for output in outputs {
+            for input in 0..=self.n_in {
+                let at = self.at(output, input);
+                self.gradient[at] = 0.0;
+            }
+        }
+    }
+
+    fn grid(&self, is_parallel: bool) -> Grid {
+        Grid {
+            m: self.m,
+            n_panels: self.n_panels,
+            is_narrow: self.is_narrow,
+            is_parallel,
+        }
+    }
+}
+
+/// Panels and their rows, and how they are dealt out.
+#[derive(Clone, Copy)]
+struct Grid {
+    m: usize,
+    n_panels: usize,
+    is_narrow: bool,
+    is_parallel: bool,
+}
+
+/// Some panels with all their rows, or some rows of one.
+struct Part<'s> {
+    grid: Grid,
+    panels: Range<usize>,
+    rows: Range<usize>,
+    state: State<'s>,
+}
+
+impl Grid {
+    /// Rows of sixteen weights that are worth a thread's while.
+    const ROWS: usize = 128;
+
+    fn walk<'s>(
+        &self,
+        state: State<'s>,
+        panels: Range<usize>,
+        rows: Range<usize>,
+        leaf: &(impl Fn(State<'s>, Range<usize>, Range<usize>) + Sync),
+    ) {
+        let fewest = if self.n_panels < 8 {
+            1
+        } else {
+            OUTER_PANELS.max(2 * Grid::ROWS / self.m)
+        };
+        if self.is_parallel && panels.len() > fewest {
+            let middle = panels.start + panels.len() / 2;
+            let (left, right) = state.split((middle - panels.start) * self.m * LANES);
+            rayon::join(
+                || self.walk(left, panels.start..middle, rows.clone(), leaf),
+                || self.walk(right, middle..panels.end, rows.clone(), leaf),
+            );
+        } else if self.is_parallel && panels.len() == 1 && rows.len() > Grid::ROWS {
+            let middle = rows.start + (rows.len() / 2).next_multiple_of(OUTER_HEIGHT);
+            let (left, right) = state.split((middle - rows.start) * LANES);
+            rayon::join(
+                || self.walk(left, panels.clone(), rows.start..middle, leaf),
+                || self.walk(right, panels.clone(), middle..rows.end, leaf),
+            );
+        } else {
+            leaf(state, panels, rows);
+        }
+    }
+}
+
+impl Part<'_> {
+    /// Where in the part's state rows of a panel begin.
+    fn at(&self, panel: usize, row: usize) -> usize {
+        ((panel - self.panels.start) * self.rows.len() + row - self.rows.start) * LANES
+    }
+
+    /// Updates `height` rows of a panel.
+    #[inline(always)]
+    fn update(&mut self, lesson: Lesson<'_>, panel: usize, row: usize, gradient: &[f32]) {
+        let at = self.at(panel, row);
+        let scalars = lesson.scalars;
+        if scalars.len() == 1 || !self.grid.is_narrow {
+            let scalars = &scalars[if scalars.len() == 1 { 0 } else { panel }];
+            let mut state = self.state.part(at, gradient.len());
+            lesson.rule.update(scalars, &mut state, gradient);
+        } else {
+            for (i, gradient) in gradient.chunks_exact(LANES).enumerate() {
+                let mut state = self.state.part(at + i * LANES, LANES);
+                lesson.rule.update(&scalars[row + i], &mut state, gradient);
+            }
+        }
+    }
+}
+
+/// Gradients of a part, a few rows at a time; without a lesson they take the weights' place.
+struct Learn<'l, I> {
+    part: Part<'l>,
+    pairs: I,
+    lesson: Option<Lesson<'l>>,
+}
+
+impl<'m, I: Iterator<Item = (Matrix<'m>, Matrix<'m>)> + Clone> WithSimd for Learn<'_, I> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Learn {
+            mut part,
+            pairs,
+            lesson,
+        } = self;
+        let is_narrow = part.grid.is_narrow;
+        let pairs = pairs.map(|(x, r)| if is_narrow { (r, x) } else { (x, r) });
+        let mut strip = [0.0f32; OUTER_PANELS * OUTER_HEIGHT * LANES];
+        // The inputs' side of a strip of rows is small and is used for all panels before the next one's turn.
+        for row in part.rows.clone().step_by(OUTER_HEIGHT) {
+            let height = OUTER_HEIGHT.min(part.rows.end - row);
+            for panel in part.panels.clone().step_by(OUTER_PANELS) {
+                let n_panels = OUTER_PANELS.min(part.panels.end - panel);
+                let out = &mut strip[..n_panels * height * LANES];
+                let (a_at, b_at) = (row, panel * LANES);
+                Outer {
+                    pairs: pairs.clone(),
+                    a_at,
+                    b_at,
+                    height,
+                    n_panels,
+                    out,
+                }
+                .with_simd(simd);
+                for (i, gradient) in strip[..n_panels * height * LANES]
+                    .chunks_exact(height * LANES)
+                    .enumerate()
+                {
+                    match lesson {
+                        Some(lesson) => part.update(lesson, panel + i, row, gradient),
+                        None => {
+                            let at = part.at(panel + i, row);
+                            part.state.weights[at..at + gradient.len()].copy_from_slice(gradient);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+struct Apply<'l> {
+    part: Part<'l>,
+    gradient: &'l [f32],
+    lesson: Lesson<'l>,
+}
+
+impl pulp::NullaryFnOnce for Apply<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        let Apply {
+            mut part,
+            gradient,
+            lesson,
+        } = self;
+        let (first, n) = (part.rows.start, part.rows.len());
+        for panel in part.panels.clone() {
+            let at = (panel * part.grid.m + first) * LANES;
+            part.update(lesson, panel, first, &gradient[at..at + n * LANES]);
+        }
+    }
+}

@@ -1,0 +1,32 @@
+//! The mini-batch trainer of linear heads and perceptrons, with PyTorch's losses, updates and schedules to the formula.
+//!
+//! [`fit`] trains one head, [`sweep`] many linear ones at once as columns of one product. A run is a function of features,
+//! targets and [`TrainerConfig`] alone: orders, dropout, mixup and noise are numbers drawn by where they are used, every sum
+//! has an order that only the problem decides, and a checkpoint holds the rest. So a run that was interrupted anywhere, on
+//! any number of threads, ends in the same bytes, and a head of a sweep in those that it has when it is trained alone.
+//!
+//! Deliberately absent: gradients of the backbone; a learning rate that is found by itself (for linear heads
+//! [`solve`](crate::solve) needs none).
+
+mod batch;
+mod checkpoint;
+mod config;
+mod counter;
+mod dense;
+mod hidden;
+mod kernel;
+mod loss;
+mod math;
+mod network;
+mod optimiser;
+mod run;
+mod schedule;
+mod sweep;
+#[cfg(test)]
+mod tests;
+
+pub use config::{Activation, Best, EarlyStopping, Init, Norm, Optimiser, TrainerConfig};
+pub use counter::epoch_order;
+pub use run::{EpochMetrics, Outcome, TrainedHead};
+pub use schedule::{Curve, Schedule, Time, Unit};
+pub use sweep::{Halving, SweepConfig, SweepHead, fit, fit_from, sweep};

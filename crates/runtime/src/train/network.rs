@@ -1,0 +1,736 @@
+//! A head in training, or many linear ones whose outputs lie beside each other: one step forward, back and on.
+
+use pulp::Arch;
+use rayon::prelude::*;
+
+use super::batch::{BLOCK_ROWS, Batch, Block, HiddenRows};
+use super::config::{Activation, Init, Norm, Optimiser, TrainerConfig};
+use super::counter::{AT_ONCE, Counter, Purpose};
+use super::dense::{Array, Dense, Lesson, NARROW};
+use super::hidden::{Dropout, EPS, Norms, Rows};
+use super::loss::{Loss, RowLoss, Wanted};
+use super::optimiser::{HeadStep, Rule, Scalars};
+use crate::head::{BatchNorm1d, Layer, LayerNorm, Linear};
+
+/// A gradient of which one number could be larger is taken for one that is not finite: its square would overflow in Adam's
+/// second moment, and its product with a learning rate in the weights.
+const LARGEST: f32 = 1e18;
+
+/// Multiplications and additions of a step from which on threads are worth their wake-up.
+const PARALLEL_FROM: usize = 1 << 20;
+
+/// Layers and the buffers of a step.
+#[derive(Debug, Clone)]
+pub(super) struct Network {
+    pub(super) arch: Arch,
+    pub(super) hidden: Vec<Hidden>,
+    pub(super) output: Dense,
+    /// Heads beside each other, and outputs of each.
+    pub(super) heads: usize,
+    pub(super) n_outputs: usize,
+    activation: Activation,
+    dropout: Option<(f32, Counter)>,
+    blocks: Vec<Block>,
+    scalars: Vec<Scalars>,
+}
+
+#[derive(Debug, Clone)]
+pub(super) struct Hidden {
+    pub(super) dense: Dense,
+    pub(super) norms: Option<Norms>,
+}
+
+/// What a step is made with.
+pub(super) struct Step<'s> {
+    /// From 0 over all epochs.
+    pub(super) step: usize,
+    pub(super) loss: &'s Loss,
+    pub(super) optimiser: Optimiser,
+    pub(super) momentum: Option<f64>,
+    pub(super) ema: Option<f64>,
+    pub(super) clip_norm: Option<f64>,
+    /// Learning rate and decay of each head; a head whose rate is none stands still.
+    pub(super) heads: &'s [Option<(f64, f64)>],
+}
+
+/// What a step or an evaluation found, per head.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Totals {
+    pub(super) losses: Vec<f64>,
+    pub(super) n_right: Vec<u64>,
+    /// What the losses are divided by.
+    pub(super) denominator: f64,
+}
+
+/// Why a head cannot take a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct NotFinite {
+    pub(super) head: usize,
+    pub(super) what: &'static str,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    Train { step: u64 },
+    Evaluate,
+}
+
+impl Totals {
+    pub(super) fn new(heads: usize) -> Totals {
+        Totals {
+            losses: vec![0.0; heads],
+            n_right: vec![0; heads],
+            denominator: 0.0,
+        }
+    }
+
+    /// Adds what a batch gave, row by row.
+    fn add(&mut self, blocks: &[Block], heads: usize) {
+        for block in blocks {
+            for row in block.losses[..block.n * heads].chunks_exact(heads) {
+                for (head, RowLoss { loss, n_right }) in row.iter().enumerate() {
+                    self.losses[head] += loss;
+                    self.n_right[head] += u64::from(*n_right);
+                }
+            }
+        }
+    }
+}
+
+impl Network {
+    /// A network of zeros for `heads` heads beside each other; more than one only without hidden layers.
+    pub(super) fn new(config: &TrainerConfig, n_features: usize, n_outputs: usize, heads: usize) -> Network {
+        let n_moments = config.optimiser.n_moments();
+        let has_ema = config.ema.is_some();
+        let mut n_in = n_features;
+        let hidden = config.hidden.iter().map(|&width| {
+            let dense = Dense::new(n_in, width, width < NARROW, n_moments, has_ema);
+            n_in = width;
+            let norms =
+                (config.norm != Norm::None).then(|| Norms::new(config.norm, width, n_moments, has_ema));
+            Hidden { dense, norms }
+        });
+        let hidden: Vec<Hidden> = hidden.collect();
+        let output = Dense::new(n_in, heads * n_outputs, n_outputs < NARROW, n_moments, has_ema);
+        let dropout =
+            (config.dropout > 0.0).then(|| (config.dropout, Counter::new(config.seed, Purpose::Dropout)));
+        Network {
+            arch: Arch::new(),
+            hidden,
+            output,
+            heads,
+            n_outputs,
+            activation: config.activation,
+            dropout,
+            blocks: Vec::new(),
+            scalars: Vec::new(),
+        }
+    }
+
+    /// Draws the first weights of a head.
+    pub(super) fn init(&mut self, head: usize, init: Init, seed: u64) {
+        let counter = Counter::new(seed, Purpose::Init);
+        let n_outputs = self.n_outputs;
+        let n_hidden = self.hidden.len();
+        let draw = |layer: usize, dense: &mut Dense, first: usize, n: usize| {
+            let mut values = vec![0.0f32; n * (dense.n_in + 1)];
+            match init {
+                Init::Zeros => {}
+                Init::Uniform => {
+                    // kaiming_uniform_(a=√5) and the bias of the same bound.
+                    let bound = 1.0 / (dense.n_in as f32).sqrt();
+                    for (block, values) in values.chunks_mut(AT_ONCE).enumerate() {
+                        let uniform = counter.uniform(block as u64, layer as u32, 0);
+                        values
+                            .iter_mut()
+                            .zip(uniform)
+                            .for_each(|(v, u)| *v = bound * (2.0 * u - 1.0));
+                    }
+                }
+                Init::Normal { std } => {
+                    for (block, values) in values[..n * dense.n_in].chunks_mut(AT_ONCE).enumerate() {
+                        let normal = counter.normal(block as u64, layer as u32, 0);
+                        values.iter_mut().zip(normal).for_each(|(v, x)| *v = std * x);
+                    }
+                }
+            }
+            dense.import(Array::Weights, first..first + n, &values);
+        };
+        for (layer, hidden) in self.hidden.iter_mut().enumerate() {
+            let n = hidden.dense.n_out;
+            draw(layer, &mut hidden.dense, 0, n);
+        }
+        draw(n_hidden, &mut self.output, head * n_outputs, n_outputs);
+        self.transpose();
+    }
+
+    /// Makes what the way back reads; after each change of the weights.
+    pub(super) fn transpose(&mut self) {
+        let dense = self.hidden.iter_mut().map(|hidden| &mut hidden.dense);
+        // The first layer has no one to tell.
+        dense.skip(1).for_each(Dense::transpose);
+        if !self.hidden.is_empty() {
+            self.output.transpose();
+        }
+    }
+
+    /// A head's layers, by its weights or their moving average.
+    pub(super) fn layers(&self, head: usize, array: Array) -> Vec<Layer> {
+        let linear = |dense: &Dense, first: usize, n: usize| {
+            let mut weight = dense.export(array, first..first + n);
+            let bias = weight.split_off(n * dense.n_in);
+            Layer::Linear(Linear {
+                weight,
+                bias,
+                n_in: dense.n_in,
+                n_out: n,
+            })
+        };
+        let mut layers = Vec::new();
+        for hidden in &self.hidden {
+            layers.push(linear(&hidden.dense, 0, hidden.dense.n_out));
+            if let Some(norms) = &hidden.norms {
+                let [weight, bias] = norms.export(array);
+                layers.push(match norms.kind {
+                    Norm::Batch => Layer::BatchNorm1d(BatchNorm1d {
+                        weight,
+                        bias,
+                        running_mean: norms.running_mean[..norms.n].to_vec(),
+                        running_var: norms.running_var[..norms.n].to_vec(),
+                        num_batches_tracked: norms.n_batches,
+                        eps: EPS,
+                    }),
+                    _ => Layer::LayerNorm(LayerNorm {
+                        weight,
+                        bias,
+                        eps: EPS,
+                    }),
+                });
+            }
+            layers.push(match self.activation {
+                Activation::Relu => Layer::Relu,
+                Activation::Gelu => Layer::Gelu,
+            });
+            if let Some((p, _)) = self.dropout {
+                layers.push(Layer::Dropout { p });
+            }
+        }
+        layers.push(linear(&self.output, head * self.n_outputs, self.n_outputs));
+        layers
+    }
+
+    /// Takes the numbers of layers that [`layers`](Network::layers) gave, or of such a kind.
+    pub(super) fn set_layers(&mut self, head: usize, array: Array, layers: &[Layer]) {
+        let first = head * self.n_outputs;
+        let outputs = first..first + self.n_outputs;
+        let mut dense = self.hidden.iter_mut();
+        let mut norms: Option<&mut Norms> = None;
+        for layer in layers {
+            match layer {
+                Layer::Linear(linear) => {
+                    let numbers = [&linear.weight[..], &linear.bias].concat();
+                    match dense.next() {
+                        Some(hidden) => {
+                            hidden.dense.import(array, 0..linear.n_out, &numbers);
+                            norms = hidden.norms.as_mut();
+                        }
+                        None => self.output.import(array, outputs.clone(), &numbers),
+                    }
+                }
+                Layer::BatchNorm1d(norm) => {
+                    if let Some(norms) = norms.as_mut() {
+                        norms.import(array, &norm.weight, &norm.bias);
+                        norms.running_mean[..norm.running_mean.len()].copy_from_slice(&norm.running_mean);
+                        norms.running_var[..norm.running_var.len()].copy_from_slice(&norm.running_var);
+                        norms.n_batches = norm.num_batches_tracked;
+                    }
+                }
+                Layer::LayerNorm(norm) => {
+                    if let Some(norms) = norms.as_mut() {
+                        norms.import(array, &norm.weight, &norm.bias);
+                    }
+                }
+                Layer::Relu | Layer::Gelu | Layer::Dropout { .. } => {}
+            }
+        }
+        if array == Array::Weights {
+            self.transpose();
+        }
+    }
+
+    /// Whether anything keeps this array.
+    pub(super) fn has(&self, array: Array) -> bool {
+        self.output.has(array)
+    }
+
+    /// Copies what belongs to a head of another network of the same kind.
+    pub(super) fn copy_head(&mut self, to: usize, other: &Network, from: usize) {
+        let of = |head: usize, n: usize| head * n..(head + 1) * n;
+        for array in Array::ALL {
+            if self.output.has(array) {
+                let numbers = other.output.export(array, of(from, self.n_outputs));
+                self.output.import(array, of(to, self.n_outputs), &numbers);
+            }
+        }
+    }
+
+    fn multiplications(&self, n: usize) -> usize {
+        let hidden = self
+            .hidden
+            .iter()
+            .map(|hidden| hidden.dense.n_in * hidden.dense.n_out);
+        2 * n * (hidden.sum::<usize>() + self.output.n_in * self.output.n_out)
+    }
+
+    fn is_parallel(&self, n: usize) -> bool {
+        self.multiplications(n) >= PARALLEL_FROM && rayon::current_num_threads() > 1
+    }
+
+    /// Sees that there are enough blocks for `n` rows in parts of `rows`.
+    fn make_room(&mut self, n: usize, rows: usize) -> Vec<Block> {
+        let mut blocks = std::mem::take(&mut self.blocks);
+        let room = blocks
+            .first()
+            .map_or(0, |block| block.inputs.len() / block.input_stride);
+        if room < rows || blocks.len() < n.div_ceil(rows) {
+            let widths: Vec<usize> = self.hidden.iter().map(|hidden| hidden.dense.n_out).collect();
+            let n_features = self
+                .hidden
+                .first()
+                .map_or(self.output.n_in, |hidden| hidden.dense.n_in);
+            let block = Block::new(rows, n_features, &widths, self.n_outputs, self.heads);
+            blocks = vec![block; n.div_ceil(rows)];
+        }
+        blocks
+    }
+
+    /// Makes a step with a batch. Nothing has changed where it gives an error.
+    ///
+    /// # Errors
+    /// The first head whose loss or gradient is not finite.
+    pub(super) fn step(
+        &mut self,
+        batch: &Batch<'_>,
+        step: &Step<'_>,
+        totals: &mut Totals,
+    ) -> Result<(), NotFinite> {
+        let n = batch.rows.len();
+        let is_parallel = self.is_parallel(n);
+        // Blocks only decide who computes what: numbers of different rows never meet but in sums in the rows' order.
+        let threads = if is_parallel {
+            rayon::current_num_threads()
+        } else {
+            1
+        };
+        let rows = n.div_ceil(threads).next_multiple_of(2).min(BLOCK_ROWS);
+        let mut buffer = self.make_room(n, rows);
+        let blocks = &mut buffer[..n.div_ceil(rows)];
+        let denominator = self.denominator(batch, step.loss);
+        let mode = Mode::Train {
+            step: step.step as u64,
+        };
+        self.forward(
+            blocks,
+            batch,
+            rows,
+            is_parallel,
+            mode,
+            step,
+            (1.0 / denominator) as f32,
+        );
+        let checked = self.check_losses(blocks, step.heads);
+        let outcome = checked.and_then(|()| {
+            self.backward(blocks, is_parallel, step.step as u64);
+            self.learn(blocks, is_parallel, step)
+        });
+        if outcome.is_ok() {
+            totals.add(blocks, self.heads);
+            totals.denominator += denominator;
+        }
+        self.blocks = buffer;
+        outcome
+    }
+
+    /// The loss and what is right of all rows of a batch, which may be any number.
+    pub(super) fn evaluate(&mut self, batch: &Batch<'_>, loss: &Loss) -> Totals {
+        let mut totals = Totals::new(self.heads);
+        let mut recalled = std::mem::take(&mut self.hidden);
+        recalled
+            .iter_mut()
+            .filter_map(|hidden| hidden.norms.as_mut())
+            .for_each(Norms::recall);
+        self.hidden = recalled;
+        let is_parallel = self.is_parallel(batch.rows.len());
+        let step = Step {
+            step: 0,
+            loss,
+            optimiser: Optimiser::sgd(0.0),
+            momentum: None,
+            ema: None,
+            clip_norm: None,
+            heads: &vec![Some((0.0, 0.0)); self.heads],
+        };
+        let at_once = BLOCK_ROWS * rayon::current_num_threads().max(1) * 2;
+        for rows in batch.rows.chunks(at_once) {
+            let part = Batch { rows, ..*batch };
+            let mut buffer = self.make_room(rows.len(), BLOCK_ROWS.min(batch.rows.len()));
+            let size = buffer[0].inputs.len() / buffer[0].input_stride;
+            let blocks = &mut buffer[..rows.len().div_ceil(size)];
+            self.forward(blocks, &part, size, is_parallel, Mode::Evaluate, &step, 1.0);
+            totals.add(blocks, self.heads);
+            totals.denominator += self.denominator(&part, loss);
+            self.blocks = buffer;
+        }
+        totals
+    }
+
+    fn denominator(&self, batch: &Batch<'_>, loss: &Loss) -> f64 {
+        let mut numbers = Vec::new();
+        let rows = batch.rows.iter().enumerate();
+        rows.map(|(at, row)| loss.denominator(batch.source.wanted(*row, batch.mixed(at), &mut numbers)))
+            .sum()
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the parts of a step, each used once")]
+    fn forward(
+        &mut self,
+        blocks: &mut [Block],
+        batch: &Batch<'_>,
+        rows: usize,
+        is_parallel: bool,
+        mode: Mode,
+        step: &Step<'_>,
+        scale: f32,
+    ) {
+        let n = batch.rows.len();
+        let is_linear = self.hidden.is_empty();
+        each(blocks, is_parallel, |at, block| {
+            let first = at * rows;
+            block.fill(batch, first, rows.min(n - first));
+            if is_linear {
+                self.finish(block, batch, step, scale, mode);
+            }
+        });
+        for layer in 0..self.hidden.len() {
+            each(blocks, is_parallel, |_, block| {
+                let mut inner = std::mem::take(&mut block.hidden[layer].inner);
+                let stride = block.hidden[layer].stride;
+                self.hidden[layer]
+                    .dense
+                    .forward(self.arch, block.input_of(layer), &mut inner, stride);
+                block.hidden[layer].inner = inner;
+            });
+            if let (Mode::Train { .. }, Some(norms)) = (mode, &mut self.hidden[layer].norms)
+                && norms.kind == Norm::Batch
+            {
+                let rows = blocks.iter().flat_map(|block| {
+                    let rows = &block.hidden[layer];
+                    rows.inner.chunks_exact(rows.stride).take(block.n)
+                });
+                norms.see(rows);
+            }
+            each(blocks, is_parallel, |_, block| {
+                let (first, n, rows) = (block.first as u32, block.n, &mut block.hidden[layer]);
+                let mut outer = std::mem::take(&mut rows.outer);
+                self.view(rows, &mut outer, layer, first, n, mode).forward();
+                rows.outer = outer;
+                if layer + 1 == self.hidden.len() {
+                    self.finish(block, batch, step, scale, mode);
+                }
+            });
+        }
+    }
+
+    fn view<'r>(
+        &'r self,
+        rows: &'r mut HiddenRows,
+        outer: &'r mut [f32],
+        layer: usize,
+        first: u32,
+        n: usize,
+        mode: Mode,
+    ) -> Rows<'r> {
+        let Hidden { dense, norms } = &self.hidden[layer];
+        let dropout = match (self.dropout, mode) {
+            (Some((p, counter)), Mode::Train { step }) => Some(Dropout {
+                counter,
+                p,
+                step,
+                layer: layer as u32,
+            }),
+            _ => None,
+        };
+        Rows {
+            arch: self.arch,
+            norms: norms.as_ref(),
+            activation: self.activation,
+            dropout,
+            n: dense.n_out,
+            stride: rows.stride,
+            first,
+            inner: &mut rows.inner[..n * rows.stride],
+            inverse: &mut rows.inverse,
+            outer: &mut outer[..n * rows.stride],
+        }
+    }
+
+    /// Logits, and from them losses and residuals.
+    fn finish(&self, block: &mut Block, batch: &Batch<'_>, step: &Step<'_>, scale: f32, mode: Mode) {
+        let mut outputs = std::mem::take(&mut block.outputs);
+        self.output.forward(
+            self.arch,
+            block.input_of(self.hidden.len()),
+            &mut outputs,
+            block.output_stride,
+        );
+        block.outputs = outputs;
+        self.arch.dispatch(Finish {
+            network: self,
+            block,
+            batch,
+            step,
+            scale,
+        });
+        if mode != Mode::Evaluate && self.hidden.is_empty() {
+            block.measure();
+        }
+    }
+
+    /// Sees that all losses are finite.
+    fn check_losses(&self, blocks: &[Block], heads: &[Option<(f64, f64)>]) -> Result<(), NotFinite> {
+        for block in blocks {
+            let rows = block.losses[..block.n * self.heads].iter().enumerate();
+            for (at, row) in rows {
+                let head = at % self.heads;
+                if heads[head].is_some() && !row.loss.is_finite() {
+                    return Err(NotFinite { head, what: "loss" });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// From the residuals of the outputs to those of all layers.
+    fn backward(&mut self, blocks: &mut [Block], is_parallel: bool, step: u64) {
+        let mode = Mode::Train { step };
+        for layer in (0..self.hidden.len()).rev() {
+            each(blocks, is_parallel, |_, block| {
+                let mut gradient = std::mem::take(&mut block.hidden[layer].gradient);
+                let stride = block.hidden[layer].stride;
+                let next = self
+                    .hidden
+                    .get(layer + 1)
+                    .map_or(&self.output, |hidden| &hidden.dense);
+                next.backward(self.arch, block.residual_of(layer + 1), &mut gradient, stride);
+                let (first, n, rows) = (block.first as u32, block.n, &mut block.hidden[layer]);
+                self.view(rows, &mut gradient, layer, first, n, mode).backward();
+                rows.gradient = gradient;
+            });
+            if let Some(norms) = &mut self.hidden[layer].norms {
+                let pairs = blocks.iter().flat_map(|block| {
+                    let rows = &block.hidden[layer];
+                    let gradients = rows.gradient.chunks_exact(rows.stride).take(block.n);
+                    gradients.zip(rows.inner.chunks_exact(rows.stride))
+                });
+                norms.sum_up(pairs);
+                each(blocks, is_parallel, |_, block| {
+                    let (first, n, rows) = (block.first as u32, block.n, &mut block.hidden[layer]);
+                    let mut gradient = std::mem::take(&mut rows.gradient);
+                    self.view(rows, &mut gradient, layer, first, n, mode)
+                        .backward_norm();
+                    rows.gradient = gradient;
+                });
+            }
+        }
+        if !self.hidden.is_empty() {
+            each(blocks, is_parallel, |_, block| block.measure());
+        }
+    }
+
+    /// Updates all weights.
+    fn learn(&mut self, blocks: &[Block], is_parallel: bool, step: &Step<'_>) -> Result<(), NotFinite> {
+        let arch = self.arch;
+        let rule = Rule::new(step.optimiser, step.momentum, step.step, step.ema);
+        let n_rows = blocks.iter().map(|block| block.n).sum::<usize>() as f32;
+        // No sum can be too large where even all its terms at their largest were not.
+        let largest = blocks
+            .iter()
+            .flat_map(|block| &block.largest)
+            .fold(0.0f32, |top, x| top.max(*x));
+        let is_safe = largest * n_rows < LARGEST && self.norms_are_small();
+        let n_hidden = self.hidden.len();
+        let pairs = |layer: usize| {
+            blocks
+                .iter()
+                .map(move |block| (block.input_of(layer), block.residual_of(layer)))
+        };
+        let mut clips = vec![1.0; if step.clip_norm.is_some() { self.heads } else { 0 }];
+        let is_written = step.clip_norm.is_some() || !is_safe;
+        if is_written {
+            for layer in 0..n_hidden {
+                self.hidden[layer]
+                    .dense
+                    .differentiate(arch, is_parallel, pairs(layer));
+            }
+            self.output.differentiate(arch, is_parallel, pairs(n_hidden));
+            let squares = self.squares();
+            for (head, square) in squares.iter().enumerate() {
+                let is_small = square.sqrt() < f64::from(LARGEST);
+                if !is_small && step.heads[head].is_some() {
+                    return Err(NotFinite {
+                        head,
+                        what: "gradient",
+                    });
+                }
+                if let Some(most) = step.clip_norm {
+                    clips[head] = (most / (square.sqrt() + 1e-6)).min(1.0);
+                }
+                if step.heads[head].is_none() {
+                    self.output
+                        .forget(head * self.n_outputs..(head + 1) * self.n_outputs);
+                }
+            }
+        }
+        let of_head = |head: usize| {
+            let (lr, weight_decay) = step.heads.get(head).copied().flatten().unwrap_or((0.0, 0.0));
+            HeadStep {
+                lr,
+                weight_decay,
+                clip: clips.get(head).copied().unwrap_or(1.0),
+            }
+        };
+        self.prepare_scalars(step, &of_head);
+        let one = [Rule::scalars(step.optimiser, step.momentum, step.step, |_| {
+            of_head(0)
+        })];
+        let lesson = |scalars| Lesson {
+            arch,
+            is_parallel,
+            rule: &rule,
+            scalars,
+        };
+        for layer in 0..n_hidden {
+            let Hidden { dense, norms } = &mut self.hidden[layer];
+            if is_written {
+                dense.apply(lesson(&one));
+            } else {
+                dense.learn(lesson(&one), pairs(layer));
+            }
+            if let Some(norms) = norms {
+                let (mut state, gradient) = norms.state();
+                rule.update(&one[0], &mut state, gradient);
+                if norms.kind == Norm::Batch {
+                    norms.remember();
+                }
+            }
+        }
+        if is_written {
+            self.output.apply(lesson(&self.scalars));
+        } else {
+            self.output.learn(lesson(&self.scalars), pairs(n_hidden));
+        }
+        self.transpose();
+        Ok(())
+    }
+
+    /// One for all where there is one head, else one per panel or output.
+    fn prepare_scalars(&mut self, step: &Step<'_>, of_head: &impl Fn(usize) -> HeadStep) {
+        self.scalars.clear();
+        let scalars = |of_lane: &dyn Fn(usize) -> HeadStep| {
+            Rule::scalars(step.optimiser, step.momentum, step.step, of_lane)
+        };
+        if self.heads == 1 {
+            self.scalars.push(scalars(&|_| of_head(0)));
+            return;
+        }
+        for at in 0..self.output.n_scalars() {
+            let lanes = if self.output.is_narrow() { 0 } else { 1 };
+            let first = if self.output.is_narrow() { at } else { at * 16 };
+            self.scalars
+                .push(scalars(&|lane| of_head((first + lanes * lane) / self.n_outputs)));
+        }
+    }
+
+    fn norms_are_small(&self) -> bool {
+        let norms = self.hidden.iter().filter_map(|hidden| hidden.norms.as_ref());
+        norms.flat_map(|norms| &norms.gradient).all(|g| g.abs() < LARGEST)
+    }
+
+    /// The squared norm of each head's gradient.
+    fn squares(&self) -> Vec<f64> {
+        let mut heads: Vec<f64> = self
+            .output
+            .squares()
+            .chunks(self.n_outputs)
+            .map(|outputs| outputs.iter().sum())
+            .collect();
+        for hidden in &self.hidden {
+            let norms = hidden.norms.iter().flat_map(|norms| &norms.gradient);
+            let norms: f64 = norms.map(|g| f64::from(*g) * f64::from(*g)).sum();
+            heads[0] += hidden.dense.squares().iter().sum::<f64>() + norms;
+        }
+        heads
+    }
+}
+
+/// Losses and residuals of a block.
+struct Finish<'f> {
+    network: &'f Network,
+    block: &'f mut Block,
+    batch: &'f Batch<'f>,
+    step: &'f Step<'f>,
+    scale: f32,
+}
+
+impl pulp::NullaryFnOnce for Finish<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        let Finish {
+            network,
+            block,
+            batch,
+            step,
+            scale,
+        } = self;
+        let (heads, n_outputs) = (network.heads, network.n_outputs);
+        let mut numbers = std::mem::take(&mut block.numbers);
+        let rows = block
+            .outputs
+            .chunks_exact_mut(block.output_stride)
+            .zip(block.losses.chunks_exact_mut(heads));
+        for (i, (outputs, losses)) in rows.take(block.n).enumerate() {
+            let at = block.first + i;
+            let wanted: Wanted<'_> = batch.source.wanted(batch.rows[at], batch.mixed(at), &mut numbers);
+            let (outputs, rest) = outputs.split_at_mut(heads * n_outputs);
+            rest.fill(0.0);
+            for ((head, loss), logits) in losses
+                .iter_mut()
+                .enumerate()
+                .zip(outputs.chunks_exact_mut(n_outputs))
+            {
+                if step.heads[head].is_some() {
+                    *loss = step.loss.row(logits, wanted, scale);
+                } else {
+                    *loss = RowLoss::default();
+                    logits.fill(0.0);
+                }
+            }
+        }
+        block.numbers = numbers;
+    }
+}
+
+/// Does something with each block and its place, on many threads where that is worth it.
+fn each(blocks: &mut [Block], is_parallel: bool, f: impl Fn(usize, &mut Block) + Sync) {
+    if is_parallel && blocks.len() > 1 {
+        blocks
+            .par_iter_mut()
+            .enumerate()
+            .with_max_len(1)
+            .for_each(|(at, block)| f(at, block));
+    } else {
+        blocks.iter_mut().enumerate().for_each(|(at, block)| f(at, block));
+    }
+}

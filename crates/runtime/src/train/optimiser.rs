@@ -1,0 +1,233 @@
+//! The update of weights by a gradient: `torch.optim`'s SGD, Adam and AdamW, sixteen lanes at a time.
+//!
+//! Each lane has scalars of its own, so that the columns of one panel can belong to heads with different settings.
+
+use super::config::Optimiser;
+use super::kernel::LANES;
+
+/// Weights with what the optimiser keeps beside each: parallel slices, empty where it keeps nothing.
+pub(super) struct State<'s> {
+    pub(super) weights: &'s mut [f32],
+    pub(super) moments: [&'s mut [f32]; 2],
+    pub(super) ema: &'s mut [f32],
+}
+
+impl<'s> State<'s> {
+    /// Both sides of a cut behind `at` weights.
+    pub(super) fn split(self, at: usize) -> (State<'s>, State<'s>) {
+        fn cut(values: &mut [f32], at: usize) -> (&mut [f32], &mut [f32]) {
+            let at = at.min(values.len());
+            values.split_at_mut(at)
+        }
+        let (weights, more_weights) = cut(self.weights, at);
+        let [first, second] = self.moments;
+        let (first, more_first) = cut(first, at);
+        let (second, more_second) = cut(second, at);
+        let (ema, more_ema) = cut(self.ema, at);
+        let left = State {
+            weights,
+            moments: [first, second],
+            ema,
+        };
+        let right = State {
+            weights: more_weights,
+            moments: [more_first, more_second],
+            ema: more_ema,
+        };
+        (left, right)
+    }
+
+    /// A part of it.
+    pub(super) fn part(&mut self, at: usize, n: usize) -> State<'_> {
+        fn cut(values: &mut [f32], at: usize, n: usize) -> &mut [f32] {
+            if values.is_empty() {
+                values
+            } else {
+                &mut values[at..at + n]
+            }
+        }
+        let [first, second] = &mut self.moments;
+        State {
+            weights: cut(self.weights, at, n),
+            moments: [cut(first, at, n), cut(second, at, n)],
+            ema: cut(self.ema, at, n),
+        }
+    }
+}
+
+/// What a rule multiplies with in one step, per lane.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Scalars {
+    /// SGD: the learning rate. Adam: `lr / (1 - β₁ᵗ)`.
+    rate: [f32; LANES],
+    /// SGD and Adam: weight decay. AdamW: `1 - lr · decay`.
+    decay: [f32; LANES],
+    /// What the gradient is multiplied with first: 1, or less where it is clipped.
+    pub(super) clip: [f32; LANES],
+}
+
+/// The rule of one step, with what is the same for all lanes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Rule {
+    kind: Kind,
+    /// Share of the new weights in the moving average.
+    ema: f32,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Kind {
+    Sgd,
+    Momentum {
+        momentum: f32,
+        dampen: f32,
+        nesterov: bool,
+    },
+    Adam {
+        beta1: f32,
+        beta2: f32,
+        root: f32,
+        eps: f32,
+        decoupled: bool,
+    },
+}
+
+/// Settings of one head in one step.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct HeadStep {
+    pub(super) lr: f64,
+    pub(super) weight_decay: f64,
+    pub(super) clip: f64,
+}
+
+impl Rule {
+    /// The rule of step `step` (from 0) with the momentum or first beta that the schedule says.
+    pub(super) fn new(optimiser: Optimiser, momentum: Option<f64>, step: usize, ema: Option<f64>) -> Rule {
+        let kind = match optimiser {
+            Optimiser::Sgd { momentum: 0.0, .. } => Kind::Sgd,
+            Optimiser::Sgd {
+                momentum: own,
+                dampening,
+                nesterov,
+            } => Kind::Momentum {
+                // The buffer begins as the first gradient: as if it had been zero and nothing were dampened.
+                momentum: momentum.unwrap_or(own) as f32,
+                dampen: if step == 0 { 1.0 } else { (1.0 - dampening) as f32 },
+                nesterov,
+            },
+            Optimiser::Adam { betas, eps } | Optimiser::AdamW { betas, eps } => {
+                let correction = 1.0 - betas.1.powi(step as i32 + 1);
+                Kind::Adam {
+                    beta1: (1.0 - momentum.unwrap_or(betas.0)) as f32,
+                    beta2: betas.1 as f32,
+                    root: (1.0 / correction.sqrt()) as f32,
+                    eps: eps as f32,
+                    decoupled: matches!(optimiser, Optimiser::AdamW { .. }),
+                }
+            }
+        };
+        // The first average is the weights themselves.
+        let ema = ema.map_or(0.0, |decay| if step == 0 { 1.0 } else { (1.0 - decay) as f32 });
+        Rule { kind, ema }
+    }
+
+    /// A lane's scalars: what [`update`](Rule::update) takes for a head.
+    pub(super) fn scalars(
+        optimiser: Optimiser,
+        momentum: Option<f64>,
+        step: usize,
+        of_lane: impl Fn(usize) -> HeadStep,
+    ) -> Scalars {
+        let mut scalars = Scalars {
+            rate: [0.0; LANES],
+            decay: [0.0; LANES],
+            clip: [1.0; LANES],
+        };
+        for lane in 0..LANES {
+            let head = of_lane(lane);
+            let (rate, decay) = match optimiser {
+                Optimiser::Sgd { .. } => (head.lr, head.weight_decay),
+                Optimiser::Adam { betas, .. } | Optimiser::AdamW { betas, .. } => {
+                    let correction = 1.0 - momentum.unwrap_or(betas.0).powi(step as i32 + 1);
+                    let decay = match optimiser {
+                        Optimiser::AdamW { .. } => 1.0 - head.lr * head.weight_decay,
+                        _ => head.weight_decay,
+                    };
+                    (head.lr / correction, decay)
+                }
+            };
+            scalars.rate[lane] = rate as f32;
+            scalars.decay[lane] = decay as f32;
+            scalars.clip[lane] = head.clip as f32;
+        }
+        scalars
+    }
+
+    /// Updates rows of sixteen weights by their gradient, all with the same lanes.
+    #[inline(always)]
+    pub(super) fn update(&self, scalars: &Scalars, state: &mut State<'_>, gradient: &[f32]) {
+        let Scalars { rate, decay, clip } = scalars;
+        let weights = state
+            .weights
+            .chunks_exact_mut(LANES)
+            .zip(gradient.chunks_exact(LANES));
+        match self.kind {
+            Kind::Sgd => {
+                for (w, g) in weights {
+                    for i in 0..LANES {
+                        let g = decay[i].mul_add(w[i], g[i] * clip[i]);
+                        w[i] = (-rate[i]).mul_add(g, w[i]);
+                    }
+                }
+            }
+            Kind::Momentum {
+                momentum,
+                dampen,
+                nesterov,
+            } => {
+                let buffers = state.moments[0].chunks_exact_mut(LANES);
+                for ((w, g), buffer) in weights.zip(buffers) {
+                    for i in 0..LANES {
+                        let g = decay[i].mul_add(w[i], g[i] * clip[i]);
+                        buffer[i] = dampen.mul_add(g, momentum * buffer[i]);
+                        let along = if nesterov {
+                            momentum.mul_add(buffer[i], g)
+                        } else {
+                            buffer[i]
+                        };
+                        w[i] = (-rate[i]).mul_add(along, w[i]);
+                    }
+                }
+            }
+            Kind::Adam {
+                beta1,
+                beta2,
+                root,
+                eps,
+                decoupled,
+            } => {
+                let [first, second] = &mut state.moments;
+                let moments = first.chunks_exact_mut(LANES).zip(second.chunks_exact_mut(LANES));
+                for ((w, g), (m, v)) in weights.zip(moments) {
+                    for i in 0..LANES {
+                        let mut g = g[i] * clip[i];
+                        if decoupled {
+                            w[i] *= decay[i];
+                        } else {
+                            g = decay[i].mul_add(w[i], g);
+                        }
+                        m[i] = beta1.mul_add(g - m[i], m[i]);
+                        v[i] = (1.0 - beta2).mul_add(g * g, beta2 * v[i]);
+                        let scale = v[i].sqrt().mul_add(root, eps);
+                        w[i] -= rate[i] * (m[i] / scale);
+                    }
+                }
+            }
+        }
+        let weights = state.weights.chunks_exact(LANES);
+        for (average, w) in state.ema.chunks_exact_mut(LANES).zip(weights) {
+            for i in 0..LANES {
+                average[i] = self.ema.mul_add(w[i] - average[i], average[i]);
+            }
+        }
+    }
+}
