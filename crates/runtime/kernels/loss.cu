@@ -97,8 +97,9 @@ SOFTMAX(softmax_ce_f32_bf16, float, bf16)
 SOFTMAX(softmax_ce_f16, f16, f16)
 SOFTMAX(softmax_ce_bf16, bf16, bf16)
 
-// Losses of several numbers a row. SIGMOID: binary cross-entropy with logits, class weights as `weight` per output,
-// targets in 0..1 (smoothed to t·(1 - s) + s/2). Else the squared error, whose gradient is 2·(z - t).
+// Losses of several numbers a row. SIGMOID: binary cross-entropy with logits, targets in 0..1 (smoothed to t·(1 - s) + s/2);
+// `weight` [2, outputs], which may be null, is what a label's presence and what its absence counts. Else the squared error,
+// whose gradient is 2·(z - t).
 // A row's loss is the sum over its outputs and its weight their number, so that the mean is over all numbers as
 // torch.nn.BCEWithLogitsLoss and MSELoss take it. top1 and
 // top5 count the outputs that are on their target's side of zero.
@@ -119,17 +120,19 @@ __device__ __forceinline__ void dense_loss(T *gradient, const S *outputs, const 
     int wrong = 0;
     for (u32 c = lane; c < n_outputs; c += width) {
         float z = to_float(outputs[base + c]) + bias[head * n_outputs + c], t = part * target[c] + (1.0f - part) * other[c], slope;
-        float w = weight ? weight[c] : 1.0f;
         wrong += (z > 0.0f) != (t > 0.5f);
         if (SIGMOID) {
             t = t * (1.0f - smoothing) + 0.5f * smoothing;
-            // log(1 + e^z) - t·z without overflow; 1 / (1 + e^-z) likewise.
-            float small = expf(-fabsf(z));
-            loss += w * (fmaxf(z, 0.0f) + log1pf(small) - t * z);
-            slope = w * ((z >= 0.0f ? 1.0f : small) / (1.0f + small) - t);
+            float present = (weight ? weight[c] : 1.0f) * t;
+            float absent = (weight ? weight[n_outputs + c] : 1.0f) * (1.0f - t);
+            // -log p = log(1 + e^-z) and -log(1 - p) = log(1 + e^z), without overflow.
+            float small = expf(-fabsf(z)), log = log1pf(small), whole = 1.0f / (1.0f + small);
+            float p = z >= 0.0f ? whole : small * whole, rest = z >= 0.0f ? small * whole : whole;
+            loss += present * (fmaxf(-z, 0.0f) + log) + absent * (fmaxf(z, 0.0f) + log);
+            slope = absent * p - present * rest;
         } else {
-            loss += w * (z - t) * (z - t);
-            slope = 2.0f * w * (z - t);
+            loss += (z - t) * (z - t);
+            slope = 2.0f * (z - t);
         }
         if (gradient && is_row) gradient[base + c] = from_float<T>(slope);
     }

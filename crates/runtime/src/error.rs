@@ -186,9 +186,7 @@ pub enum Error {
         reason: CudaMissing,
     },
     /// A GPU's memory is too small for what a job keeps there.
-    #[error(
-        "{device} has no room for another {needed} bytes; {free} of its {total} are free"
-    )]
+    #[error("{device} has no room for another {needed} bytes; {free} of its {total} are free")]
     GpuMemory {
         /// The GPU.
         device: Device,

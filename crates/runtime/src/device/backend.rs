@@ -4,11 +4,14 @@
 
 use crate::error::Error;
 
-/// How numbers lie in device memory.
+/// How features lie in a GPU's memory, and what its products read; sums, weights and their moments are float32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) enum Kind {
+pub enum Kind {
+    /// float32: products without tensor cores.
     F32,
+    /// float16: eleven bits of mantissa, up to 65504.
     F16,
+    /// bfloat16: eight bits of mantissa, the range of float32.
     Bf16,
 }
 
@@ -179,7 +182,10 @@ pub(crate) trait Backend {
 }
 
 /// Numbers onto the device.
-pub(crate) fn upload<D: Backend, T: bytemuck::NoUninit>(device: &D, values: &[T]) -> Result<D::Buffer, Error> {
+pub(crate) fn upload<D: Backend, T: bytemuck::NoUninit>(
+    device: &D,
+    values: &[T],
+) -> Result<D::Buffer, Error> {
     let bytes: &[u8] = bytemuck::cast_slice(values);
     let buffer = device.zeros(bytes.len())?;
     device.write(&buffer, 0, bytes)?;
@@ -187,7 +193,11 @@ pub(crate) fn upload<D: Backend, T: bytemuck::NoUninit>(device: &D, values: &[T]
 }
 
 /// The first `n` numbers of a buffer.
-pub(crate) fn download<D: Backend, T: bytemuck::Pod>(device: &D, buffer: &D::Buffer, n: usize) -> Result<Vec<T>, Error> {
+pub(crate) fn download<D: Backend, T: bytemuck::Pod>(
+    device: &D,
+    buffer: &D::Buffer,
+    n: usize,
+) -> Result<Vec<T>, Error> {
     let mut values = vec![T::zeroed(); n];
     device.read(buffer, 0, bytemuck::cast_slice_mut(&mut values))?;
     Ok(values)

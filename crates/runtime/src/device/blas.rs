@@ -62,7 +62,12 @@ impl Blas {
     }
 
     /// Multiplies; false where it has no algorithm for this shape.
-    pub(super) fn multiply(&self, device: Device, stream: CUstream, product: &Product<'_, Buffer>) -> Result<bool, Error> {
+    pub(super) fn multiply(
+        &self,
+        device: Device,
+        stream: CUstream,
+        product: &Product<'_, Buffer>,
+    ) -> Result<bool, Error> {
         let key = Key {
             kinds: (product.kind, product.out_kind),
             sizes: (product.m, product.n, product.k),
@@ -80,7 +85,9 @@ impl Blas {
             return Ok(false);
         };
         let n_bytes = product.kind.n_bytes();
-        let pointer = |operand: &Operand<'_, Buffer>| (operand.buffer.at + (operand.offset * n_bytes) as u64) as *const c_void;
+        let pointer = |operand: &Operand<'_, Buffer>| {
+            (operand.buffer.at + (operand.offset * n_bytes) as u64) as *const c_void
+        };
         let out = (product.out.at + (product.out_offset * product.out_kind.n_bytes()) as u64) as *mut c_void;
         // SAFETY: descriptors live in `plans`; the operands' memory covers the shapes, as for the own kernels. Row-major
         // D = a·bᵀ is column-major Dᵀ = b·aᵀ, so that cuBLASLt's A is `b` and its B is `a`. C is D.
@@ -133,16 +140,29 @@ impl Plan {
         plan.layouts = [
             layout(number(product.kind), n, k, &product.b, b_along)?,
             layout(number(product.kind), m, k, &product.a, a_along)?,
-            result::create_matrix_layout(number(product.out_kind), n as u64, m as u64, product.out_stride as i64)?,
+            result::create_matrix_layout(
+                number(product.out_kind),
+                n as u64,
+                m as u64,
+                product.out_stride as i64,
+            )?,
         ];
         let transpose = [
-            (sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_TRANSA, b_along),
-            (sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_TRANSB, !a_along),
+            (
+                sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_TRANSA,
+                b_along,
+            ),
+            (
+                sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_TRANSB,
+                !a_along,
+            ),
         ];
         for (attribute, yes) in transpose {
             let value = i32::from(yes);
             // SAFETY: the description lives, and the attribute is a 32-bit number.
-            unsafe { result::set_matmul_desc_attribute(plan.description, attribute, (&raw const value).cast(), 4)? };
+            unsafe {
+                result::set_matmul_desc_attribute(plan.description, attribute, (&raw const value).cast(), 4)?
+            };
         }
         let preference = result::create_matmul_pref()?;
         let bytes = WORKSPACE_BYTES as u64;
@@ -184,7 +204,11 @@ fn layout(
     operand: &Operand<'_, Buffer>,
     along: bool,
 ) -> Result<sys::cublasLtMatrixLayout_t, CublasError> {
-    let (rows, columns, leading) = if along { (k, rows, operand.row_stride) } else { (rows, k, operand.k_stride) };
+    let (rows, columns, leading) = if along {
+        (k, rows, operand.row_stride)
+    } else {
+        (rows, k, operand.k_stride)
+    };
     result::create_matrix_layout(number, rows as u64, columns as u64, leading as i64)
 }
 

@@ -29,8 +29,14 @@ impl Input {
     fn bytes(&self) -> Vec<u8> {
         match self {
             Reals(Kind::F32, values) => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
-            Reals(Kind::F16, values) => values.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()).collect(),
-            Reals(Kind::Bf16, values) => values.iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes()).collect(),
+            Reals(Kind::F16, values) => values
+                .iter()
+                .flat_map(|v| f16::from_f32(*v).to_le_bytes())
+                .collect(),
+            Reals(Kind::Bf16, values) => values
+                .iter()
+                .flat_map(|v| bf16::from_f32(*v).to_le_bytes())
+                .collect(),
             Doubles(values) => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
             Words(values) => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
             _ => Vec::new(),
@@ -40,18 +46,34 @@ impl Input {
     /// Bytes of this buffer as numbers, with the unit of the last place relative to a number.
     fn decode(&self, bytes: &[u8]) -> (Vec<f64>, f64) {
         match self {
-            Reals(Kind::F32, _) => {
-                (bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap()).into()).collect(), 1e-6)
-            }
-            Reals(Kind::F16, _) => {
-                (bytes.chunks_exact(2).map(|b| f16::from_le_bytes(b.try_into().unwrap()).to_f64()).collect(), 1e-3)
-            }
-            Reals(Kind::Bf16, _) => {
-                (bytes.chunks_exact(2).map(|b| bf16::from_le_bytes(b.try_into().unwrap()).to_f64()).collect(), 8e-3)
-            }
-            Doubles(_) => {
-                (bytes.chunks_exact(8).map(|b| f64::from_le_bytes(b.try_into().unwrap())).collect(), 1e-9)
-            }
+            Reals(Kind::F32, _) => (
+                bytes
+                    .chunks_exact(4)
+                    .map(|b| f32::from_le_bytes(b.try_into().unwrap()).into())
+                    .collect(),
+                1e-6,
+            ),
+            Reals(Kind::F16, _) => (
+                bytes
+                    .chunks_exact(2)
+                    .map(|b| f16::from_le_bytes(b.try_into().unwrap()).to_f64())
+                    .collect(),
+                1e-3,
+            ),
+            Reals(Kind::Bf16, _) => (
+                bytes
+                    .chunks_exact(2)
+                    .map(|b| bf16::from_le_bytes(b.try_into().unwrap()).to_f64())
+                    .collect(),
+                8e-3,
+            ),
+            Doubles(_) => (
+                bytes
+                    .chunks_exact(8)
+                    .map(|b| f64::from_le_bytes(b.try_into().unwrap()))
+                    .collect(),
+                1e-9,
+            ),
             Words(_) => {
                 let word = |b: &[u8]| f64::from(u32::from_le_bytes(b.try_into().unwrap()));
                 (bytes.chunks_exact(4).map(word).collect(), 0.0)
@@ -100,7 +122,10 @@ fn check(cuda: &Cuda, kernel: &str, shape: Shape, scale: f64, inputs: &[Input]) 
         let ((got, unit), (want, _)) = (input.decode(&got[at]), input.decode(&want[at]));
         for (i, (a, b)) in got.iter().zip(&want).enumerate() {
             let near = (a - b).abs() <= 20.0 * unit * b.abs().max(scale);
-            assert!(near || a == b || (a.is_nan() && b.is_nan()), "{kernel}: argument {at}, number {i}: {a} for {b}");
+            assert!(
+                near || a == b || (a.is_nan() && b.is_nan()),
+                "{kernel}: argument {at}, number {i}: {a} for {b}"
+            );
         }
     }
 }
@@ -140,15 +165,34 @@ fn warps(n: usize) -> Shape {
 #[test]
 fn rows_are_those_of_the_reference() {
     let Some(cuda) = gpu(false) else { return };
-    check(&cuda, "advance", Shape { grid: [1, 1, 1], block: [1, 1] }, 0.0, &[cursor(), U32(4), U32(1)]);
+    check(
+        &cuda,
+        "advance",
+        Shape {
+            grid: [1, 1, 1],
+            block: [1, 1],
+        },
+        0.0,
+        &[cursor(), U32(4), U32(1)],
+    );
     let source = Reals(Kind::F32, numbers(20 * 12, 1, 9.0));
     let out = Reals(Kind::F32, vec![0.0; 7 * 12]);
-    check(&cuda, "gather_rows", each(21), 0.0, &[out, source, order(), cursor(), U32(1), U32(7), U32(3)]);
+    check(
+        &cuda,
+        "gather_rows",
+        each(21),
+        0.0,
+        &[out, source, order(), cursor(), U32(1), U32(7), U32(3)],
+    );
     for kind in KINDS {
         let name = kind.suffix();
         for (share, partner, sigma) in [
             (Null, Null, 0.0),
-            (Reals(Kind::F32, vec![0.25; 20]), Words((0..20).map(|i| (i + 3) % 7).collect()), 0.5),
+            (
+                Reals(Kind::F32, vec![0.25; 20]),
+                Words((0..20).map(|i| (i + 3) % 7).collect()),
+                0.5,
+            ),
         ] {
             let inputs = [
                 Reals(kind, vec![9.0; 7 * 16]),
@@ -168,8 +212,18 @@ fn rows_are_those_of_the_reference() {
             check(&cuda, &format!("gather_mix_{name}"), each(7 * 16), 1.0, &inputs);
         }
         let out = Reals(Kind::F32, vec![0.0; 3 * 37]);
-        let inputs = [out, Reals(kind, numbers(50 * 40, 3, 1.0)), U32(50), U32(37), U32(40), U32(20)];
-        let shape = Shape { grid: [2, 3, 1], block: [32, 8] };
+        let inputs = [
+            out,
+            Reals(kind, numbers(50 * 40, 3, 1.0)),
+            U32(50),
+            U32(37),
+            U32(40),
+            U32(20),
+        ];
+        let shape = Shape {
+            grid: [2, 3, 1],
+            block: [32, 8],
+        };
         check(&cuda, &format!("column_sums_{name}"), shape, 1.0, &inputs);
     }
     for (name, from, to) in [
@@ -180,9 +234,17 @@ fn rows_are_those_of_the_reference() {
         ("convert_bf16_f32", Kind::Bf16, Kind::F32),
     ] {
         let (out, source) = (Reals(to, vec![5.0; 6 * 8]), Reals(from, numbers(6 * 5, 4, 70.0)));
-        let (centre, scale) = (Reals(Kind::F32, numbers(5, 5, 3.0)), Reals(Kind::F32, numbers(5, 6, 2.0)));
+        let (centre, scale) = (
+            Reals(Kind::F32, numbers(5, 5, 3.0)),
+            Reals(Kind::F32, numbers(5, 6, 2.0)),
+        );
         let sizes = [U32(6), U32(5), U32(8)];
-        let all = [vec![out.clone(), source.clone()], sizes.to_vec(), vec![centre, scale]].concat();
+        let all = [
+            vec![out.clone(), source.clone()],
+            sizes.to_vec(),
+            vec![centre, scale],
+        ]
+        .concat();
         check(&cuda, name, each(48), 0.0, &all);
         let plain = [vec![out, source], sizes.to_vec(), vec![Null, Null]].concat();
         check(&cuda, name, each(48), 0.0, &plain);
@@ -190,13 +252,27 @@ fn rows_are_those_of_the_reference() {
     for kind in [Kind::F16, Kind::Bf16] {
         let n = || Reals(kind, vec![0.0; 300]);
         let inputs = [n(), n(), Reals(Kind::F32, numbers(300, 7, 3.0)), U32(300)];
-        check(&cuda, &format!("split_{}", kind.suffix()), each(300), 0.0, &inputs);
+        check(
+            &cuda,
+            &format!("split_{}", kind.suffix()),
+            each(300),
+            0.0,
+            &inputs,
+        );
     }
     let mut partial = numbers(4 * 60, 8, 1.0);
     partial[70] = f32::INFINITY;
     let faults = Words(vec![0, 0, 9]);
-    let inputs =
-        [Reals(Kind::F32, vec![0.0; 60]), Reals(Kind::F32, partial), U32(60), U32(4), faults, cursor(), U32(2), U32(20)];
+    let inputs = [
+        Reals(Kind::F32, vec![0.0; 60]),
+        Reals(Kind::F32, partial),
+        U32(60),
+        U32(4),
+        faults,
+        cursor(),
+        U32(2),
+        U32(20),
+    ];
     check(&cuda, "sum_segments", each(60), 1.0, &inputs);
 }
 
@@ -211,7 +287,12 @@ fn products_are_those_of_the_reference() {
         ("gemm_bf16", Kind::Bf16, Kind::Bf16, 128),
     ];
     // Whole tiles, edges on every side, one row; strides that are and are not of 16 bytes; segments of k.
-    for (m, n, k, segment, pad) in [(64, 64, 64, 64, 0), (70, 67, 45, 32, 3), (1, 9, 33, 64, 8), (130, 5, 100, 64, 4)] {
+    for (m, n, k, segment, pad) in [
+        (64, 64, 64, 64, 0),
+        (70, 67, 45, 32, 3),
+        (1, 9, 33, 64, 8),
+        (130, 5, 100, 64, 4),
+    ] {
         for (name, kind, out_kind, threads) in kinds {
             for (a_along, b_along) in [(true, true), (true, false), (false, false), (false, true)] {
                 let strides = |rows: usize, along: bool| if along { (k + pad, 1) } else { (1, rows + pad) };
@@ -234,7 +315,10 @@ fn products_are_those_of_the_reference() {
                     F32(0.5),
                     F32(if pad == 3 { 2.0 } else { 0.0 }),
                 ];
-                let shape = Shape { grid: [n.div_ceil(64), m.div_ceil(64), parts], block: [threads, 1] };
+                let shape = Shape {
+                    grid: [n.div_ceil(64), m.div_ceil(64), parts],
+                    block: [threads, 1],
+                };
                 check(&cuda, name, shape, 1.0, &inputs);
             }
         }
@@ -261,18 +345,35 @@ fn losses_are_those_of_the_reference() {
             logits[stride] = 300.0;
             logits[stride + 1] = -300.0;
             let labels = Words((0..20).map(|i| i % c as u32).collect());
-            let targets = Reals(Kind::F32, (0..20 * c).map(|i| f32::from(u8::from(i % 3 == 0))).collect());
-            let weights = Reals(Kind::F32, numbers(c, 4, 0.5).iter().map(|w| w + 1.0).collect());
+            let targets = Reals(
+                Kind::F32,
+                (0..20 * c).map(|i| f32::from(u8::from(i % 3 == 0))).collect(),
+            );
+            let weights = Reals(
+                Kind::F32,
+                numbers(2 * c, 4, 0.5).iter().map(|w| w + 1.0).collect(),
+            );
             let mixes = [
                 (Null, Null),
-                (Reals(Kind::F32, vec![0.75; 20]), Words((0..20).map(|i| (i + 2) % 7).collect())),
+                (
+                    Reals(Kind::F32, vec![0.75; 20]),
+                    Words((0..20).map(|i| (i + 2) % 7).collect()),
+                ),
             ];
             for (weights, smoothing, (share, partner)) in
                 [(Null, 0.0, mixes[0].clone()), (weights, 0.1, mixes[1].clone())]
             {
                 for loss in ["softmax_ce", "sigmoid_bce", "squared_error"] {
-                    let of_rows = if loss == "softmax_ce" { labels.clone() } else { targets.clone() };
-                    let gradient = if from == to { Same(1) } else { Reals(to, vec![0.0; rows * stride]) };
+                    let of_rows = if loss == "softmax_ce" {
+                        labels.clone()
+                    } else {
+                        targets.clone()
+                    };
+                    let gradient = if from == to {
+                        Same(1)
+                    } else {
+                        Reals(to, vec![0.0; rows * stride])
+                    };
                     let inputs = [
                         gradient,
                         Reals(from, logits.clone()),
@@ -303,7 +404,10 @@ fn losses_are_those_of_the_reference() {
     }
     let mut stats = numbers(600 * 3 * 4, 6, 1.0);
     stats[4] = f32::NAN;
-    let shape = Shape { grid: [3, 1, 1], block: [256, 1] };
+    let shape = Shape {
+        grid: [3, 1, 1],
+        block: [256, 1],
+    };
     for faults in [Words(vec![0, 0, 4]), Null] {
         let inputs = [
             Doubles(vec![1.0; 12]),
@@ -330,7 +434,16 @@ fn layers_are_those_of_the_reference() {
         let floats = |n: usize, seed: u32| Reals(Kind::F32, numbers(n, seed, 1.5));
         for activation in [0, 1, 2] {
             for (p, bias) in [(0.0, Null), (0.4, floats(width, 3))] {
-                let sizes = [U32(rows), U32(width), I32(activation), F32(p), U64(77), cursor(), U32(1), U32(64)];
+                let sizes = [
+                    U32(rows),
+                    U32(width),
+                    I32(activation),
+                    F32(p),
+                    U64(77),
+                    cursor(),
+                    U32(1),
+                    U32(64),
+                ];
                 let forward = [vec![reals(1, 0.0), reals(2, 4.0), bias], sizes.to_vec()].concat();
                 check(&cuda, &name("activation"), each(n), 1.0, &forward);
                 let backward = [vec![reals(4, 2.0), reals(2, 4.0)], sizes.to_vec()].concat();
@@ -340,7 +453,10 @@ fn layers_are_those_of_the_reference() {
         let out = || floats(rows.max(2 * width), 5);
         let row = [out(), out(), reals(6, 3.0), U32(rows), U32(width), F32(1e-5)];
         check(&cuda, &name("row_moments"), warps(rows), 1.0, &row);
-        let columns = Shape { grid: [2, 1, 1], block: [32, 32] };
+        let columns = Shape {
+            grid: [2, 1, 1],
+            block: [32, 32],
+        };
         for running in [Null, floats(width, 7)] {
             let column = [
                 out(),
@@ -359,21 +475,50 @@ fn layers_are_those_of_the_reference() {
             let heads = 2;
             let of = || floats(rows.max(2 * width), 8);
             let tail = [U32(rows), U32(width), I32(by_row), U32(heads)];
-            let apply = [vec![reals(9, 0.0), reals(6, 3.0), of(), of(), of(), of()], tail.to_vec()].concat();
+            let apply = [
+                vec![reals(9, 0.0), reals(6, 3.0), of(), of(), of(), of()],
+                tail.to_vec(),
+            ]
+            .concat();
             check(&cuda, &name("normalise"), each(n), 1.0, &apply);
             let heads = if by_row == 1 { 2 } else { 1 };
             let tail = [U32(rows), U32(width), I32(by_row), U32(heads)];
-            let sums = [vec![out(), out(), reals(10, 1.0), reals(6, 3.0), of(), of()], tail.to_vec()].concat();
-            let shape = Shape { grid: [2, heads, 1], block: [32, 32] };
+            let sums = [
+                vec![out(), out(), reals(10, 1.0), reals(6, 3.0), of(), of()],
+                tail.to_vec(),
+            ]
+            .concat();
+            let shape = Shape {
+                grid: [2, heads, 1],
+                block: [32, 32],
+            };
             check(&cuda, &name("normalise_sums"), shape, 4.0, &sums);
         }
-        let norm = [reals(10, 1.0), reals(6, 3.0), floats(rows, 11), floats(rows, 12), floats(2 * width, 13)];
+        let norm = [
+            reals(10, 1.0),
+            reals(6, 3.0),
+            floats(rows, 11),
+            floats(rows, 12),
+            floats(2 * width, 13),
+        ];
         let tail = [U32(rows), U32(width), U32(2)];
-        check(&cuda, &name("row_norm_backward"), warps(rows), 4.0, &[norm.to_vec(), tail.to_vec()].concat());
+        check(
+            &cuda,
+            &name("row_norm_backward"),
+            warps(rows),
+            4.0,
+            &[norm.to_vec(), tail.to_vec()].concat(),
+        );
         let norm = [10, 6].map(|seed| reals(seed, 1.0)).to_vec();
         let figures = [11, 12, 13, 14, 15].map(|seed| floats(width, seed)).to_vec();
         let tail = vec![U32(rows), U32(width)];
-        check(&cuda, &name("column_norm_backward"), each(n), 4.0, &[norm, figures, tail].concat());
+        check(
+            &cuda,
+            &name("column_norm_backward"),
+            each(n),
+            4.0,
+            &[norm, figures, tail].concat(),
+        );
     }
     let variances = Reals(Kind::F32, numbers(40, 1, 0.5).iter().map(|v| v + 1.0).collect());
     check(
@@ -393,8 +538,12 @@ fn updates_are_those_of_the_reference() {
     let floats = |seed: u32, size: f32| Reals(Kind::F32, numbers(n, seed, size));
     let positive = |seed: u32| Reals(Kind::F32, numbers(n, seed, 0.4).iter().map(|v| v + 0.5).collect());
     for kind in [Kind::F16, Kind::Bf16] {
-        for (name, nesterov, decoupled) in [("sgd", 0.0, 0.0), ("sgd", 1.0, 0.0), ("adam", 0.0, 0.0), ("adam", 0.0, 1.0)]
-        {
+        for (name, nesterov, decoupled) in [
+            ("sgd", 0.0, 0.0),
+            ("sgd", 1.0, 0.0),
+            ("adam", 0.0, 0.0),
+            ("adam", 0.0, 1.0),
+        ] {
             for first in [0.0, 1.0] {
                 // weight decay, dampening, nesterov, beta2, eps, decoupled; the second head has no decay.
                 let dampening = if nesterov == 0.0 { 0.25 } else { 0.0 };
@@ -402,7 +551,9 @@ fn updates_are_those_of_the_reference() {
                 let rules = [rule(0.01), rule(0.0), rule(0.1)].concat();
                 // Steps 0..8 of the table, of which the cursor and step0 choose 6; the third head is marked.
                 let row = |head: f32| [0.1 + head, 0.9 - head / 4.0, 0.2, 0.7, first];
-                let table: Vec<f32> = (0..8 * heads).flat_map(|i| row((i % heads) as f32 / 10.0)).collect();
+                let table: Vec<f32> = (0..8 * heads)
+                    .flat_map(|i| row((i % heads) as f32 / 10.0))
+                    .collect();
                 for extra in [false, true] {
                     let or_null = |input: Input| if extra { input } else { Null };
                     let inputs = [
@@ -428,13 +579,28 @@ fn updates_are_those_of_the_reference() {
             }
         }
     }
-    let shape = Shape { grid: [heads, 1, 1], block: [1024, 1] };
+    let shape = Shape {
+        grid: [heads, 1, 1],
+        block: [1024, 1],
+    };
     for add in [0, 1] {
-        check(&cuda, "squares", shape, 1.0, &[Doubles(vec![1.0; 3]), floats(1, 2.0), U32(per_head), I32(add)]);
+        check(
+            &cuda,
+            "squares",
+            shape,
+            1.0,
+            &[Doubles(vec![1.0; 3]), floats(1, 2.0), U32(per_head), I32(add)],
+        );
     }
     let norms = Doubles(vec![4.0, 0.01, 100.0]);
     let scale = Reals(Kind::F32, vec![0.5, 1.0, 2.0]);
-    check(&cuda, "clip_factor", each(3), 0.0, &[Reals(Kind::F32, vec![0.0; 3]), norms, scale, U32(3), F32(0.8)]);
+    check(
+        &cuda,
+        "clip_factor",
+        each(3),
+        0.0,
+        &[Reals(Kind::F32, vec![0.0; 3]), norms, scale, U32(3), F32(0.8)],
+    );
 }
 
 /// Each kernel is part of the table: launched by one of the tests above.
@@ -442,9 +608,14 @@ fn updates_are_those_of_the_reference() {
 fn every_kernel_has_cases() {
     let text = include_str!("cases.rs");
     for name in MODULES.iter().flat_map(|(_, ptx)| entries(ptx)) {
-        let stem = KINDS.iter().fold(name, |stem, kind| stem.trim_end_matches(&format!("_{}", kind.suffix())));
+        let stem = KINDS.iter().fold(name, |stem, kind| {
+            stem.trim_end_matches(&format!("_{}", kind.suffix()))
+        });
         let stem = stem.trim_end_matches("_f32").trim_end_matches("_f16");
-        assert!(text.contains(&format!("\"{stem}")) || text.contains(&format!("{stem}_")), "{name} has no case");
+        assert!(
+            text.contains(&format!("\"{stem}")) || text.contains(&format!("{stem}_")),
+            "{name} has no case"
+        );
     }
 }
 
@@ -459,8 +630,15 @@ fn the_ptx_is_of_the_present_kernels() {
         let mut digest = Sha256::new();
         digest.update(&header);
         digest.update(&source);
-        let digest: String = digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+        let digest: String = digest
+            .finalize()
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
         let first = ptx.lines().next().unwrap();
-        assert!(first.ends_with(&digest), "{name}.ptx is stale: run tools/check_kernels.py --write");
+        assert!(
+            first.ends_with(&digest),
+            "{name}.ptx is stale: run tools/check_kernels.py --write"
+        );
     }
 }

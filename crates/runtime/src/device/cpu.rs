@@ -82,9 +82,13 @@ impl Args {
     fn reals(&self, at: usize, kind: Kind) -> Vec<f64> {
         let bytes = self.bytes(at);
         match kind {
-            Kind::F32 => words(&bytes).map(|word| f64::from(f32::from_bits(word))).collect(),
+            Kind::F32 => words(&bytes)
+                .map(|word| f64::from(f32::from_bits(word)))
+                .collect(),
             Kind::F16 => halves(&bytes).map(|half| f16::from_bits(half).to_f64()).collect(),
-            Kind::Bf16 => halves(&bytes).map(|half| bf16::from_bits(half).to_f64()).collect(),
+            Kind::Bf16 => halves(&bytes)
+                .map(|half| bf16::from_bits(half).to_f64())
+                .collect(),
         }
     }
 
@@ -124,18 +128,25 @@ impl Args {
 }
 
 fn words(bytes: &[u8]) -> impl Iterator<Item = u32> {
-    bytes.chunks_exact(4).map(|word| u32::from_le_bytes(word.try_into().expect("chunks of 4")))
+    bytes
+        .chunks_exact(4)
+        .map(|word| u32::from_le_bytes(word.try_into().expect("chunks of 4")))
 }
 
 fn halves(bytes: &[u8]) -> impl Iterator<Item = u16> {
-    bytes.chunks_exact(2).map(|half| u16::from_le_bytes(half.try_into().expect("chunks of 2")))
+    bytes
+        .chunks_exact(2)
+        .map(|half| u16::from_le_bytes(half.try_into().expect("chunks of 2")))
 }
 
 /// Runs the kernel of this name.
 fn run(name: &str, args: &Args) {
     // Names end in the kinds of what they read and write.
     let kinds = |stem: &str| {
-        let rest = name.strip_prefix(stem).unwrap_or_default().trim_start_matches('_');
+        let rest = name
+            .strip_prefix(stem)
+            .unwrap_or_default()
+            .trim_start_matches('_');
         let kind = |text: &str| match text {
             "f32" => Kind::F32,
             "f16" => Kind::F16,
@@ -155,7 +166,9 @@ fn run(name: &str, args: &Args) {
         "squares" => optim::squares(args),
         "clip_factor" => optim::clip_factor(args),
         "inverse_roots" => layer::inverse_roots(args),
-        "gemm_f32" | "gemm_f16" | "gemm_bf16" | "gemm_f16_f32" | "gemm_bf16_f32" => rows::gemm(args, kinds("gemm")),
+        "gemm_f32" | "gemm_f16" | "gemm_bf16" | "gemm_f16_f32" | "gemm_bf16_f32" => {
+            rows::gemm(args, kinds("gemm"))
+        }
         _ if name.starts_with("gather_mix") => rows::gather_mix(args, kinds("gather_mix").0),
         _ if name.starts_with("convert") => rows::convert(args, kinds("convert")),
         _ if name.starts_with("column_sums") => rows::column_sums(args, kinds("column_sums").0),
@@ -164,13 +177,17 @@ fn run(name: &str, args: &Args) {
         _ if name.starts_with("squared_error") => loss::dense(args, kinds("squared_error"), false),
         _ if name.starts_with("sgd") => optim::update(args, kinds("sgd").0, false),
         _ if name.starts_with("adam") => optim::update(args, kinds("adam").0, true),
-        _ if name.starts_with("activation_backward") => layer::activation_backward(args, kinds("activation_backward").0),
+        _ if name.starts_with("activation_backward") => {
+            layer::activation_backward(args, kinds("activation_backward").0)
+        }
         _ if name.starts_with("activation") => layer::activation(args, kinds("activation").0),
         _ if name.starts_with("row_moments") => layer::row_moments(args, kinds("row_moments").0),
         _ if name.starts_with("column_moments") => layer::column_moments(args, kinds("column_moments").0),
         _ if name.starts_with("normalise_sums") => layer::normalise_sums(args, kinds("normalise_sums").0),
         _ if name.starts_with("normalise") => layer::normalise(args, kinds("normalise").0),
-        _ if name.starts_with("row_norm_backward") => layer::row_norm_backward(args, kinds("row_norm_backward").0),
+        _ if name.starts_with("row_norm_backward") => {
+            layer::row_norm_backward(args, kinds("row_norm_backward").0)
+        }
         _ if name.starts_with("column_norm_backward") => {
             layer::column_norm_backward(args, kinds("column_norm_backward").0);
         }

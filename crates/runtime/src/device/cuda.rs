@@ -63,7 +63,10 @@ pub(crate) struct Graph {
 
 impl std::fmt::Debug for Cuda {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Cuda").field("device", &self.inner.device).field("name", &self.name).finish_non_exhaustive()
+        f.debug_struct("Cuda")
+            .field("device", &self.inner.device)
+            .field("name", &self.name)
+            .finish_non_exhaustive()
     }
 }
 
@@ -86,16 +89,25 @@ impl Cuda {
         let names = driver_devices().map_err(|reason| missing(CudaMissing::Driver { reason }))?;
         let n_devices = names.len();
         let at = usize::try_from(index).unwrap_or(usize::MAX);
-        let name = names.into_iter().nth(at).ok_or_else(|| missing(CudaMissing::Index { n_devices }))?;
+        let name = names
+            .into_iter()
+            .nth(at)
+            .ok_or_else(|| missing(CudaMissing::Index { n_devices }))?;
         // cudarc looks for the driver under names of its own, and panics where it does not find one or lacks a symbol.
         let opened = catch_unwind(AssertUnwindSafe(|| Cuda::start(device, at)));
         let (inner, functions) = opened.unwrap_or_else(|panic| {
-            let words = panic.downcast_ref::<String>().map_or("it lacks a function", String::as_str);
+            let words = panic
+                .downcast_ref::<String>()
+                .map_or("it lacks a function", String::as_str);
             let reason = words.lines().next().unwrap_or_default().to_owned();
             Err(missing(CudaMissing::Driver { reason }))
         })?;
         let inner = Rc::new(inner);
-        let blas = if with_blas { Blas::open(|n_bytes| Buffer::zeros(&inner, n_bytes))? } else { None };
+        let blas = if with_blas {
+            Blas::open(|n_bytes| Buffer::zeros(&inner, n_bytes))?
+        } else {
+            None
+        };
         Ok(Cuda {
             inner,
             functions,
@@ -109,7 +121,9 @@ impl Cuda {
         let start = |error: DriverError| missing(CudaMissing::Driver { reason: words(error) });
         let mut version = 0;
         // SAFETY: the pointer lives through the call; the driver was loaded and started by `driver_devices`.
-        unsafe { sys::cuDriverGetVersion(&mut version) }.result().map_err(start)?;
+        unsafe { sys::cuDriverGetVersion(&mut version) }
+            .result()
+            .map_err(start)?;
         if version < DRIVER_VERSION {
             return Err(missing(CudaMissing::DriverVersion { version }));
         }
@@ -155,7 +169,9 @@ impl Cuda {
 
 /// Names of the kernels of a PTX text.
 pub(super) fn entries(ptx: &str) -> impl Iterator<Item = &str> {
-    ptx.split(".entry ").skip(1).filter_map(|rest| rest.split('(').next())
+    ptx.split(".entry ")
+        .skip(1)
+        .filter_map(|rest| rest.split('(').next())
 }
 
 /// The driver's own words.
@@ -220,13 +236,19 @@ impl Buffer {
             inner: Rc::clone(inner),
         };
         // SAFETY: the memory was just allocated with this size.
-        inner.check("clear", unsafe { result::memset_d8_async(at, 0, n_bytes, inner.stream) })?;
+        inner.check("clear", unsafe {
+            result::memset_d8_async(at, 0, n_bytes, inner.stream)
+        })?;
         Ok(buffer)
     }
 
     fn within(&self, at: usize, n_bytes: usize) {
         let end = at.checked_add(n_bytes);
-        assert!(end.is_some_and(|end| end <= self.n_bytes), "{at} + {n_bytes} bytes of a buffer of {}", self.n_bytes);
+        assert!(
+            end.is_some_and(|end| end <= self.n_bytes),
+            "{at} + {n_bytes} bytes of a buffer of {}",
+            self.n_bytes
+        );
     }
 }
 
@@ -304,7 +326,10 @@ impl Backend for Cuda {
 
     fn launch(&self, kernel: &str, shape: Shape, args: &[Arg<'_, Buffer>]) -> Result<(), Error> {
         self.inner.bind()?;
-        let function = self.functions.get(kernel).expect("kernels are launched by the names that the PTX has");
+        let function = self
+            .functions
+            .get(kernel)
+            .expect("kernels are launched by the names that the PTX has");
         // A word for each argument, of which the driver reads as many bytes as the kernel declares; little-endian.
         let mut words: Vec<u64> = args
             .iter()
@@ -318,14 +343,24 @@ impl Backend for Cuda {
                 Arg::F32(value) => u64::from(value.to_bits()),
             })
             .collect();
-        let mut pointers: Vec<*mut c_void> = words.iter_mut().map(|word| std::ptr::from_mut(word).cast()).collect();
+        let mut pointers: Vec<*mut c_void> = words
+            .iter_mut()
+            .map(|word| std::ptr::from_mut(word).cast())
+            .collect();
         let side = |n: usize| u32::try_from(n).expect("grids were checked to fit 32 bits");
         let [x, y, z] = shape.grid.map(side);
         let [bx, by] = shape.block.map(side);
         // SAFETY: the number and the types of the arguments are those of the kernel, which the tests check against the
         // PTX for every kernel; buffers outlive the launch, since the driver waits where one is freed.
         let result = unsafe {
-            result::launch_kernel(*function, (x, y, z), (bx, by, 1), 0, self.inner.stream, &mut pointers)
+            result::launch_kernel(
+                *function,
+                (x, y, z),
+                (bx, by, 1),
+                0,
+                self.inner.stream,
+                &mut pointers,
+            )
         };
         self.inner.check("run a kernel on", result)
     }
@@ -343,7 +378,11 @@ impl Backend for Cuda {
 
     fn segments(&self, m: usize, n: usize, k: usize) -> usize {
         // cuBLASLt cuts by itself.
-        if self.blas.is_some() { 1 } else { gemm::segments(m, n, k) }
+        if self.blas.is_some() {
+            1
+        } else {
+            gemm::segments(m, n, k)
+        }
     }
 
     fn record(&self, calls: &mut dyn FnMut() -> Result<(), Error>) -> Result<Graph, Error> {
@@ -351,10 +390,13 @@ impl Backend for Cuda {
         let stream = self.inner.stream;
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         // SAFETY: the stream lives; its capture is ended below, whatever happens between.
-        self.inner.check("record", unsafe { result::stream::begin_capture(stream, mode) })?;
+        self.inner
+            .check("record", unsafe { result::stream::begin_capture(stream, mode) })?;
         let outcome = calls();
         // SAFETY: begun above.
-        let graph = self.inner.check("record", unsafe { result::stream::end_capture(stream) });
+        let graph = self
+            .inner
+            .check("record", unsafe { result::stream::end_capture(stream) });
         outcome?;
         let graph = graph?;
         let flags = sys::CUgraphInstantiate_flags(0);

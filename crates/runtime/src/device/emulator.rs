@@ -12,7 +12,7 @@ use super::cuda::{Cuda, MODULES, entries};
 use crate::engine::driver_devices;
 
 /// GPU 0, with cuBLASLt or without. None, said aloud, where there is neither a GPU nor g++.
-pub(super) fn gpu(with_blas: bool) -> Option<Cuda> {
+pub(crate) fn gpu(with_blas: bool) -> Option<Cuda> {
     match load() {
         Ok(()) => Some(Cuda::open_with(0, with_blas).expect("the GPU opens")),
         Err(reason) => {
@@ -58,7 +58,10 @@ fn build() -> Result<PathBuf, String> {
     for file in files {
         digest.update(&fs::read(file).map_err(|error| error.to_string())?);
     }
-    let folder = std::env::temp_dir().join(format!("graftwork-emulator-{}", &digest.finalize().to_hex()[..16]));
+    let folder = std::env::temp_dir().join(format!(
+        "graftwork-emulator-{}",
+        &digest.finalize().to_hex()[..16]
+    ));
     fs::create_dir_all(&folder).map_err(|error| error.to_string())?;
     // Tests are processes of their own: one compiles, the others wait.
     let lock = fs::File::create(folder.join("lock")).map_err(|error| error.to_string())?;
@@ -66,15 +69,25 @@ fn build() -> Result<PathBuf, String> {
     if folder.join("libcublasLt.so.12").exists() {
         return Ok(folder);
     }
-    let list: String =
-        MODULES.iter().flat_map(|(_, ptx)| entries(ptx)).map(|name| format!("KERNEL({name})\n")).collect();
+    let list: String = MODULES
+        .iter()
+        .flat_map(|(_, ptx)| entries(ptx))
+        .map(|name| format!("KERNEL({name})\n"))
+        .collect();
     #[expect(clippy::disallowed_methods, reason = "a test's input needs no durability")]
     fs::write(folder.join("kernels.inc"), list).map_err(|error| error.to_string())?;
     let compile = |inputs: &[&str], output: &str, with: &[PathBuf]| {
         let made = folder.join(format!("{output}.new"));
         let run = Command::new("g++")
             .current_dir(&sources)
-            .args(["-std=c++17", "-O1", "-DEMULATED", "-fPIC", "-shared", "-fvisibility=hidden"])
+            .args([
+                "-std=c++17",
+                "-O1",
+                "-DEMULATED",
+                "-fPIC",
+                "-shared",
+                "-fvisibility=hidden",
+            ])
             .args(["-ffp-contract=off", "-Wno-unknown-pragmas", "-I."])
             .arg("-I")
             .arg(&kernels)
@@ -92,6 +105,10 @@ fn build() -> Result<PathBuf, String> {
         fs::rename(made, folder.join(output)).map_err(|error| error.to_string())
     };
     compile(&["driver.cpp", "threads.cpp"], "libcuda.so.1", &[])?;
-    compile(&["cublaslt.cpp"], "libcublasLt.so.12", &[folder.join("libcuda.so.1")])?;
+    compile(
+        &["cublaslt.cpp"],
+        "libcublasLt.so.12",
+        &[folder.join("libcuda.so.1")],
+    )?;
     Ok(folder)
 }

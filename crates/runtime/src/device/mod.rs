@@ -17,11 +17,14 @@ mod cases;
 mod cpu;
 mod cuda;
 #[cfg(test)]
-mod emulator;
+pub(crate) mod emulator;
 mod gemm;
 pub(crate) mod network;
+mod objective;
 pub(crate) mod rows;
 #[cfg(test)]
 mod tests;
 
+pub use backend::Kind as Precision;
 pub use cuda::Cuda;
+pub use objective::{Evaluation, Gram, Objective};

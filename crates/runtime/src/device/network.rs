@@ -48,6 +48,7 @@ pub(crate) struct Recipe {
     pub(crate) noise: f32,
     pub(crate) noise_key: u64,
     pub(crate) smoothing: f32,
+    /// What a class counts; for several labels what each one's presence and then what its absence does.
     pub(crate) class_weights: Option<Vec<f32>>,
     pub(crate) clip_norm: Option<f32>,
     /// Decay of the moving average.
@@ -82,7 +83,14 @@ pub(crate) struct StepScalars {
 impl Rule {
     /// In the order of the kernels.
     fn numbers(&self) -> [f32; 6] {
-        [self.weight_decay, self.dampening, self.nesterov, self.beta2, self.eps, self.decoupled]
+        [
+            self.weight_decay,
+            self.dampening,
+            self.nesterov,
+            self.beta2,
+            self.eps,
+            self.decoupled,
+        ]
     }
 }
 
@@ -189,7 +197,13 @@ pub(crate) struct Weights {
 }
 
 impl<D: Backend> Parameter<D> {
-    fn new(device: &D, recipe: &Recipe, kind: Kind, n_heads: usize, per_head: usize) -> Result<Parameter<D>, Error> {
+    fn new(
+        device: &D,
+        recipe: &Recipe,
+        kind: Kind,
+        n_heads: usize,
+        per_head: usize,
+    ) -> Result<Parameter<D>, Error> {
         let n = n_heads * per_head;
         let when = |yes: bool, n_bytes: usize| yes.then(|| device.zeros(n_bytes)).transpose();
         Ok(Parameter {
@@ -208,10 +222,25 @@ impl<D: Backend> Parameter<D> {
         self.half_width.as_ref().unwrap_or(&self.weights)
     }
 
-    /// Sets the weights of one head, and their copies.
-    fn set(&self, device: &D, kind: Kind, head: usize, values: &[f32]) -> Result<(), Error> {
-        device.write(&self.weights, head * self.per_head * 4, bytemuck::cast_slice(values))?;
-        if let Some(copy) = &self.half_width {
+    /// What it keeps, where it does.
+    fn array(&self, state: State) -> Option<&D::Buffer> {
+        match state {
+            State::Weights => Some(&self.weights),
+            State::First => self.first.as_ref(),
+            State::Second => self.second.as_ref(),
+            State::Ema => self.ema.as_ref(),
+        }
+    }
+
+    /// Sets the numbers of one head, and the copies of weights.
+    fn set(&self, device: &D, kind: Kind, state: State, head: usize, values: &[f32]) -> Result<(), Error> {
+        let Some(array) = self.array(state) else {
+            return Ok(());
+        };
+        device.write(array, head * self.per_head * 4, bytemuck::cast_slice(values))?;
+        if state == State::Weights
+            && let Some(copy) = &self.half_width
+        {
             let n = self.per_head;
             let args = [
                 Arg::At(copy, head * n * 2),
@@ -227,9 +256,17 @@ impl<D: Backend> Parameter<D> {
         Ok(())
     }
 
-    fn get(&self, device: &D, from: &D::Buffer, head: usize) -> Result<Vec<f32>, Error> {
+    /// The numbers of one head; none where it does not keep them.
+    fn get(&self, device: &D, state: State, head: usize) -> Result<Vec<f32>, Error> {
+        let Some(array) = self.array(state) else {
+            return Ok(Vec::new());
+        };
         let mut values = vec![0f32; self.per_head];
-        device.read(from, head * self.per_head * 4, bytemuck::cast_slice_mut(&mut values))?;
+        device.read(
+            array,
+            head * self.per_head * 4,
+            bytemuck::cast_slice_mut(&mut values),
+        )?;
         Ok(values)
     }
 }
@@ -241,14 +278,22 @@ impl<'d, D: Backend> Network<'d, D> {
     /// [`Error::GpuMemory`]; [`Error::Usage`] for hidden layers in many heads.
     pub(crate) fn new(device: &'d D, recipe: Recipe, rows: &Rows<D>) -> Result<Network<'d, D>, Error> {
         if recipe.n_heads > 1 && !recipe.hidden.is_empty() {
-            return Err(Error::Usage("heads that are trained beside each other have no hidden layers".to_owned()));
+            return Err(Error::Usage(
+                "heads that are trained beside each other have no hidden layers".to_owned(),
+            ));
         }
         let (kind, batch, heads) = (rows.kind, recipe.batch_size, recipe.n_heads);
         let n_bytes = kind.n_bytes();
         let logit_stride = kind.pad(heads * recipe.n_outputs);
         let mut layers = Vec::new();
         let (mut n_in, mut in_stride, mut n_partial) = (rows.n_features, rows.stride(), 0);
-        for (at, n_out) in recipe.hidden.iter().copied().chain([heads * recipe.n_outputs]).enumerate() {
+        for (at, n_out) in recipe
+            .hidden
+            .iter()
+            .copied()
+            .chain([heads * recipe.n_outputs])
+            .enumerate()
+        {
             let is_hidden = at < recipe.hidden.len();
             let parameter = |per_head: usize| Parameter::new(device, &recipe, kind, heads, per_head);
             let norm = (is_hidden && recipe.norm != Norm::None)
@@ -266,7 +311,9 @@ impl<'d, D: Backend> Network<'d, D> {
                 .transpose()?;
             let room = |yes: bool, width: usize| device.zeros(if yes { batch * width * n_bytes } else { 0 });
             let segments = device.segments(n_out, in_stride, batch);
-            n_partial = n_partial.max(segments * n_out * in_stride).max(batch.div_ceil(COLUMN_ROWS) * n_out);
+            n_partial = n_partial
+                .max(segments * n_out * in_stride)
+                .max(batch.div_ceil(COLUMN_ROWS) * n_out);
             layers.push(Layer {
                 n_in,
                 in_stride,
@@ -274,14 +321,22 @@ impl<'d, D: Backend> Network<'d, D> {
                 weight: parameter(n_out / heads * in_stride)?,
                 bias: parameter(n_out / heads)?,
                 z: room(is_hidden, n_out)?,
-                normalised: if norm.is_some() { Some(room(true, n_out)?) } else { None },
+                normalised: if norm.is_some() {
+                    Some(room(true, n_out)?)
+                } else {
+                    None
+                },
                 activated: room(is_hidden, n_out)?,
                 residual: room(true, if is_hidden { n_out } else { logit_stride })?,
                 norm,
             });
             (n_in, in_stride) = (n_out, n_out);
         }
-        let class_weights = recipe.class_weights.as_ref().map(|weights| upload(device, weights)).transpose()?;
+        let class_weights = recipe
+            .class_weights
+            .as_ref()
+            .map(|weights| upload(device, weights))
+            .transpose()?;
         Ok(Network {
             device,
             kind,
@@ -296,52 +351,62 @@ impl<'d, D: Backend> Network<'d, D> {
             scale: device.zeros(heads * 4)?,
             norms: device.zeros(heads * 8)?,
             clip: device.zeros(heads * 4)?,
-            rules: upload(device, &recipe.rules.iter().flat_map(Rule::numbers).collect::<Vec<f32>>())?,
+            rules: upload(
+                device,
+                &recipe.rules.iter().flat_map(Rule::numbers).collect::<Vec<f32>>(),
+            )?,
             class_weights,
             cursor: device.zeros(24)?,
             recipe,
         })
     }
 
-    /// Sets the weights of a head, first layer first.
+    /// Heads beside each other.
+    pub(crate) fn n_heads(&self) -> usize {
+        self.recipe.n_heads
+    }
+
+    /// Sets what is kept of a head, first layer first; the running figures of a normalisation go with the weights.
     ///
     /// # Errors
     /// As the device.
-    pub(crate) fn set_weights(&self, head: usize, weights: &[Weights]) -> Result<(), Error> {
+    pub(crate) fn set(&self, state: State, head: usize, weights: &[Weights]) -> Result<(), Error> {
+        let (device, kind) = (self.device, self.kind);
         for (layer, weights) in self.layers.iter().zip(weights) {
             let mut padded = vec![0f32; layer.weight.per_head];
-            let rows = padded.chunks_exact_mut(layer.in_stride).zip(weights.weight.chunks_exact(layer.n_in));
+            let rows = padded
+                .chunks_exact_mut(layer.in_stride)
+                .zip(weights.weight.chunks_exact(layer.n_in));
             rows.for_each(|(to, from)| to[..layer.n_in].copy_from_slice(from));
-            layer.weight.set(self.device, self.kind, head, &padded)?;
-            layer.bias.set(self.device, self.kind, head, &weights.bias)?;
+            layer.weight.set(device, kind, state, head, &padded)?;
+            layer.bias.set(device, kind, state, head, &weights.bias)?;
             if let (Some(norm), Some([factor, summand, mean, variance])) = (&layer.norm, &weights.norm) {
-                norm.weight.set(self.device, self.kind, head, factor)?;
-                norm.bias.set(self.device, self.kind, head, summand)?;
-                self.device.write(&norm.running_mean, 0, bytemuck::cast_slice(mean))?;
-                self.device.write(&norm.running_var, 0, bytemuck::cast_slice(variance))?;
+                norm.weight.set(device, kind, state, head, factor)?;
+                norm.bias.set(device, kind, state, head, summand)?;
+                if state == State::Weights {
+                    device.write(&norm.running_mean, 0, bytemuck::cast_slice(mean))?;
+                    device.write(&norm.running_var, 0, bytemuck::cast_slice(variance))?;
+                }
             }
         }
         Ok(())
     }
 
-    /// The weights of a head, or their moving average where there is one and it is asked for.
+    /// What is kept of a head, empty where nothing is.
     ///
     /// # Errors
     /// As the device.
-    pub(crate) fn weights(&self, head: usize, of: Average) -> Result<Vec<Weights>, Error> {
-        let get = |parameter: &Parameter<D>| {
-            let from = match (of, &parameter.ema) {
-                (Average::Moving, Some(ema)) => ema,
-                _ => &parameter.weights,
-            };
-            parameter.get(self.device, from, head)
-        };
+    pub(crate) fn get(&self, state: State, head: usize) -> Result<Vec<Weights>, Error> {
+        let get = |parameter: &Parameter<D>| parameter.get(self.device, state, head);
         let of_layer = |layer: &Layer<D>| {
             let padded = get(&layer.weight)?;
-            let rows = padded.chunks_exact(layer.in_stride).flat_map(|row| &row[..layer.n_in]);
+            let rows = padded
+                .chunks_exact(layer.in_stride)
+                .flat_map(|row| &row[..layer.n_in]);
             let norm = layer.norm.as_ref().map(|norm| {
                 let figures = |buffer| download(self.device, buffer, layer.n_out);
-                Ok::<_, Error>([get(&norm.weight)?, get(&norm.bias)?, figures(&norm.running_mean)?, figures(&norm.running_var)?])
+                let [mean, variance] = [figures(&norm.running_mean)?, figures(&norm.running_var)?];
+                Ok::<_, Error>([get(&norm.weight)?, get(&norm.bias)?, mean, variance])
             });
             Ok(Weights {
                 weight: rows.copied().collect(),
@@ -360,7 +425,14 @@ impl<'d, D: Backend> Network<'d, D> {
         let (device, batch) = (self.device, self.recipe.batch_size);
         let n = epoch.order.len();
         let order = upload(device, epoch.order)?;
-        let table = upload(device, &epoch.table.iter().flat_map(StepScalars::numbers).collect::<Vec<f32>>())?;
+        let table = upload(
+            device,
+            &epoch
+                .table
+                .iter()
+                .flat_map(StepScalars::numbers)
+                .collect::<Vec<f32>>(),
+        )?;
         let mixup = epoch
             .mixup
             .map(|(share, partner)| Ok::<_, Error>((upload(device, share)?, upload(device, partner)?)))
@@ -413,14 +485,22 @@ impl<'d, D: Backend> Network<'d, D> {
             grid: [1, 1, 1],
             block: [1, 1],
         };
-        self.device.launch("advance", shape, &[Arg::Buffer(&self.cursor), count(n_rows), count(n_steps)])
+        self.device.launch(
+            "advance",
+            shape,
+            &[Arg::Buffer(&self.cursor), count(n_rows), count(n_steps)],
+        )
     }
 
     /// The totals of all rows, and the logits `[N, heads · outputs]` where `logits` is given.
     ///
     /// # Errors
     /// As the device.
-    pub(crate) fn evaluate(&self, rows: &Rows<D>, mut logits: Option<&mut Vec<f32>>) -> Result<Vec<Totals>, Error> {
+    pub(crate) fn evaluate(
+        &self,
+        rows: &Rows<D>,
+        mut logits: Option<&mut Vec<f32>>,
+    ) -> Result<Vec<Totals>, Error> {
         let (device, batch) = (self.device, self.recipe.batch_size);
         device.write(&self.cursor, 0, &[0; 24])?;
         device.clear(&self.totals)?;
@@ -454,9 +534,16 @@ impl<'d, D: Backend> Network<'d, D> {
     }
 
     fn gather(&self, source: &Source<'_, D>, row0: usize, step0: usize, n: usize) -> Result<(), Error> {
-        let Source { rows, order, mixup, .. } = *source;
+        let Source {
+            rows, order, mixup, ..
+        } = *source;
         let stride = rows.stride();
-        let begin = [Arg::Buffer(&self.input), Arg::Buffer(&rows.features), Arg::Buffer(order), Arg::Buffer(&self.cursor)];
+        let begin = [
+            Arg::Buffer(&self.input),
+            Arg::Buffer(&rows.features),
+            Arg::Buffer(order),
+            Arg::Buffer(&self.cursor),
+        ];
         if mixup.is_none() && self.recipe.noise == 0.0 {
             let words = stride * self.kind.n_bytes() / 16;
             let [out, features, order, cursor] = begin;
@@ -479,7 +566,8 @@ impl<'d, D: Backend> Network<'d, D> {
             Arg::F32(self.recipe.noise),
             Arg::U64(self.recipe.noise_key),
         ];
-        self.device.launch(&self.named("gather_mix"), Shape::each(n * stride), &args)
+        self.device
+            .launch(&self.named("gather_mix"), Shape::each(n * stride), &args)
     }
 
     fn named(&self, stem: &str) -> String {
@@ -487,7 +575,14 @@ impl<'d, D: Backend> Network<'d, D> {
     }
 
     /// The logits of `n` rows of `input`, without the last bias.
-    fn forward(&self, input: &D::Buffer, offset: usize, step0: usize, n: usize, mode: Mode) -> Result<(), Error> {
+    fn forward(
+        &self,
+        input: &D::Buffer,
+        offset: usize,
+        step0: usize,
+        n: usize,
+        mode: Mode,
+    ) -> Result<(), Error> {
         let n_hidden = self.layers.len() - 1;
         let (mut input, mut offset) = (input, offset);
         for (at, layer) in self.layers.iter().enumerate() {
@@ -538,11 +633,26 @@ impl<'d, D: Backend> Network<'d, D> {
             let [a, b] = out();
             let running = [Arg::Buffer(&norm.running_mean), Arg::Buffer(&norm.running_var)];
             let [c, d] = running;
-            let args = [a, b, c, d, z, count(n), count(width), Arg::F32(EPS), Arg::F32(MOMENTUM)];
+            let args = [
+                a,
+                b,
+                c,
+                d,
+                z,
+                count(n),
+                count(width),
+                Arg::F32(EPS),
+                Arg::F32(MOMENTUM),
+            ];
             device.launch(&self.named("column_moments"), columns(width, 1), &args)?;
         } else {
             mean = &norm.running_mean;
-            let args = [Arg::Buffer(&norm.inverse), Arg::Buffer(&norm.running_var), count(width), Arg::F32(EPS)];
+            let args = [
+                Arg::Buffer(&norm.inverse),
+                Arg::Buffer(&norm.running_var),
+                count(width),
+                Arg::F32(EPS),
+            ];
             device.launch("inverse_roots", Shape::each(width), &args)?;
         }
         let normalised = layer.normalised.as_ref().expect("made with the norm");
@@ -564,7 +674,11 @@ impl<'d, D: Backend> Network<'d, D> {
 
     /// From `kind` to `number0` of the activation kernels.
     fn activation_args(&self, at: usize, step0: usize, mode: Mode) -> [Arg<'_, D::Buffer>; 6] {
-        let p = if mode == Mode::Train { self.recipe.dropout } else { 0.0 };
+        let p = if mode == Mode::Train {
+            self.recipe.dropout
+        } else {
+            0.0
+        };
         [
             Arg::I32(self.recipe.activation as i32),
             Arg::F32(p),
@@ -585,13 +699,19 @@ impl<'d, D: Backend> Network<'d, D> {
         n: usize,
         mode: Mode,
     ) -> Result<(), Error> {
-        let Recipe { n_heads, n_outputs, .. } = self.recipe;
+        let Recipe {
+            n_heads, n_outputs, ..
+        } = self.recipe;
         let stem = match self.recipe.task {
             Task::SingleLabel => "softmax_ce",
             Task::MultiLabel => "sigmoid_bce",
             Task::Regression => "squared_error",
         };
-        let name = if self.kind == Kind::F32 { format!("{stem}_f32") } else { format!("{stem}_f32_{}", self.kind.suffix()) };
+        let name = if self.kind == Kind::F32 {
+            format!("{stem}_f32")
+        } else {
+            format!("{stem}_f32_{}", self.kind.suffix())
+        };
         let output = self.layers.last().expect("a network has a layer");
         let width = match n_outputs {
             ..=4 => 4,
@@ -650,7 +770,12 @@ impl<'d, D: Backend> Network<'d, D> {
             if is_hidden {
                 self.activate_backward(layer, at, step0, n)?;
             }
-            self.weight_gradient(layer, below.map_or(&self.input, |below| &below.activated), stride, n)?;
+            self.weight_gradient(
+                layer,
+                below.map_or(&self.input, |below| &below.activated),
+                stride,
+                n,
+            )?;
             self.column_sums(layer, stride, step0, n)?;
             if let Some(below) = below {
                 self.device.multiply(&Product {
@@ -677,12 +802,22 @@ impl<'d, D: Backend> Network<'d, D> {
     fn activate_backward(&self, layer: &Layer<D>, at: usize, step0: usize, n: usize) -> Result<(), Error> {
         let (device, width) = (self.device, layer.n_out);
         let from = layer.normalised.as_ref().unwrap_or(&layer.z);
-        let mut args = vec![Arg::Buffer(&layer.residual), Arg::Buffer(from), count(n), count(width)];
+        let mut args = vec![
+            Arg::Buffer(&layer.residual),
+            Arg::Buffer(from),
+            count(n),
+            count(width),
+        ];
         args.extend(self.activation_args(at, step0, Mode::Train));
         device.launch(&self.named("activation_backward"), Shape::each(n * width), &args)?;
         let Some(norm) = &layer.norm else { return Ok(()) };
         let by_row = self.recipe.norm == Norm::Layer;
-        let sums = || [Arg::Buffer(&norm.weight.gradient), Arg::Buffer(&norm.bias.gradient)];
+        let sums = || {
+            [
+                Arg::Buffer(&norm.weight.gradient),
+                Arg::Buffer(&norm.bias.gradient),
+            ]
+        };
         let seen = || {
             let [z, mean, inverse] = [&layer.z, &norm.mean, &norm.inverse].map(Arg::Buffer);
             (Arg::Buffer(&layer.residual), z, mean, inverse)
@@ -695,16 +830,45 @@ impl<'d, D: Backend> Network<'d, D> {
         let ([of_weight, of_bias], (residual, z, mean, inverse)) = (sums(), seen());
         let weight = Arg::Buffer(&norm.weight.weights);
         if by_row {
-            let args = [residual, z, mean, inverse, weight, count(n), count(width), count(1)];
+            let args = [
+                residual,
+                z,
+                mean,
+                inverse,
+                weight,
+                count(n),
+                count(width),
+                count(1),
+            ];
             return device.launch(&self.named("row_norm_backward"), Shape::each(n * 32), &args);
         }
-        let args = [residual, z, mean, inverse, weight, of_weight, of_bias, count(n), count(width)];
+        let args = [
+            residual,
+            z,
+            mean,
+            inverse,
+            weight,
+            of_weight,
+            of_bias,
+            count(n),
+            count(width),
+        ];
         device.launch(&self.named("column_norm_backward"), Shape::each(n * width), &args)
     }
 
-    fn weight_gradient(&self, layer: &Layer<D>, input: &D::Buffer, stride: usize, n: usize) -> Result<(), Error> {
+    fn weight_gradient(
+        &self,
+        layer: &Layer<D>,
+        input: &D::Buffer,
+        stride: usize,
+        n: usize,
+    ) -> Result<(), Error> {
         let n_segments = self.device.segments(layer.n_out, layer.in_stride, n);
-        let out = if n_segments == 1 { &layer.weight.gradient } else { &self.partial };
+        let out = if n_segments == 1 {
+            &layer.weight.gradient
+        } else {
+            &self.partial
+        };
         self.device.multiply(&Product {
             kind: self.kind,
             out_kind: Kind::F32,
@@ -814,17 +978,22 @@ impl<'d, D: Backend> Network<'d, D> {
                 count(parameter.per_head),
                 Arg::F32(self.recipe.ema.unwrap_or(0.0)),
             ];
-            self.device.launch(&name, Shape::each(heads * parameter.per_head), &args)?;
+            self.device
+                .launch(&name, Shape::each(heads * parameter.per_head), &args)?;
         }
         Ok(())
     }
 }
 
-/// The weights themselves, or their moving average.
+/// What is kept of each number that learns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Average {
-    None,
-    Moving,
+pub(crate) enum State {
+    Weights,
+    /// SGD's buffer or Adam's first moment.
+    First,
+    Second,
+    /// The moving average.
+    Ema,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -23,7 +23,7 @@ pub(crate) struct Rows<D: Backend> {
 }
 
 impl<D: Backend> Rows<D> {
-    /// Copies rows onto the device, each number as `(x - centre) · scale`.
+    /// Copies rows onto the device, each number as `x · factor + shift`.
     ///
     /// # Errors
     /// [`Error::Features`]: a number that float16 cannot hold, whose row is named. [`Error::GpuMemory`].
@@ -45,7 +45,7 @@ impl<D: Backend> Rows<D> {
             numbers.resize(rows.len() * padded, 0.0);
             for (row, out) in values.chunks_exact(d).zip(numbers.chunks_exact_mut(padded)) {
                 for (column, (x, out)) in row.iter().zip(out).enumerate() {
-                    *out = affine.map_or(*x, |(centre, scale)| (x - centre[column]) * scale[column]);
+                    *out = affine.map_or(*x, |(factor, shift)| x.mul_add(factor[column], shift[column]));
                 }
             }
             let at = first * padded * kind.n_bytes();

@@ -3,7 +3,7 @@
 use super::backend::{Backend, Kind};
 use super::cpu::Reference;
 use super::emulator::gpu;
-use super::network::{Activation, Average, Epoch, Network, Norm, Recipe, Rule, StepScalars, Totals, Weights};
+use super::network::{Activation, Epoch, Network, Norm, Recipe, Rule, State, StepScalars, Totals, Weights};
 use super::rows::Rows;
 use crate::error::Error;
 use crate::features::Features;
@@ -66,13 +66,21 @@ fn scalars(lr: f64, step: i32, is_adam: bool) -> StepScalars {
 
 fn weights(recipe: &Recipe, n_features: usize) -> Vec<Weights> {
     let mut n_in = n_features;
-    let hidden = recipe.hidden.iter().map(|width| (*width, recipe.norm != Norm::None));
+    let hidden = recipe
+        .hidden
+        .iter()
+        .map(|width| (*width, recipe.norm != Norm::None));
     let of = |(n_out, has_norm): (usize, bool)| {
         let weights = Weights {
             weight: wave(n_out * n_in, 0.9).iter().map(|w| w * 0.3).collect(),
             bias: wave(n_out, 0.4),
             norm: has_norm.then(|| {
-                [wave(n_out, 0.3).iter().map(|w| w + 1.5).collect(), wave(n_out, 0.8), vec![0.0; n_out], vec![1.0; n_out]]
+                [
+                    wave(n_out, 0.3).iter().map(|w| w + 1.5).collect(),
+                    wave(n_out, 0.8),
+                    vec![0.0; n_out],
+                    vec![1.0; n_out],
+                ]
             }),
         };
         n_in = n_out;
@@ -87,7 +95,7 @@ fn train<D: Backend>(device: &D, recipe: &Recipe, kind: Kind) -> (Vec<Totals>, V
     let rows = Rows::new(device, &features, &targets, None, kind).unwrap();
     let network = Network::new(device, recipe.clone(), &rows).unwrap();
     for head in 0..recipe.n_heads {
-        network.set_weights(head, &weights(recipe, 11)).unwrap();
+        network.set(State::Weights, head, &weights(recipe, 11)).unwrap();
     }
     let mut totals = Vec::new();
     for epoch in 0..2u32 {
@@ -111,8 +119,8 @@ fn train<D: Backend>(device: &D, recipe: &Recipe, kind: Kind) -> (Vec<Totals>, V
     let mut numbers = Vec::new();
     totals.extend(network.evaluate(&rows, Some(&mut numbers)).unwrap());
     for head in 0..recipe.n_heads {
-        for average in [Average::None, Average::Moving] {
-            for layer in network.weights(head, average).unwrap() {
+        for state in [State::Weights, State::First, State::Second, State::Ema] {
+            for layer in network.get(state, head).unwrap() {
                 numbers.extend([layer.weight, layer.bias].concat());
                 numbers.extend(layer.norm.unwrap_or_default().concat());
             }
@@ -124,7 +132,10 @@ fn train<D: Backend>(device: &D, recipe: &Recipe, kind: Kind) -> (Vec<Totals>, V
 fn check_near(a: &[f32], b: &[f32], tolerance: f32) {
     assert_eq!(a.len(), b.len());
     for (at, (a, b)) in a.iter().zip(b).enumerate() {
-        assert!((a - b).abs() <= tolerance * b.abs().max(1.0), "number {at}: {a} for {b}");
+        assert!(
+            (a - b).abs() <= tolerance * b.abs().max(1.0),
+            "number {at}: {a} for {b}"
+        );
     }
 }
 
@@ -137,14 +148,18 @@ fn recipes() -> Vec<(&'static str, Recipe)> {
     };
     vec![
         of("linear", &|_| ()),
-        of("three heads", &|r| (r.n_heads, r.rules) = (3, vec![r.rules[0]; 3])),
+        of("three heads", &|r| {
+            (r.n_heads, r.rules) = (3, vec![r.rules[0]; 3])
+        }),
         of("one row a step", &|r| r.batch_size = 1),
         of("weights, smoothing, clipping, average", &|r| {
             (r.class_weights, r.smoothing) = (Some(vec![1.0, 2.0, 0.5]), 0.1);
             (r.clip_norm, r.ema) = (Some(0.5), Some(0.9));
         }),
         of("Adam, noise", &|r| (r.is_adam, r.noise) = (true, 0.1)),
-        of("hidden layers, dropout", &|r| (r.hidden, r.dropout) = (vec![16, 5], 0.3)),
+        of("hidden layers, dropout", &|r| {
+            (r.hidden, r.dropout) = (vec![16, 5], 0.3)
+        }),
         of("batch norm, GELU", &|r| {
             (r.hidden, r.norm, r.activation, r.batch_size) = (vec![8], Norm::Batch, Activation::Gelu, 9);
         }),
@@ -165,7 +180,10 @@ fn a_gpu_learns_what_the_reference_learns() {
                 check_near(&got, &want, tolerance);
                 for (got, want) in got_totals.iter().zip(&want_totals) {
                     let losses = (got.loss, want.loss);
-                    assert!((losses.0 - losses.1).abs() <= f64::from(tolerance) * losses.1, "{got:?} {want:?}");
+                    assert!(
+                        (losses.0 - losses.1).abs() <= f64::from(tolerance) * losses.1,
+                        "{got:?} {want:?}"
+                    );
                     assert_eq!((got.weight, got.fault), (want.weight, want.fault));
                 }
                 // The same bits twice.
@@ -184,7 +202,16 @@ fn the_reference_is_plain_sgd() {
     let labels = targets.classes().unwrap();
     let first = &weights(&recipe, 11)[0];
     // [3, 12], the bias last.
-    let mut w: Vec<f64> = (0..36).map(|i| if i % 12 == 11 { first.bias[i / 12] } else { first.weight[i / 12 * 11 + i % 12] }.into()).collect();
+    let mut w: Vec<f64> = (0..36)
+        .map(|i| {
+            if i % 12 == 11 {
+                first.bias[i / 12]
+            } else {
+                first.weight[i / 12 * 11 + i % 12]
+            }
+            .into()
+        })
+        .collect();
     let mut buffer = vec![0.0; 36];
     let mut is_first = true;
     for epoch in 0..2 {
@@ -193,13 +220,22 @@ fn the_reference_is_plain_sgd() {
             let mut gradient = vec![0.0; 36];
             for &row in batch {
                 let mut scratch = Vec::new();
-                let mut x: Vec<f64> = features.rows(row..row + 1, &mut scratch).iter().map(|x| f64::from(*x)).collect();
+                let mut x: Vec<f64> = features
+                    .rows(row..row + 1, &mut scratch)
+                    .iter()
+                    .map(|x| f64::from(*x))
+                    .collect();
                 x.push(1.0);
-                let z: Vec<f64> = w.chunks(12).map(|w| w.iter().zip(&x).map(|(w, x)| w * x).sum()).collect();
+                let z: Vec<f64> = w
+                    .chunks(12)
+                    .map(|w| w.iter().zip(&x).map(|(w, x)| w * x).sum())
+                    .collect();
                 let total: f64 = z.iter().map(|z| z.exp()).sum();
                 for (k, z) in z.iter().enumerate() {
                     let r = z.exp() / total - f64::from(u8::from(labels[row] as usize == k));
-                    x.iter().enumerate().for_each(|(d, x)| gradient[k * 12 + d] += r * x / batch.len() as f64);
+                    x.iter()
+                        .enumerate()
+                        .for_each(|(d, x)| gradient[k * 12 + d] += r * x / batch.len() as f64);
                 }
             }
             for ((w, g), buffer) in w.iter_mut().zip(gradient).zip(&mut buffer) {
@@ -211,7 +247,11 @@ fn the_reference_is_plain_sgd() {
         }
     }
     let got = &got[45 * 3..][..36];
-    let want: Vec<f32> = (0..33).map(|i| w[i / 11 * 12 + i % 11]).chain((0..3).map(|k| w[k * 12 + 11])).map(|w| w as f32).collect();
+    let want: Vec<f32> = (0..33)
+        .map(|i| w[i / 11 * 12 + i % 11])
+        .chain((0..3).map(|k| w[k * 12 + 11]))
+        .map(|w| w as f32)
+        .collect();
     check_near(got, &want, 1e-5);
 }
 
@@ -220,7 +260,14 @@ fn recordings_are_what_single_steps_are() {
     let Some(cuda) = gpu(false) else { return };
     // 200 steps of one row: three recordings of 64 and eight steps.
     let (_, targets) = data();
-    let labels: Vec<u32> = targets.classes().unwrap().iter().cycle().take(200).copied().collect();
+    let labels: Vec<u32> = targets
+        .classes()
+        .unwrap()
+        .iter()
+        .cycle()
+        .take(200)
+        .copied()
+        .collect();
     let features = Features::new(wave(200 * 11, 1.3), 11).unwrap();
     let (order, start) = ((0..200).collect::<Vec<u32>>(), 0);
     let table: Vec<StepScalars> = (0..200).map(|step| scalars(0.05, step, false)).collect();
@@ -231,9 +278,16 @@ fn recordings_are_what_single_steps_are() {
             hidden: vec![4],
             ..recipe()
         };
-        let rows = Rows::new(&cuda, &features, &Targets::Classes(labels.clone()), None, Kind::F32).unwrap();
+        let rows = Rows::new(
+            &cuda,
+            &features,
+            &Targets::Classes(labels.clone()),
+            None,
+            Kind::F32,
+        )
+        .unwrap();
         let network = Network::new(&cuda, recipe.clone(), &rows).unwrap();
-        network.set_weights(0, &weights(&recipe, 11)).unwrap();
+        network.set(State::Weights, 0, &weights(&recipe, 11)).unwrap();
         for part in (0..200).step_by(n) {
             let epoch = Epoch {
                 order: &order[part..part + n],
@@ -243,7 +297,7 @@ fn recordings_are_what_single_steps_are() {
             };
             network.epoch(&rows, &epoch).unwrap();
         }
-        network.weights(0, Average::None).unwrap()
+        network.get(State::Weights, 0).unwrap()
     };
     // An epoch of 200 steps, and eight of 25 that are too short to be recorded.
     assert_eq!(run(200), run(25));
@@ -261,9 +315,9 @@ fn a_head_that_diverges_stands_still_and_the_others_do_not() {
     };
     let network = Network::new(&cuda, recipe.clone(), &rows).unwrap();
     let mut bad = weights(&recipe, 11);
-    network.set_weights(0, &bad).unwrap();
+    network.set(State::Weights, 0, &bad).unwrap();
     bad[0].weight[0] = f32::INFINITY;
-    network.set_weights(1, &bad).unwrap();
+    network.set(State::Weights, 1, &bad).unwrap();
     let order: Vec<u32> = (0..45).collect();
     let table: Vec<StepScalars> = (0..12).map(|at| scalars(0.1, at / 2, false)).collect();
     let epoch = Epoch {
@@ -274,8 +328,11 @@ fn a_head_that_diverges_stands_still_and_the_others_do_not() {
     };
     let totals = network.epoch(&rows, &epoch).unwrap();
     assert_eq!((totals[0].fault, totals[1].fault), (None, Some(0)));
-    assert_eq!(network.weights(1, Average::None).unwrap(), bad);
-    assert_ne!(network.weights(0, Average::None).unwrap()[0].weight[1], bad[0].weight[1]);
+    assert_eq!(network.get(State::Weights, 1).unwrap(), bad);
+    assert_ne!(
+        network.get(State::Weights, 0).unwrap()[0].weight[1],
+        bad[0].weight[1]
+    );
 }
 
 #[test]
@@ -286,8 +343,13 @@ fn what_cannot_be_is_said() {
     values[13] = 1e6;
     let large = Features::new(values, 11).unwrap();
     let device = Reference::default();
-    let error = Rows::new(&device, &large, &targets, None, Kind::F16).err().unwrap();
-    assert_eq!(message(error), "the features cannot be used: row 1 has the value 1000000, which float16 cannot hold");
+    let error = Rows::new(&device, &large, &targets, None, Kind::F16)
+        .err()
+        .unwrap();
+    assert_eq!(
+        message(error),
+        "the features cannot be used: row 1 has the value 1000000, which float16 cannot hold"
+    );
     let rows = Rows::new(&device, &features, &targets, None, Kind::F32).unwrap();
     let many = Recipe {
         n_heads: 2,
@@ -295,7 +357,10 @@ fn what_cannot_be_is_said() {
         ..recipe()
     };
     let error = Network::new(&device, many, &rows).err().unwrap();
-    assert_eq!(message(error), "heads that are trained beside each other have no hidden layers");
+    assert_eq!(
+        message(error),
+        "heads that are trained beside each other have no hidden layers"
+    );
     let Some(cuda) = gpu(false) else { return };
     let error = cuda.zeros(1 << 50).err().unwrap();
     assert!(message(error).starts_with("cuda:0 has no room for another 1125899906842624 bytes; "));

@@ -78,11 +78,17 @@ impl fmt::Display for CudaMissing {
             CudaMissing::Index { n_devices } => write!(f, "there are cuda:0 to cuda:{}", n_devices - 1),
             CudaMissing::DriverVersion { version } => {
                 let (major, minor) = (version / 1000, version % 1000 / 10);
-                write!(f, "NVIDIA's driver is of CUDA {major}.{minor}, and the kernels need 12.0")
+                write!(
+                    f,
+                    "NVIDIA's driver is of CUDA {major}.{minor}, and the kernels need 12.0"
+                )
             }
             CudaMissing::Capability {
                 capability: (major, minor),
-            } => write!(f, "its compute capability is {major}.{minor}, and the kernels need 8.0"),
+            } => write!(
+                f,
+                "its compute capability is {major}.{minor}, and the kernels need 8.0"
+            ),
             CudaMissing::Start { reason } => write!(f, "ONNX Runtime's provider does not start: {reason}"),
         }
     }

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::config::{Best, Init, Optimiser, TrainerConfig};
 use super::run::{EpochMetrics, Job, TrainedHead};
 use super::schedule::{Schedule, Unit};
+use crate::device::{Cuda, Precision};
 use crate::error::Error;
 use crate::features::Labelled;
 use crate::head::Head;
@@ -124,6 +125,41 @@ pub fn fit(
             start: None,
             checkpoint,
             is_single: true,
+            gpu: None,
+        },
+        on_epoch,
+        monitor,
+    )
+}
+
+/// As [`fit`], on a GPU: not to the bit, since its sums round differently, but with the same orders, dropout, mixup and noise.
+/// The checkpoint of one is the checkpoint of the other; it is written after each epoch.
+///
+/// # Errors
+/// As [`fit`]; [`Error::GpuMemory`] and [`Error::Gpu`].
+#[expect(clippy::too_many_arguments, reason = "those of `fit`, and where it runs")]
+pub fn fit_on(
+    gpu: &Cuda,
+    precision: Precision,
+    train: &Labelled,
+    val: Option<&Labelled>,
+    outputs: &[String],
+    config: &TrainerConfig,
+    checkpoint: Option<&Path>,
+    on_epoch: &mut dyn FnMut(&EpochMetrics),
+    monitor: Monitor<'_>,
+) -> Result<TrainedHead, Error> {
+    train_one(
+        Job {
+            train,
+            val,
+            outputs,
+            config,
+            halving: None,
+            start: None,
+            checkpoint,
+            is_single: true,
+            gpu: Some((gpu, precision)),
         },
         on_epoch,
         monitor,
@@ -156,6 +192,7 @@ pub fn fit_from(
             start,
             checkpoint,
             is_single: true,
+            gpu: None,
         },
         on_epoch,
         monitor,
@@ -188,6 +225,49 @@ fn train_one(
 /// # Errors
 /// As [`fit`]; [`Error::Usage`] for hidden layers, which heads cannot share.
 pub fn sweep(
+    train: &Labelled,
+    val: Option<&Labelled>,
+    outputs: &[String],
+    config: &SweepConfig,
+    checkpoint: Option<&Path>,
+    on_epoch: &mut dyn FnMut(usize, &EpochMetrics),
+    monitor: Monitor<'_>,
+) -> Result<Vec<TrainedHead>, Error> {
+    sweep_with(None, train, val, outputs, config, checkpoint, on_epoch, monitor)
+}
+
+/// As [`sweep`], on a GPU: not to the bit, since its sums round differently, but with the same orders, dropout, mixup and
+/// noise. The checkpoint of one is the checkpoint of the other.
+///
+/// # Errors
+/// As [`sweep`]; [`Error::GpuMemory`] and [`Error::Gpu`].
+#[expect(clippy::too_many_arguments, reason = "those of `sweep`, and where it runs")]
+pub fn sweep_on(
+    gpu: &Cuda,
+    precision: Precision,
+    train: &Labelled,
+    val: Option<&Labelled>,
+    outputs: &[String],
+    config: &SweepConfig,
+    checkpoint: Option<&Path>,
+    on_epoch: &mut dyn FnMut(usize, &EpochMetrics),
+    monitor: Monitor<'_>,
+) -> Result<Vec<TrainedHead>, Error> {
+    sweep_with(
+        Some((gpu, precision)),
+        train,
+        val,
+        outputs,
+        config,
+        checkpoint,
+        on_epoch,
+        monitor,
+    )
+}
+
+#[expect(clippy::too_many_arguments, reason = "those of `sweep`, and where it runs")]
+fn sweep_with(
+    gpu: Option<(&Cuda, Precision)>,
     train: &Labelled,
     val: Option<&Labelled>,
     outputs: &[String],
@@ -229,6 +309,7 @@ pub fn sweep(
         start: None,
         checkpoint,
         is_single: false,
+        gpu,
     };
     job.run(heads, on_epoch, monitor)
 }

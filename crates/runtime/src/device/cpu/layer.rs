@@ -10,8 +10,13 @@ const F: Kind = Kind::F32;
 fn normal(z: f64) -> (f64, f64) {
     let density = |x: f64| (-x * x / 2.0).exp() / std::f64::consts::TAU.sqrt();
     let (n, h) = (2000, z.clamp(-12.0, 12.0) / 2000.0);
-    let inner: f64 = (1..n).map(|i| density(f64::from(i) * h) * if i % 2 == 1 { 4.0 } else { 2.0 }).sum();
-    (density(z), 0.5 + h / 3.0 * (density(0.0) + inner + density(f64::from(n) * h)))
+    let inner: f64 = (1..n)
+        .map(|i| density(f64::from(i) * h) * if i % 2 == 1 { 4.0 } else { 2.0 })
+        .sum();
+    (
+        density(z),
+        0.5 + h / 3.0 * (density(0.0) + inner + density(f64::from(n) * h)),
+    )
 }
 
 /// An activation and its slope.
@@ -30,8 +35,17 @@ fn activate(z: f64, kind: usize) -> (f64, f64) {
 fn kept(a: &Args, from: usize, at: usize, width: usize) -> f64 {
     let (p, key, [_, _, step]) = (a.real(from), a.number(from + 1) as u64, a.cursor(from + 2));
     let (step0, number0) = (a.number(from + 3), a.number(from + 4));
-    let bits = philox(key, (step + step0) as u64, (at / width) as u32, (number0 + at % width) as u32);
-    if p > 0.0 && uniform(bits) < p { 0.0 } else { 1.0 / (1.0 - p) }
+    let bits = philox(
+        key,
+        (step + step0) as u64,
+        (at / width) as u32,
+        (number0 + at % width) as u32,
+    );
+    if p > 0.0 && uniform(bits) < p {
+        0.0
+    } else {
+        1.0 / (1.0 - p)
+    }
 }
 
 pub(super) fn activation(a: &Args, kind: Kind) {
@@ -43,7 +57,12 @@ pub(super) fn activation(a: &Args, kind: Kind) {
             value = a.reals(1, kind)[at];
         }
         if !a.is_null(0) {
-            a.set(0, kind, at, activate(value, a.number(5)).0 * kept(a, 6, at, width));
+            a.set(
+                0,
+                kind,
+                at,
+                activate(value, a.number(5)).0 * kept(a, 6, at, width),
+            );
         }
     }
 }
@@ -52,14 +71,22 @@ pub(super) fn activation_backward(a: &Args, kind: Kind) {
     let (gradient, z) = (a.reals(0, kind), a.reals(1, kind));
     let (n_rows, width) = (a.number(2), a.number(3));
     for at in 0..n_rows * width {
-        a.set(0, kind, at, gradient[at] * activate(z[at], a.number(4)).1 * kept(a, 5, at, width));
+        a.set(
+            0,
+            kind,
+            at,
+            gradient[at] * activate(z[at], a.number(4)).1 * kept(a, 5, at, width),
+        );
     }
 }
 
 /// Mean and biased variance.
 fn moments(values: &[f64]) -> (f64, f64) {
     let mean = values.iter().sum::<f64>() / values.len() as f64;
-    (mean, values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / values.len() as f64)
+    (
+        mean,
+        values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / values.len() as f64,
+    )
 }
 
 pub(super) fn row_moments(a: &Args, kind: Kind) {
@@ -102,8 +129,17 @@ pub(super) fn normalise(a: &Args, kind: Kind) {
     for at in 0..n_rows * width {
         let (row, column) = (at / width, at % width);
         let of = if by_row { row } else { column };
-        let parameter = if by_row { row % n_heads * width + column } else { column };
-        a.set(0, kind, at, (z[at] - mean[of]) * inverse[of] * weight[parameter] + bias[parameter]);
+        let parameter = if by_row {
+            row % n_heads * width + column
+        } else {
+            column
+        };
+        a.set(
+            0,
+            kind,
+            at,
+            (z[at] - mean[of]) * inverse[of] * weight[parameter] + bias[parameter],
+        );
     }
 }
 
@@ -130,13 +166,21 @@ pub(super) fn row_norm_backward(a: &Args, kind: Kind) {
     let [mean, inverse, weight] = [2, 3, 4].map(|at| a.reals(at, F));
     let (n_rows, width, n_heads) = (a.number(5), a.number(6), a.number(7));
     for row in 0..n_rows {
-        let scaled: Vec<f64> = (0..width).map(|c| (z[row * width + c] - mean[row]) * inverse[row]).collect();
-        let g: Vec<f64> =
-            (0..width).map(|c| gradient[row * width + c] * weight[row % n_heads * width + c]).collect();
+        let scaled: Vec<f64> = (0..width)
+            .map(|c| (z[row * width + c] - mean[row]) * inverse[row])
+            .collect();
+        let g: Vec<f64> = (0..width)
+            .map(|c| gradient[row * width + c] * weight[row % n_heads * width + c])
+            .collect();
         let sum = g.iter().sum::<f64>() / width as f64;
         let product = g.iter().zip(&scaled).map(|(g, x)| g * x).sum::<f64>() / width as f64;
         for c in 0..width {
-            a.set(0, kind, row * width + c, inverse[row] * (g[c] - sum - scaled[c] * product));
+            a.set(
+                0,
+                kind,
+                row * width + c,
+                inverse[row] * (g[c] - sum - scaled[c] * product),
+            );
         }
     }
 }

@@ -14,12 +14,26 @@ fn mixed(a: &Args, [share, partner]: [usize; 2], order: &[usize], first: usize, 
 }
 
 pub(super) fn softmax_ce(a: &Args, (from, to): (Kind, Kind)) {
-    let (logits, bias, labels, order) = (a.reals(1, from), a.reals(2, Kind::F32), a.numbers(4), a.numbers(5));
+    let (logits, bias, labels, order) = (
+        a.reals(1, from),
+        a.reals(2, Kind::F32),
+        a.numbers(4),
+        a.numbers(5),
+    );
     let [first, ..] = a.cursor(6);
-    let (first, n_rows, n_heads, c, stride) =
-        (first + a.number(7), a.number(8), a.number(9), a.number(10), a.number(11));
+    let (first, n_rows, n_heads, c, stride) = (
+        first + a.number(7),
+        a.number(8),
+        a.number(9),
+        a.number(10),
+        a.number(11),
+    );
     let smoothing = a.real(14);
-    let weight: Vec<f64> = if a.is_null(13) { vec![1.0; c] } else { a.reals(13, Kind::F32) };
+    let weight: Vec<f64> = if a.is_null(13) {
+        vec![1.0; c]
+    } else {
+        a.reals(13, Kind::F32)
+    };
     for row in 0..n_rows {
         for head in 0..n_heads {
             let at = row * stride + head * c;
@@ -33,7 +47,9 @@ pub(super) fn softmax_ce(a: &Args, (from, to): (Kind, Kind)) {
             let spread: f64 = (0..c).map(|j| weight[j] * minus_log(j)).sum::<f64>() * smoothing / c as f64;
             let of = |y: usize| (1.0 - smoothing) * weight[y] * minus_log(y) + spread;
             let loss = share * of(label) + (1.0 - share) * of(second);
-            let ahead = (0..c).filter(|&j| z[j] > z[label] || (z[j] == z[label] && j < label)).count();
+            let ahead = (0..c)
+                .filter(|&j| z[j] > z[label] || (z[j] == z[label] && j < label))
+                .count();
             let mass = share * weight[label] + (1.0 - share) * weight[second];
             let right = |n: usize| f64::from(u8::from(ahead < n && !z[label].is_nan()));
             for (i, value) in [loss, mass, right(1), right(5)].into_iter().enumerate() {
@@ -58,13 +74,26 @@ pub(super) fn softmax_ce(a: &Args, (from, to): (Kind, Kind)) {
 }
 
 pub(super) fn dense(a: &Args, (from, to): (Kind, Kind), sigmoid: bool) {
-    let (outputs, bias, targets, order) =
-        (a.reals(1, from), a.reals(2, Kind::F32), a.reals(4, Kind::F32), a.numbers(5));
+    let (outputs, bias, targets, order) = (
+        a.reals(1, from),
+        a.reals(2, Kind::F32),
+        a.reals(4, Kind::F32),
+        a.numbers(5),
+    );
     let [first, ..] = a.cursor(6);
-    let (first, n_rows, n_heads, c, stride) =
-        (first + a.number(7), a.number(8), a.number(9), a.number(10), a.number(11));
+    let (first, n_rows, n_heads, c, stride) = (
+        first + a.number(7),
+        a.number(8),
+        a.number(9),
+        a.number(10),
+        a.number(11),
+    );
     let smoothing = a.real(14);
-    let weight: Vec<f64> = if a.is_null(13) { vec![1.0; c] } else { a.reals(13, Kind::F32) };
+    let weight: Vec<f64> = if a.is_null(13) {
+        vec![1.0; 2 * c]
+    } else {
+        a.reals(13, Kind::F32)
+    };
     for row in 0..n_rows {
         for head in 0..n_heads {
             let (other, share) = mixed(a, [15, 16], &order, first, row);
@@ -72,17 +101,20 @@ pub(super) fn dense(a: &Args, (from, to): (Kind, Kind), sigmoid: bool) {
             for j in 0..c {
                 let at = row * stride + head * c + j;
                 let z = outputs[at] + bias[head * c + j];
-                let mut t = share * targets[order[first + row] * c + j] + (1.0 - share) * targets[other * c + j];
+                let mut t =
+                    share * targets[order[first + row] * c + j] + (1.0 - share) * targets[other * c + j];
                 right += f64::from(u8::from((z > 0.0) == (t > 0.5)));
                 let slope = if sigmoid {
                     t = t * (1.0 - smoothing) + smoothing / 2.0;
                     let p = 1.0 / (1.0 + (-z).exp());
-                    // log(1 + e^z) by its parts, so that nothing overflows.
-                    loss += weight[j] * (z.max(0.0) + (-z.abs()).exp().ln_1p() - t * z);
-                    weight[j] * (p - t)
+                    // log(1 + e^±z) by its parts, so that nothing overflows.
+                    let log = (-z.abs()).exp().ln_1p();
+                    let (present, absent) = (weight[j] * t, weight[c + j] * (1.0 - t));
+                    loss += present * ((-z).max(0.0) + log) + absent * (z.max(0.0) + log);
+                    absent * p - present * (1.0 - p)
                 } else {
-                    loss += weight[j] * (z - t).powi(2);
-                    2.0 * weight[j] * (z - t)
+                    loss += (z - t).powi(2);
+                    2.0 * (z - t)
                 };
                 if !a.is_null(0) {
                     a.set(0, to, at, slope);

@@ -16,7 +16,8 @@ pub(super) fn update(a: &Args, half_width: Kind, adam: bool) {
         }
         let rule = &rules[head * 6..][..6];
         let now = &table[(step * n_heads + head) * 5..][..5];
-        let [weight_decay, dampening, nesterov, beta2, eps, decoupled] = rule.try_into().expect("six of them");
+        let [weight_decay, dampening, nesterov, beta2, eps, decoupled] =
+            rule.try_into().expect("six of them");
         let [rate, momentum, step_size, root, first] = now.try_into().expect("five of them");
         let mut g = gradients[at] * a.reals(6, f)[head];
         if !a.is_null(7) {
@@ -35,9 +36,18 @@ pub(super) fn update(a: &Args, half_width: Kind, adam: bool) {
             a.set(3, f, at, v);
             w -= step_size * m / (v.sqrt() / root + eps);
         } else if momentum != 0.0 {
-            let buffer = if first != 0.0 { g } else { momentum * a.reals(2, f)[at] + (1.0 - dampening) * g };
+            let buffer = if first != 0.0 {
+                g
+            } else {
+                momentum * a.reals(2, f)[at] + (1.0 - dampening) * g
+            };
             a.set(2, f, at, buffer);
-            w -= rate * if nesterov != 0.0 { g + momentum * buffer } else { buffer };
+            w -= rate
+                * if nesterov != 0.0 {
+                    g + momentum * buffer
+                } else {
+                    buffer
+                };
         } else {
             w -= rate * g;
         }
@@ -47,7 +57,16 @@ pub(super) fn update(a: &Args, half_width: Kind, adam: bool) {
         }
         if !a.is_null(4) {
             let before = a.reals(4, f)[at];
-            a.set(4, f, at, if first != 0.0 { w } else { decay * before + (1.0 - decay) * w });
+            a.set(
+                4,
+                f,
+                at,
+                if first != 0.0 {
+                    w
+                } else {
+                    decay * before + (1.0 - decay) * w
+                },
+            );
         }
     }
 }

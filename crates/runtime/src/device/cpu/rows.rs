@@ -21,7 +21,8 @@ pub(super) fn gather_rows(a: &Args) {
 
 pub(super) fn gather_mix(a: &Args, kind: Kind) {
     let (source, order, [first, _, step]) = (a.reals(1, kind), a.numbers(2), a.cursor(3));
-    let (row0, step0, n_rows, width, padded) = (a.number(4), a.number(5), a.number(6), a.number(7), a.number(8));
+    let (row0, step0, n_rows, width, padded) =
+        (a.number(4), a.number(5), a.number(6), a.number(7), a.number(8));
     let (sigma, key) = (a.real(11), a.number(12) as u64);
     let first = first + row0;
     for row in 0..n_rows {
@@ -55,7 +56,10 @@ pub(super) fn philox(key: u64, step: u64, row: u32, number: u32) -> u32 {
             (first >> 32) as u32 ^ counter[3] ^ keys[1],
             first as u32,
         ];
-        keys = [keys[0].wrapping_add(0x9E37_79B9), keys[1].wrapping_add(0xBB67_AE85)];
+        keys = [
+            keys[0].wrapping_add(0x9E37_79B9),
+            keys[1].wrapping_add(0xBB67_AE85),
+        ];
     }
     counter[number as usize % 4]
 }
@@ -142,8 +146,9 @@ pub(super) fn gemm(a: &Args, (kind, out_kind): (Kind, Kind)) {
         for row in 0..m {
             for column in 0..n {
                 let terms = part * segment..k.min((part + 1) * segment);
-                let sum: f64 =
-                    terms.map(|k| left[row * a_row + k * a_step] * right[column * b_row + k * b_step]).sum();
+                let sum: f64 = terms
+                    .map(|k| left[row * a_row + k * a_step] * right[column * b_row + k * b_step])
+                    .sum();
                 let at = (part * m + row) * stride + column;
                 let value = alpha * sum + if beta == 0.0 { 0.0 } else { beta * before[at] };
                 a.set(0, out_kind, at, value);
