@@ -155,9 +155,6 @@ pub(crate) trait Backend {
     /// Copies from the device once all that was asked for before is done.
     fn read(&self, from: &Self::Buffer, at: usize, bytes: &mut [u8]) -> Result<(), Error>;
 
-    /// Copies on the device, all of `from` to the beginning of `to`.
-    fn copy(&self, from: &Self::Buffer, to: &Self::Buffer) -> Result<(), Error>;
-
     /// Zeros all of it.
     fn clear(&self, buffer: &Self::Buffer) -> Result<(), Error>;
 
@@ -176,9 +173,6 @@ pub(crate) trait Backend {
 
     /// Does what was recorded.
     fn replay(&self, graph: &Self::Graph) -> Result<(), Error>;
-
-    /// Bytes that are free.
-    fn free_bytes(&self) -> Result<usize, Error>;
 }
 
 /// Numbers onto the device.

@@ -161,7 +161,7 @@ impl Plan {
             let value = i32::from(yes);
             // SAFETY: the description lives, and the attribute is a 32-bit number.
             unsafe {
-                result::set_matmul_desc_attribute(plan.description, attribute, (&raw const value).cast(), 4)?
+                result::set_matmul_desc_attribute(plan.description, attribute, (&raw const value).cast(), 4)?;
             };
         }
         let preference = result::create_matmul_pref()?;

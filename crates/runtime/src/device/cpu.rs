@@ -10,9 +10,14 @@ use super::backend::{Arg, Backend, Kind, Product, Shape};
 use super::gemm;
 use crate::error::Error;
 
+// Definitions read best by their indices.
+#[allow(clippy::needless_range_loop)]
 mod layer;
+#[allow(clippy::needless_range_loop)]
 mod loss;
+#[allow(clippy::needless_range_loop)]
 mod optim;
+#[allow(clippy::needless_range_loop)]
 mod rows;
 
 /// A device that is the processor.
@@ -167,7 +172,7 @@ fn run(name: &str, args: &Args) {
         "clip_factor" => optim::clip_factor(args),
         "inverse_roots" => layer::inverse_roots(args),
         "gemm_f32" | "gemm_f16" | "gemm_bf16" | "gemm_f16_f32" | "gemm_bf16_f32" => {
-            rows::gemm(args, kinds("gemm"))
+            rows::gemm(args, kinds("gemm"));
         }
         _ if name.starts_with("gather_mix") => rows::gather_mix(args, kinds("gather_mix").0),
         _ if name.starts_with("convert") => rows::convert(args, kinds("convert")),
@@ -178,7 +183,7 @@ fn run(name: &str, args: &Args) {
         _ if name.starts_with("sgd") => optim::update(args, kinds("sgd").0, false),
         _ if name.starts_with("adam") => optim::update(args, kinds("adam").0, true),
         _ if name.starts_with("activation_backward") => {
-            layer::activation_backward(args, kinds("activation_backward").0)
+            layer::activation_backward(args, kinds("activation_backward").0);
         }
         _ if name.starts_with("activation") => layer::activation(args, kinds("activation").0),
         _ if name.starts_with("row_moments") => layer::row_moments(args, kinds("row_moments").0),
@@ -186,7 +191,7 @@ fn run(name: &str, args: &Args) {
         _ if name.starts_with("normalise_sums") => layer::normalise_sums(args, kinds("normalise_sums").0),
         _ if name.starts_with("normalise") => layer::normalise(args, kinds("normalise").0),
         _ if name.starts_with("row_norm_backward") => {
-            layer::row_norm_backward(args, kinds("row_norm_backward").0)
+            layer::row_norm_backward(args, kinds("row_norm_backward").0);
         }
         _ if name.starts_with("column_norm_backward") => {
             layer::column_norm_backward(args, kinds("column_norm_backward").0);
@@ -211,11 +216,6 @@ impl Backend for Reference {
     fn read(&self, from: &Memory, at: usize, bytes: &mut [u8]) -> Result<(), Error> {
         bytes.copy_from_slice(&from.0.borrow()[at..at + bytes.len()]);
         Ok(())
-    }
-
-    fn copy(&self, from: &Memory, to: &Memory) -> Result<(), Error> {
-        let bytes = from.0.borrow().clone();
-        self.write(to, 0, &bytes)
     }
 
     fn clear(&self, buffer: &Memory) -> Result<(), Error> {
@@ -256,9 +256,5 @@ impl Backend for Reference {
             run(kernel, args);
         }
         Ok(())
-    }
-
-    fn free_bytes(&self) -> Result<usize, Error> {
-        Ok(usize::MAX)
     }
 }

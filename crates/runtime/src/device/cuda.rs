@@ -309,14 +309,6 @@ impl Backend for Cuda {
         self.inner.check("copy from", result)
     }
 
-    fn copy(&self, from: &Buffer, to: &Buffer) -> Result<(), Error> {
-        self.inner.bind()?;
-        to.within(0, from.n_bytes);
-        // SAFETY: both hold so many bytes.
-        let result = unsafe { result::memcpy_dtod_async(to.at, from.at, from.n_bytes, self.inner.stream) };
-        self.inner.check("copy on", result)
-    }
-
     fn clear(&self, buffer: &Buffer) -> Result<(), Error> {
         self.inner.bind()?;
         // SAFETY: all of the buffer and nothing else.
@@ -390,8 +382,8 @@ impl Backend for Cuda {
         let stream = self.inner.stream;
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         // SAFETY: the stream lives; its capture is ended below, whatever happens between.
-        self.inner
-            .check("record", unsafe { result::stream::begin_capture(stream, mode) })?;
+        let begun = unsafe { result::stream::begin_capture(stream, mode) };
+        self.inner.check("record", begun)?;
         let outcome = calls();
         // SAFETY: begun above.
         let graph = self
@@ -420,10 +412,5 @@ impl Backend for Cuda {
         // SAFETY: the graph and the stream live; the buffers that it names belong to whoever holds the graph.
         let result = unsafe { result::graph::launch(graph.runnable, self.inner.stream) };
         self.inner.check("run a graph on", result)
-    }
-
-    fn free_bytes(&self) -> Result<usize, Error> {
-        self.inner.bind()?;
-        Ok(self.inner.check("ask about memory", result::mem_get_info())?.0)
     }
 }

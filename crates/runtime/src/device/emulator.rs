@@ -12,6 +12,7 @@ use super::cuda::{Cuda, MODULES, entries};
 use crate::engine::driver_devices;
 
 /// GPU 0, with cuBLASLt or without. None, said aloud, where there is neither a GPU nor g++.
+#[expect(clippy::print_stderr, reason = "what was not tested is said")]
 pub(crate) fn gpu(with_blas: bool) -> Option<Cuda> {
     match load() {
         Ok(()) => Some(Cuda::open_with(0, with_blas).expect("the GPU opens")),

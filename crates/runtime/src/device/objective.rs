@@ -75,6 +75,10 @@ impl<'g> Objective<'g> {
     ///
     /// # Errors
     /// [`Error::Features`]: targets that do not fit, a number that float16 cannot hold. [`Error::GpuMemory`].
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "rows, what is wanted of them, and how they lie"
+    )]
     pub fn new(
         gpu: &'g Cuda,
         features: &Features,

@@ -397,7 +397,7 @@ mod tests {
                 (c.class_weights, c.label_smoothing) = (ClassWeights::Balanced, 0.1);
             }),
             of(Task::Regression, &|c| {
-                (c.optimiser, c.drop_last) = (Optimiser::adamw(), true)
+                (c.optimiser, c.drop_last) = (Optimiser::adamw(), true);
             }),
             perceptron(Norm::None),
             perceptron(Norm::Layer),
@@ -424,7 +424,6 @@ mod tests {
                 none,
             )
             .unwrap();
-            eprintln!("{config:?}");
             check_near(&got, &want, 2e-3);
         }
     }
@@ -540,6 +539,9 @@ mod tests {
         )
         .unwrap_err();
         let text = error.to_string();
-        assert!(text.contains("epoch 1, step ") && text.contains("row "), "{text}");
+        assert!(
+            text.contains("is not finite in epoch 2, step 1 (row 9, "),
+            "{text}"
+        );
     }
 }
