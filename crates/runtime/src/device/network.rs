@@ -449,7 +449,12 @@ impl<'d, D: Backend> Network<'d, D> {
         device.clear(&self.faults)?;
         let full = n / batch;
         let mut done = 0;
-        if full >= 2 * RECORDED {
+        if full > 2 * RECORDED {
+            // The first step is not recorded: what the driver and cuBLASLt load when they are first used, they may not
+            // load into a recording.
+            self.step(&source, 0, 0, batch)?;
+            self.advance(batch, 1)?;
+            done = 1;
             let graph = device.record(&mut || {
                 (0..RECORDED).try_for_each(|step| self.step(&source, step * batch, step, batch))?;
                 self.advance(RECORDED * batch, RECORDED)

@@ -257,7 +257,7 @@ fn the_reference_is_plain_sgd() {
 #[test]
 fn recordings_are_what_single_steps_are() {
     let Some(cuda) = gpu(false) else { return };
-    // 200 steps of one row: three recordings of 64 and eight steps.
+    // 200 steps of one row: one step, three recordings of 64 and seven steps.
     let (_, targets) = data();
     let labels: Vec<u32> = targets
         .classes()
