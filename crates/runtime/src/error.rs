@@ -185,6 +185,28 @@ pub enum Error {
         /// What is absent.
         reason: CudaMissing,
     },
+    /// A GPU's memory is too small for what a job keeps there.
+    #[error("{device} has no room for another {needed} bytes; {free} of its {total} are free")]
+    GpuMemory {
+        /// The GPU.
+        device: Device,
+        /// Bytes of the allocation that failed, or of all that the job needs where that is known before it begins.
+        needed: usize,
+        /// Bytes that are free.
+        free: usize,
+        /// Bytes that there are.
+        total: usize,
+    },
+    /// A GPU that failed while it was used.
+    #[error("could not {action} {device}: {message}")]
+    Gpu {
+        /// The GPU.
+        device: Device,
+        /// `copy to`, `run a kernel on`.
+        action: &'static str,
+        /// The driver's own words.
+        message: String,
+    },
     /// ONNX Runtime refused a model or failed while running it.
     #[error("ONNX Runtime could not {action} `{}`: {message}", path.display())]
     Ort {

@@ -7,6 +7,7 @@
 //! Deliberately absent: fine-tuning of the backbone.
 
 pub mod data;
+pub mod device;
 pub mod engine;
 mod error;
 pub mod exchange;

@@ -38,6 +38,16 @@ pub enum CudaMissing {
         /// How many there are.
         n_devices: usize,
     },
+    /// The driver is older than the kernels need.
+    DriverVersion {
+        /// The CUDA that it is of: 1000 times the major and 10 times the minor version.
+        version: i32,
+    },
+    /// The GPU is older than the kernels need.
+    Capability {
+        /// Its compute capability.
+        capability: (i32, i32),
+    },
     /// The provider did not start: one of NVIDIA's libraries is absent, or the driver is too old for them.
     Start {
         /// ONNX Runtime's own words.
@@ -66,6 +76,19 @@ impl fmt::Display for CudaMissing {
             CudaMissing::Index { n_devices: 0 } => f.write_str("NVIDIA's driver finds no GPU"),
             CudaMissing::Index { n_devices: 1 } => f.write_str("the only one is cuda:0"),
             CudaMissing::Index { n_devices } => write!(f, "there are cuda:0 to cuda:{}", n_devices - 1),
+            CudaMissing::DriverVersion { version } => {
+                let (major, minor) = (version / 1000, version % 1000 / 10);
+                write!(
+                    f,
+                    "NVIDIA's driver is of CUDA {major}.{minor}, and the kernels need 12.0"
+                )
+            }
+            CudaMissing::Capability {
+                capability: (major, minor),
+            } => write!(
+                f,
+                "its compute capability is {major}.{minor}, and the kernels need 8.0"
+            ),
             CudaMissing::Start { reason } => write!(f, "ONNX Runtime's provider does not start: {reason}"),
         }
     }
@@ -168,8 +191,11 @@ fn packaged_libraries(library: &Path) -> Vec<PathBuf> {
     NVIDIA_LIBRARIES.iter().flat_map(|stem| named(stem)).collect()
 }
 
-/// Names of the GPUs that the driver finds.
-fn driver_devices() -> Result<Vec<String>, String> {
+/// Names of the GPUs that the driver finds, with no more than the driver.
+///
+/// # Errors
+/// Why the driver cannot be used.
+pub(crate) fn driver_devices() -> Result<Vec<String>, String> {
     type Init = unsafe extern "C" fn(c_uint) -> c_int;
     type Count = unsafe extern "C" fn(*mut c_int) -> c_int;
     type Device = unsafe extern "C" fn(*mut c_int, c_int) -> c_int;
@@ -256,6 +282,14 @@ mod tests {
         check(
             CudaMissing::Index { n_devices: 0 },
             "NVIDIA's driver finds no GPU",
+        );
+        check(
+            CudaMissing::DriverVersion { version: 11_080 },
+            "NVIDIA's driver is of CUDA 11.8, and the kernels need 12.0",
+        );
+        check(
+            CudaMissing::Capability { capability: (7, 5) },
+            "its compute capability is 7.5, and the kernels need 8.0",
         );
         check(CudaMissing::Index { n_devices: 1 }, "the only one is cuda:0");
         check(CudaMissing::Index { n_devices: 4 }, "there are cuda:0 to cuda:3");

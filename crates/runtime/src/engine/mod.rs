@@ -11,6 +11,7 @@ mod providers;
 mod session;
 mod tensor;
 
+pub(crate) use cuda::driver_devices;
 pub use cuda::{CudaMissing, cuda_devices};
 pub use device::Device;
 pub use find::{Candidate, Found, Origin, candidates, find};

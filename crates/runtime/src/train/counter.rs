@@ -35,6 +35,11 @@ impl Counter {
         }
     }
 
+    /// The key, as kernels take it.
+    pub(super) fn key(&self) -> u64 {
+        u64::from(self.key[0]) | u64::from(self.key[1]) << 32
+    }
+
     /// Numbers `16·block .. 16·block + 16` of the stream of (`step`, `row`).
     #[inline(always)]
     pub(super) fn sixteen(&self, step: u64, row: u32, block: u32) -> [u32; AT_ONCE] {

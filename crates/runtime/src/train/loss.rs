@@ -89,6 +89,16 @@ impl Loss {
         })
     }
 
+    /// What classes count, as kernels take it: for several labels presences and then absences. None where all count one.
+    pub(super) fn class_weights(&self) -> Option<Vec<f32>> {
+        match self.task {
+            Task::MultiLabel => {
+                (!self.weights.is_empty()).then(|| [&self.weights[..], &self.absence].concat())
+            }
+            Task::SingleLabel | Task::Regression => (!self.weights.is_empty()).then(|| self.weights.clone()),
+        }
+    }
+
     fn weight(&self, class: u32) -> f32 {
         self.weights.get(class as usize).copied().unwrap_or(1.0)
     }

@@ -5,6 +5,8 @@
 //! has an order that only the problem decides, and a checkpoint holds the rest. So a run that was interrupted anywhere, on
 //! any number of threads, ends in the same bytes, and a head of a sweep in those that it has when it is trained alone.
 //!
+//! [`fit_on`] and [`sweep_on`] do the same on a GPU, whose sums round differently; checkpoints are those of the processor.
+//!
 //! Deliberately absent: gradients of the backbone; a learning rate that is found by itself (for linear heads
 //! [`solve`](crate::solve) needs none).
 
@@ -18,6 +20,7 @@ mod checkpoint;
 mod config;
 mod counter;
 mod dense;
+mod gpu;
 mod hidden;
 mod kernel;
 mod loss;
@@ -36,4 +39,4 @@ pub use config::{Activation, Best, EarlyStopping, Init, Norm, Optimiser, Trainer
 pub use counter::epoch_order;
 pub use schedule::{Curve, Schedule, Time, Unit};
 pub use state::{EpochMetrics, Outcome, TrainedHead};
-pub use sweep::{Halving, SweepConfig, SweepHead, fit, fit_from, sweep};
+pub use sweep::{Halving, SweepConfig, SweepHead, fit, fit_from, fit_on, sweep, sweep_on};

@@ -9,12 +9,14 @@ use super::checkpoint::{self, Identity};
 use super::config::{Norm, TrainerConfig};
 use super::counter::{Counter, Purpose, mixup, order};
 use super::dense::Array;
+use super::gpu::Mirror;
 use super::loss::Loss;
 use super::network::Network;
 use super::schedule::Time;
 use super::state::{EpochMetrics, HeadState, Outcome, Run, TrainedHead, is_best, score};
 use super::step::{NotFinite, Step, Totals};
 use super::sweep::{Halving, SweepHead};
+use crate::device::{Cuda, Precision};
 use crate::error::Error;
 use crate::features::Labelled;
 use crate::head::{Head, Layer};
@@ -36,10 +38,12 @@ pub(super) struct Job<'j> {
     pub(super) checkpoint: Option<&'j Path>,
     /// Whether a head that diverges ends the run.
     pub(super) is_single: bool,
+    /// The GPU that makes the steps, if one does.
+    pub(super) gpu: Option<(&'j Cuda, Precision)>,
 }
 
 impl Job<'_> {
-    fn batches(&self) -> usize {
+    pub(super) fn batches(&self) -> usize {
         let n = self.train.features.n_rows();
         match self.config.drop_last {
             true => n / self.config.batch_size,
@@ -47,7 +51,7 @@ impl Job<'_> {
         }
     }
 
-    fn batch(&self, cursor: usize) -> Range<usize> {
+    pub(super) fn batch(&self, cursor: usize) -> Range<usize> {
         let start = cursor * self.config.batch_size;
         start..(start + self.config.batch_size).min(self.train.features.n_rows())
     }
@@ -135,6 +139,10 @@ impl Job<'_> {
         )?;
 
         let mut run = self.begin(heads, scale.as_ref())?;
+        let mut mirror = match self.gpu {
+            Some((gpu, precision)) => Some(Mirror::new(gpu, precision, self, scale.as_ref(), &loss)?),
+            None => None,
+        };
         let identity = self
             .checkpoint
             .map(|path| Identity::new(self, heads).map(|identity| (path, identity)));
@@ -157,6 +165,19 @@ impl Job<'_> {
         let mut saved = Instant::now();
         while run.epoch < config.epochs && !run.columns.is_empty() {
             order(config.seed, run.epoch, n_rows, &mut rows);
+            if let Some(mirror) = &mut mirror {
+                // An epoch is one recording; between two there is time to stop.
+                if monitor.is_cancelled() {
+                    save(&run)?;
+                    return Err(Error::Cancelled);
+                }
+                let outcome = mirror.epoch(self, &mut run, &rows);
+                if let Err(error) = outcome {
+                    save(&run)?;
+                    return Err(error);
+                }
+                monitor.at(Stage::Train, run.step, steps);
+            }
             while run.cursor < batches {
                 if monitor.is_cancelled() {
                     save(&run)?;
@@ -202,7 +223,12 @@ impl Job<'_> {
                 epochs: config.epochs,
                 steps,
             };
-            self.end_epoch(&mut run, val, &loss, last, on_epoch);
+            let judged = match (&mirror, val) {
+                (_, None) => None,
+                (Some(mirror), Some(source)) => Some((source.features.n_rows(), mirror.judge()?)),
+                (None, Some(source)) => Some((source.features.n_rows(), run.judge(source, &loss))),
+            };
+            self.end_epoch(&mut run, judged, last, on_epoch);
             save(&run)?;
             saved = Instant::now();
         }
@@ -292,7 +318,7 @@ impl Job<'_> {
         }
     }
 
-    fn not_finite(&self, what: &'static str, run: &Run, rows: &[usize]) -> Error {
+    pub(super) fn not_finite(&self, what: &'static str, run: &Run, rows: &[usize]) -> Error {
         /// Rows that the error names.
         const MAX_NAMED: usize = 8;
         let name = |&row: &usize| {
@@ -323,26 +349,11 @@ impl Job<'_> {
     fn end_epoch(
         &self,
         run: &mut Run,
-        val: Option<Source<'_>>,
-        loss: &Loss,
+        judged: Option<(usize, Totals)>,
         last: Time,
         on_epoch: &mut dyn FnMut(usize, &EpochMetrics),
     ) {
         let config = self.config;
-        let judged = val.map(|source| {
-            let rows: Vec<usize> = (0..source.features.n_rows()).collect();
-            (
-                rows.len(),
-                run.network.evaluate(
-                    &Batch {
-                        source,
-                        rows: &rows,
-                        changes: None,
-                    },
-                    loss,
-                ),
-            )
-        });
         let seen = match config.drop_last {
             true => self.batches() * config.batch_size,
             false => self.train.features.n_rows(),
@@ -442,5 +453,18 @@ impl Job<'_> {
             history: state.history,
             outcome: state.outcome,
         })
+    }
+}
+
+impl Run {
+    /// Losses and right outputs of all rows of a source.
+    fn judge(&mut self, source: Source<'_>, loss: &Loss) -> Totals {
+        let rows: Vec<usize> = (0..source.features.n_rows()).collect();
+        let batch = Batch {
+            source,
+            rows: &rows,
+            changes: None,
+        };
+        self.network.evaluate(&batch, loss)
     }
 }

@@ -8,6 +8,7 @@ use super::config::{Best, Init, Optimiser, TrainerConfig};
 use super::run::Job;
 use super::schedule::{Schedule, Unit};
 use super::state::{EpochMetrics, TrainedHead};
+use crate::device::{Cuda, Precision};
 use crate::error::Error;
 use crate::features::Labelled;
 use crate::head::Head;
@@ -125,6 +126,41 @@ pub fn fit(
             start: None,
             checkpoint,
             is_single: true,
+            gpu: None,
+        },
+        on_epoch,
+        monitor,
+    )
+}
+
+/// As [`fit`], on a GPU: not to the bit, since its sums round differently, but with the same orders, dropout, mixup and noise.
+/// The checkpoint of one is the checkpoint of the other; it is written after each epoch.
+///
+/// # Errors
+/// As [`fit`]; [`Error::GpuMemory`] and [`Error::Gpu`].
+#[expect(clippy::too_many_arguments, reason = "those of `fit`, and where it runs")]
+pub fn fit_on(
+    gpu: &Cuda,
+    precision: Precision,
+    train: &Labelled,
+    val: Option<&Labelled>,
+    outputs: &[String],
+    config: &TrainerConfig,
+    checkpoint: Option<&Path>,
+    on_epoch: &mut dyn FnMut(&EpochMetrics),
+    monitor: Monitor<'_>,
+) -> Result<TrainedHead, Error> {
+    train_one(
+        Job {
+            train,
+            val,
+            outputs,
+            config,
+            halving: None,
+            start: None,
+            checkpoint,
+            is_single: true,
+            gpu: Some((gpu, precision)),
         },
         on_epoch,
         monitor,
@@ -157,6 +193,7 @@ pub fn fit_from(
             start,
             checkpoint,
             is_single: true,
+            gpu: None,
         },
         on_epoch,
         monitor,
@@ -189,6 +226,49 @@ fn train_one(
 /// # Errors
 /// As [`fit`]; [`Error::Usage`] for hidden layers, which heads cannot share.
 pub fn sweep(
+    train: &Labelled,
+    val: Option<&Labelled>,
+    outputs: &[String],
+    config: &SweepConfig,
+    checkpoint: Option<&Path>,
+    on_epoch: &mut dyn FnMut(usize, &EpochMetrics),
+    monitor: Monitor<'_>,
+) -> Result<Vec<TrainedHead>, Error> {
+    sweep_with(None, train, val, outputs, config, checkpoint, on_epoch, monitor)
+}
+
+/// As [`sweep`], on a GPU: not to the bit, since its sums round differently, but with the same orders, dropout, mixup and
+/// noise. The checkpoint of one is the checkpoint of the other.
+///
+/// # Errors
+/// As [`sweep`]; [`Error::GpuMemory`] and [`Error::Gpu`].
+#[expect(clippy::too_many_arguments, reason = "those of `sweep`, and where it runs")]
+pub fn sweep_on(
+    gpu: &Cuda,
+    precision: Precision,
+    train: &Labelled,
+    val: Option<&Labelled>,
+    outputs: &[String],
+    config: &SweepConfig,
+    checkpoint: Option<&Path>,
+    on_epoch: &mut dyn FnMut(usize, &EpochMetrics),
+    monitor: Monitor<'_>,
+) -> Result<Vec<TrainedHead>, Error> {
+    sweep_with(
+        Some((gpu, precision)),
+        train,
+        val,
+        outputs,
+        config,
+        checkpoint,
+        on_epoch,
+        monitor,
+    )
+}
+
+#[expect(clippy::too_many_arguments, reason = "those of `sweep`, and where it runs")]
+fn sweep_with(
+    gpu: Option<(&Cuda, Precision)>,
     train: &Labelled,
     val: Option<&Labelled>,
     outputs: &[String],
@@ -230,6 +310,7 @@ pub fn sweep(
         start: None,
         checkpoint,
         is_single: false,
+        gpu,
     };
     job.run(heads, on_epoch, monitor)
 }

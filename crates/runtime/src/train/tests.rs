@@ -15,7 +15,7 @@ use crate::solve::ClassWeights;
 use crate::targets::{Targets, Task};
 
 /// `n` rows of `d` numbers whose first ones say the class.
-fn data(n: usize, d: usize, k: usize, task: Task) -> Labelled {
+pub(super) fn data(n: usize, d: usize, k: usize, task: Task) -> Labelled {
     let mut random = Random::new(11, "trainer test");
     let mut uniform = || random.below(1 << 20) as f32 / (1 << 20) as f32 - 0.5;
     let (mut values, mut labels, mut dense) = (Vec::new(), Vec::new(), Vec::new());
@@ -41,11 +41,11 @@ fn data(n: usize, d: usize, k: usize, task: Task) -> Labelled {
     }
 }
 
-fn names(k: usize) -> Vec<String> {
+pub(super) fn names(k: usize) -> Vec<String> {
     (0..k).map(|class| format!("class {class}")).collect()
 }
 
-fn config(task: Task) -> TrainerConfig {
+pub(super) fn config(task: Task) -> TrainerConfig {
     TrainerConfig {
         lr: 0.05,
         epochs: 3,
@@ -55,7 +55,7 @@ fn config(task: Task) -> TrainerConfig {
 }
 
 /// Everything at once.
-fn perceptron(norm: Norm) -> TrainerConfig {
+pub(super) fn perceptron(norm: Norm) -> TrainerConfig {
     TrainerConfig {
         hidden: vec![20, 6],
         activation: Activation::Gelu,
