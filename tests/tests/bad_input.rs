@@ -205,6 +205,25 @@ fn features_that_no_head_can_be_fitted_on() {
         let train = ["train", "--features", x, "--labels", y, "-o", "run", "--c", "1"];
         run(scratch.command_without_runtime(train)).fails(3, message);
     }
+    scratch.write("wide.npy", &npy("<f4", "(1, 3)", &floats(&[1.0, 2.0, 3.0])));
+    scratch.write("zero.npy", &npy("|u1", "(1,)", &[0]));
+    let other_width = [
+        "train",
+        "--features",
+        "x.npy",
+        "--labels",
+        "y.npy",
+        "-o",
+        "run",
+        "--c",
+        "1",
+        "--val-features",
+        "wide.npy",
+        "--val-labels",
+        "zero.npy",
+    ];
+    let message = "those for validation have 3 numbers a row, and those for training 1";
+    run(scratch.command_without_runtime(other_width)).fails(3, message);
     let unlabelled = ["train", "--features", "x.npy", "-o", "run"];
     run(scratch.command_without_runtime(unlabelled)).fails(2, "needs its labels");
     assert!(!scratch.path("run").exists());

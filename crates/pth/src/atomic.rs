@@ -155,8 +155,8 @@ impl Drop for AtomicFile {
     }
 }
 
-/// Makes the new name durable. Some file systems refuse to sync a folder; the file itself is safe by then.
-fn sync_folder(target: &Path) {
+/// Makes the name of a new file durable. Some file systems refuse to sync a folder; the file itself is safe by then.
+pub fn sync_folder(target: &Path) {
     let folder = target
         .parent()
         .filter(|folder| !folder.as_os_str().is_empty())

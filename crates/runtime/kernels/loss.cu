@@ -186,7 +186,8 @@ extern "C" __global__ void batch_stats(double *totals, float *scale, u32 *faults
     top1 = block_sum(top1, scratch);
     top5 = block_sum(top5, scratch);
     if (threadIdx.x == 0) {
-        if (faults && !isfinite(loss) && faults[head] == 0) faults[head] = cursor->step + step0 + 1;
+        // Without any weight there is no mean, as in torch.
+        if (faults && !(isfinite(loss) && weight > 0.0) && faults[head] == 0) faults[head] = cursor->step + step0 + 1;
         if (!faults || faults[head] == 0) {
             totals[head * 4] += loss;
             totals[head * 4 + 1] += weight;

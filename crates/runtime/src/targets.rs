@@ -89,9 +89,24 @@ impl Targets {
     /// Whether a head of `n_outputs` can be trained by them for `task`.
     ///
     /// # Errors
-    /// [`Error::Features`]: counts that disagree, a label beyond the classes, a row that is neither 0 nor 1 for several
-    /// labels, all rows of one class. The row is named.
+    /// As [`Targets::fits`]; [`Error::Features`] where all rows are of one class.
     pub fn check(&self, task: Task, n_rows: usize, n_outputs: usize) -> Result<(), Error> {
+        self.fits(task, n_rows, n_outputs)?;
+        match self {
+            Targets::Classes(labels) if n_outputs < 2 || labels.windows(2).all(|two| two[0] == two[1]) => {
+                let text = "all rows are of one class; a classifier needs at least two";
+                Err(Error::Features(text.to_owned()))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether a head of `n_outputs` can be judged by them for `task`.
+    ///
+    /// # Errors
+    /// [`Error::Features`]: counts that disagree, a label beyond the classes, a row that is neither 0 nor 1 for several
+    /// labels, targets of another task. The row is named.
+    pub fn fits(&self, task: Task, n_rows: usize, n_outputs: usize) -> Result<(), Error> {
         let wrong = |text: String| Err(Error::Features(text));
         if self.len() != n_rows {
             return wrong(format!("{n_rows} rows and {} labels", self.len()));
@@ -103,9 +118,6 @@ impl Targets {
                     return wrong(format!(
                         "row {row} has label {label}, and there are {n_outputs} classes"
                     ));
-                }
-                if n_outputs < 2 || labels.windows(2).all(|two| two[0] == two[1]) {
-                    return wrong("all rows are of one class; a classifier needs at least two".to_owned());
                 }
             }
             (Targets::Dense { values, n_outputs: k }, Task::MultiLabel | Task::Regression) => {

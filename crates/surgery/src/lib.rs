@@ -18,8 +18,8 @@ mod summary;
 
 pub use diff::{
     CastKind, CastProof, Census, Changed, Counts, Depth, Diff, DiffOptions, FAIL_KINDS, FailKind, FailOn,
-    FailOnReport, Fold, Health, MarkChange, MetadataChange, OnDisk, OneSided, Recast, Renamed, Reshaped,
-    Side, TOLERANCES, TieChange, Tolerance, Transposed, Verdict, diff, fold, percent,
+    FailOnReport, Fold, HEADS, Health, MarkChange, MetadataChange, OnDisk, OneSided, Recast, Renamed,
+    Reshaped, Side, TOLERANCES, TieChange, Tolerance, Transposed, Verdict, diff, fold, percent,
 };
 pub use distance::edit_distance;
 pub use error::Error;

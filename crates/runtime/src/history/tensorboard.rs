@@ -78,7 +78,8 @@ impl EventFile {
             }
             end = next;
         }
-        if end == 0 && !bytes.is_empty() && bytes.len() >= VERSION.len() + 20 {
+        // A first event that was cut short is begun again; it has 27 bytes beside the version.
+        if end == 0 && bytes.len() >= VERSION.len() + 27 {
             let reason = "it is no event file of TensorBoard".to_owned();
             return Err(Error::BadFile {
                 path: path.to_owned(),

@@ -111,6 +111,19 @@ fn every_torn_end_is_dropped() {
 }
 
 #[test]
+fn a_first_event_that_was_cut_short_is_begun_again() {
+    let folder = tempfile::tempdir().unwrap();
+    History::open(folder.path(), 1).unwrap();
+    let events = events(folder.path());
+    let first = fs::read(&events).unwrap();
+    for n in 0..first.len() {
+        fs::write(&events, &first[..n]).unwrap();
+        History::open(folder.path(), 1).unwrap();
+        assert_eq!(fs::read(&events).unwrap().len(), first.len(), "{n} bytes left");
+    }
+}
+
+#[test]
 fn what_is_not_finite_is_null_and_comes_back_as_not_a_number() {
     let folder = tempfile::tempdir().unwrap();
     let mut history = History::open(folder.path(), 1).unwrap();

@@ -77,6 +77,10 @@ pub fn train(
 ) -> Result<Trained, Error> {
     let start = Instant::now();
     let labels = labels_of(train)?;
+    // Before the work, not after it.
+    if let Some(val) = val {
+        check_val(train, val, classes.len())?;
+    }
     let config = SolverConfig::new(Task::SingleLabel);
     let selection = match regularisation {
         Regularisation::C(_) => None,
@@ -115,11 +119,6 @@ pub fn train(
         None => (Vec::new(), None),
         Some(val) => {
             let labels = labels_of(val)?;
-            if let Some(row) = labels.iter().position(|label| *label as usize >= classes.len()) {
-                let label = labels[row];
-                let reason = format!("validation row {row} has label {label}, beyond the classes");
-                return Err(Error::Features(reason));
-            }
             let logits = head.logits(&val.features)?;
             let marks = Metrics::new(&logits, labels, classes);
             (logits, Some(marks))
@@ -134,6 +133,22 @@ pub fn train(
         val: val_marks,
         val_logits,
         seconds,
+    })
+}
+
+/// Whether a head that is trained on `train` can be judged on `val`.
+fn check_val(train: &Labelled, val: &Labelled, n_classes: usize) -> Result<(), Error> {
+    let (d, d_val) = (train.features.n_features(), val.features.n_features());
+    if d != d_val {
+        let reason = format!("those for validation have {d_val} numbers a row, and those for training {d}");
+        return Err(Error::Features(reason));
+    }
+    let fits = val
+        .targets
+        .fits(Task::SingleLabel, val.features.n_rows(), n_classes);
+    fits.map_err(|error| match error {
+        Error::Features(reason) => Error::Features(format!("those for validation: {reason}")),
+        other => other,
     })
 }
 

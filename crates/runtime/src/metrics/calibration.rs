@@ -134,16 +134,24 @@ impl Temperature {
         let at = |factor: f64| slopes(logits, targets, n_outputs, factor);
         let [log_loss_before, mut first, mut second] = at(1.0);
         let mut factor = 1.0;
-        // Each step halves the bracket's ratio at worst; 64 of them use up all digits.
-        for _ in 0..64 {
+        let mut slope_before = f64::INFINITY;
+        // Every other step at worst halves the logarithm of the bracket; 128 of them use up all digits.
+        for _ in 0..128 {
             match first {
                 first if first > 0.0 => high = factor,
                 first if first < 0.0 => low = factor,
                 _ => break,
             }
             let newton = factor - first / second;
+            // Where the slope is exponential, Newton's steps creep: they have to earn the next one.
+            let is_better = first.abs() <= slope_before / 2.0;
             let is_inside = newton > low && newton < high;
-            let next = if is_inside { newton } else { (low * high).sqrt() };
+            let next = if is_inside && is_better {
+                newton
+            } else {
+                (low * high).sqrt()
+            };
+            slope_before = first.abs();
             let is_done = (next - factor).abs() <= 1e-12 * factor;
             factor = next;
             if is_done {

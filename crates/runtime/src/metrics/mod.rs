@@ -10,8 +10,8 @@ mod table;
 use serde::{Deserialize, Serialize};
 
 pub use calibration::{Bin, N_BINS, Reliability, Temperature};
-pub(crate) use multi_label::sigmoid;
 pub use multi_label::{LabelMetrics, MultiLabelMetrics};
+pub(crate) use multi_label::{sigmoid, softplus};
 pub use regression::{OutputMetrics, RegressionMetrics};
 pub use single_label::{ClassMetrics, Judged, Metrics};
 pub use table::{classification_report, multi_label_report, regression_report};
@@ -113,39 +113,7 @@ fn check(task: Task, logits: &[f32], targets: &Targets, n_outputs: usize) -> Res
             at / n_outputs
         ));
     }
-    match (task, targets) {
-        (Task::SingleLabel, Targets::Classes(labels)) => {
-            match labels.iter().position(|label| *label as usize >= n_outputs) {
-                Some(row) => wrong(format!(
-                    "row {row} has label {}, and there are {n_outputs} classes",
-                    labels[row]
-                )),
-                None => Ok(()),
-            }
-        }
-        (Task::MultiLabel | Task::Regression, Targets::Dense { n_outputs: k, .. }) if *k != n_outputs => {
-            wrong(format!(
-                "the targets have {k} numbers a row, and the head {n_outputs} outputs"
-            ))
-        }
-        (Task::MultiLabel, Targets::Dense { values, .. }) => {
-            match values.iter().position(|value| *value != 0.0 && *value != 1.0) {
-                Some(at) => wrong(format!(
-                    "row {} has the label {}, which is neither 0 nor 1",
-                    at / n_outputs,
-                    values[at]
-                )),
-                None => Ok(()),
-            }
-        }
-        (Task::Regression, Targets::Dense { .. }) => Ok(()),
-        (Task::SingleLabel, Targets::Dense { .. }) => {
-            wrong("the rows have several targets, and this task takes one class each".to_owned())
-        }
-        (Task::MultiLabel | Task::Regression, Targets::Classes(_)) => {
-            wrong("each row has one class, and this task takes rows of numbers".to_owned())
-        }
-    }
+    targets.fits(task, targets.len(), n_outputs)
 }
 
 /// `part / whole`, zero where there is nothing, as scikit-learn's `zero_division=0`.

@@ -151,7 +151,7 @@ pub(crate) fn sigmoid(x: f64) -> f64 {
 }
 
 /// `log(1 + exp(x))`.
-pub(super) fn softplus(x: f64) -> f64 {
+pub(crate) fn softplus(x: f64) -> f64 {
     x.max(0.0) + (-x.abs()).exp().ln_1p()
 }
 

@@ -191,9 +191,16 @@ fn by_grid_coarse(loss: impl Fn(f64) -> f64) -> f64 {
 fn a_head_that_is_always_right_gets_the_smallest_temperature() {
     let logits = [2.0, 0.0, 0.0, 1.0];
     let targets = Targets::Classes(vec![0, 1]);
-    let fitted = Temperature::fit(Task::SingleLabel, &logits, &targets, 2).unwrap();
-    // As small as float64 can tell from smaller ones.
-    assert!(fitted.value < 0.03 && fitted.log_loss_after < 1e-12, "{fitted:?}");
+    for margin in [1.0, 20.0] {
+        let logits = logits.map(|logit| logit * margin);
+        let fitted = Temperature::fit(Task::SingleLabel, &logits, &targets, 2).unwrap();
+        // As small as float64 can tell from smaller ones.
+        assert!(
+            fitted.value * f64::from(margin) < 3.0 && fitted.log_loss_after < 1e-12,
+            "{fitted:?}"
+        );
+        assert!(margin > 1.0 || fitted.value < 0.03, "{fitted:?}");
+    }
     let wrong = Targets::Classes(vec![1, 0]);
     let fitted = Temperature::fit(Task::SingleLabel, &logits, &wrong, 2).unwrap();
     assert!((fitted.value - 100.0).abs() < 1e-4, "{fitted:?}");

@@ -12,7 +12,7 @@ use super::wire::{self, Value};
 use crate::error::Error;
 
 /// An initialiser up to this size is taken into the model.
-const SMALL_BYTES: usize = 1024;
+pub(super) const SMALL_BYTES: usize = 1024;
 
 /// An initialiser that the graph names and whose bytes are handed to ONNX Runtime beside it. A clone shares the bytes.
 #[derive(Clone)]

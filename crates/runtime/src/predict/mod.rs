@@ -167,6 +167,9 @@ impl Predictions {
                 return wrong(format!("label {class}, and there are {n_outputs} classes"));
             }
             (Known::Numbers(numbers), Task::MultiLabel | Task::Regression) if numbers.len() == n_outputs => {}
+            (Known::Numbers(_), Task::SingleLabel) => {
+                return wrong("numbers where a row has one class".to_owned());
+            }
             (Known::Numbers(numbers), _) => {
                 return wrong(format!("{} targets for {n_outputs} outputs", numbers.len()));
             }
@@ -304,7 +307,8 @@ impl Predictions {
 
 /// The `k` classes with the highest logits, in falling order; of equal ones the first, as the accuracy counts it.
 fn top(logits: &[f32], k: usize) -> Vec<usize> {
-    let falling = |a: &usize, b: &usize| logits[*b].total_cmp(&logits[*a]).then(a.cmp(b));
+    // Zero of either sign is zero.
+    let falling = |a: &usize, b: &usize| (logits[*b] + 0.0).total_cmp(&(logits[*a] + 0.0)).then(a.cmp(b));
     let mut classes: Vec<usize> = (0..logits.len()).collect();
     if k < classes.len() {
         classes.select_nth_unstable_by(k - 1, falling);

@@ -148,7 +148,10 @@ fn what_cannot_be_written_is_said() {
     };
     assert!(message(Known::Nothing, &[0.0; 2], &mut writer).contains("`x`: 2 logits for 3 outputs"));
     assert!(message(Known::Class(3), &[0.0; 3], &mut writer).contains("label 3, and there are 3 classes"));
-    assert!(message(Known::Numbers(&[0.0; 3]), &[0.0; 3], &mut writer).contains("3 targets for 3 outputs"));
+    assert!(
+        message(Known::Numbers(&[0.0; 3]), &[0.0; 3], &mut writer)
+            .contains("numbers where a row has one class")
+    );
     drop(writer);
     assert!(!folder.path().join("q.csv").exists());
 }

@@ -14,10 +14,11 @@ pub use rows::Rows;
 pub use thumbnail::Thumbnail;
 
 use crate::metrics::{Marks, Reliability, Temperature};
+use crate::solve::Suspect;
 use crate::targets::{Targets, Task};
 use page::Page;
 
-/// What a report is made of; all of it is shown as it is, nothing is computed twice.
+/// What a report is made of; all of it is shown as it is.
 #[derive(Debug, Clone)]
 pub struct ReportInput<'r> {
     /// What was done: `graftwork fit`, and on what.
@@ -58,8 +59,8 @@ pub struct Baseline {
 /// Rows whose labels look wrong.
 #[derive(Debug, Clone)]
 pub struct Suspects<'r> {
-    /// Row and score, the likeliest first.
-    pub rows: &'r [(usize, f64)],
+    /// The likeliest first.
+    pub rows: &'r [Suspect],
     /// What the score is, as a phrase: `leave-one-out residual`.
     pub score: &'r str,
     /// The rows that the numbers count.

@@ -122,24 +122,15 @@ pub(super) fn suspects(page: &mut Page, outputs: &[String], suspects: &Suspects<
     if suspects.rows.is_empty() {
         return;
     }
-    let k = outputs.len().max(1);
     let cards: Vec<Card> = suspects
         .rows
         .iter()
         .take(N_LISTED)
-        .map(|&(row, score)| {
-            let is = wanted(suspects.of.targets, row, outputs);
-            let logits = suspects.of.logits.get(row * k..(row + 1) * k);
-            let rather = match (logits, suspects.of.targets) {
-                (Some(logits), Targets::Classes(_)) => {
-                    let judged = Judged::new(logits);
-                    format!(", rather {}", outputs[judged.class])
-                }
-                _ => String::new(),
-            };
-            suspects
-                .of
-                .card(row, format!("labelled {is}{rather} ({score:.3})"))
+        .map(|suspect| {
+            let is = wanted(suspects.of.targets, suspect.row, outputs);
+            let rather = &outputs[suspect.predicted as usize];
+            let text = format!("labelled {is}, rather {rather} ({:.3})", suspect.score);
+            suspects.of.card(suspect.row, text)
         })
         .collect();
     page.section("Labels to look at");

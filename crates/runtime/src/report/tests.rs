@@ -45,6 +45,12 @@ fn a_classifiers_report_has_all_of_it() {
         names: &row_names,
         thumbnail: Some(&thumbnail),
     };
+    let suspect = |row, label, predicted, score| Suspect {
+        row,
+        label,
+        predicted,
+        score,
+    };
     let charts = [Chart {
         title: "held-out log loss".into(),
         x_label: "C".into(),
@@ -71,7 +77,8 @@ fn a_classifiers_report_has_all_of_it() {
             seconds: Some(0.01),
         }],
         suspects: Some(Suspects {
-            rows: &[(3, 0.9), (10, 0.8)],
+            // What the other rows speak for need not be what the head says.
+            rows: &[suspect(3, 0, 2, 0.9), suspect(10, 1, 2, 0.8)],
             score: "leave-one-out residual",
             of: rows,
         }),
@@ -90,7 +97,7 @@ fn a_classifiers_report_has_all_of_it() {
         "14 of 14 rows that are wrong",
         "a/&quot;3&quot;.png",
         "data:image/png;base64,",
-        "labelled cat, rather &lt;b&gt;dog&lt;/b&gt; (0.900)",
+        "labelled cat, rather cow &amp; calf (0.900)",
         "<td>C</td><td>0.1</td>",
     ] {
         assert!(page.contains(part), "{part}");

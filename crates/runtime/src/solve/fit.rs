@@ -29,9 +29,9 @@ pub struct Fitted {
     pub c: f64,
     /// The objective at the end.
     pub objective: f64,
-    /// An upper bound of how far the objective is above its minimum: half the square of the gradient by the weights, as
-    /// the penalty's curvature is one in every direction. The biases, which have no penalty, are counted with their
-    /// curvature here.
+    /// About an upper bound of how far the objective is above its minimum: half the square of the gradient by the weights,
+    /// as the penalty's curvature is one in every direction. The biases, which have no penalty, are counted with the mean
+    /// curvature of the last pass, which is less sure; rounding of float32 sums is not counted.
     pub gap_bound: f64,
     /// Evaluations of objective and gradient.
     pub passes: usize,
@@ -73,7 +73,7 @@ pub fn path(
     config.check(targets, features.n_rows(), n_outputs)?;
     cs.iter().try_for_each(|c| check_c(*c))?;
     if config.task == Task::Regression {
-        return ridge::path(features, targets, n_outputs, cs, config.standardise);
+        return ridge::path(features, targets, n_outputs, cs, config.standardise, monitor);
     }
     let problem = Problem::new(features, targets, n_outputs, config);
     let mut order: Vec<usize> = (0..cs.len()).collect();
@@ -110,6 +110,10 @@ pub fn fit_traced(
 ) -> Result<Fitted, Error> {
     config.check(targets, features.n_rows(), n_outputs)?;
     check_c(c)?;
+    if config.task == Task::Regression {
+        // Solved directly: there is nothing to tell.
+        return fit(features, targets, n_outputs, c, config, Monitor::none());
+    }
     let problem = Problem::new(features, targets, n_outputs, config);
     Solver::new(&problem, n_outputs, config).at(c, Monitor::none(), trace)
 }

@@ -9,7 +9,7 @@ use super::linalg::transposed_matmul;
 use super::rows::{Rows, Scratch, Segments};
 
 /// Rows whose products are added in float32 before they go into float64.
-const FLUSH_ROWS: usize = 1024;
+pub(super) const FLUSH_ROWS: usize = 1024;
 
 /// Rows and columns of a block that one thread makes.
 const BAND: usize = 96;

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use rayon::prelude::*;
 
 use super::config::SolverConfig;
-use super::gram::gram;
+use super::gram::{FLUSH_ROWS, gram};
 use super::kernel::{accumulate, logits};
 use super::linalg::{matmul_transposed, transposed_matmul};
 use super::loss::{Share, sigmoid, sigmoid_wide, softmax, softmax_wide};
@@ -36,15 +36,22 @@ pub(super) struct Evaluation {
     pub(super) curvature: f64,
 }
 
+/// Second moments that several problems use.
+#[derive(Debug)]
+struct Moments {
+    /// The lower triangle.
+    gram: Vec<f64>,
+    /// Rows that it stands for.
+    n_rows: usize,
+}
+
 /// What does not depend on C.
 #[derive(Debug)]
 pub(super) struct Problem<'p> {
     pub(super) rows: Rows<'p>,
     pub(super) model: Model,
-    /// The lower triangle of the second moments, made when first asked for.
-    gram: Arc<OnceLock<Vec<f64>>>,
-    /// Rows here over the rows that the moments are made of.
-    share: f64,
+    /// Made when first asked for, by whichever part asks.
+    gram: Arc<OnceLock<Moments>>,
     segments: Segments,
     rooms: Vec<Mutex<Room>>,
 }
@@ -73,10 +80,10 @@ impl<'p> Problem<'p> {
     ) -> Problem<'p> {
         let rows = Rows::new(features, config.standardise);
         let model = Model::new(targets, n_outputs, config);
-        Problem::of(rows, model, Arc::default(), 1.0)
+        Problem::of(rows, model, Arc::default())
     }
 
-    /// Of some of the rows. The moments of all stand for theirs, which differ too little for a preconditioner to notice.
+    /// Of some of the rows. The moments of whichever part needs them first stand for all, which differ too little for a preconditioner to notice.
     pub(super) fn part<'q>(
         &self,
         features: &'q Features,
@@ -89,12 +96,11 @@ impl<'p> Problem<'p> {
             return Problem::new(features, targets, n_outputs, config);
         }
         let model = Model::new(targets, n_outputs, config);
-        let share = features.n_rows() as f64 / self.rows.n_rows() as f64;
         let rows = Rows::centred(features, self.rows.centre.clone());
-        Problem::of(rows, model, Arc::clone(&self.gram), share)
+        Problem::of(rows, model, Arc::clone(&self.gram))
     }
 
-    fn of(rows: Rows<'p>, model: Model, gram: Arc<OnceLock<Vec<f64>>>, share: f64) -> Problem<'p> {
+    fn of(rows: Rows<'p>, model: Model, gram: Arc<OnceLock<Moments>>) -> Problem<'p> {
         let n_sums = model.n_fitted * rows.stride;
         let segments = Segments::new(rows.n_rows(), n_sums, n_sums);
         Problem {
@@ -102,7 +108,6 @@ impl<'p> Problem<'p> {
             rows,
             model,
             gram,
-            share,
             segments,
         }
     }
@@ -119,10 +124,13 @@ impl<'p> Problem<'p> {
         if d > MAX_DENSE || weight * trace < 0.5 {
             return Ok(Preconditioner::diagonal(&self.rows, weight));
         }
-        let gram = self
-            .gram
-            .get_or_init(|| gram(&self.rows, self.affordable_rows(), None));
-        Preconditioner::dense(gram, &self.rows, weight * self.share)
+        let n_rows = self.rows.n_rows();
+        let moments = self.gram.get_or_init(|| Moments {
+            gram: gram(&self.rows, self.affordable_rows(), None),
+            n_rows,
+        });
+        let share = n_rows as f64 / moments.n_rows as f64;
+        Preconditioner::dense(&moments.gram, &self.rows, weight * share)
     }
 
     /// Rows that second moments are made of.
@@ -194,8 +202,6 @@ impl<'p> Problem<'p> {
     }
 
     fn pass(&self, theta: &[f32], outputs: &[usize], range: std::ops::Range<usize>, room: &mut Room) {
-        /// Rows whose products are added in float32 before they go into float64.
-        const FLUSH_ROWS: usize = 1024;
         let (stride, chunk_rows) = (self.rows.stride, self.rows.chunk_rows);
         let k = outputs.len();
         room.logits.resize(k * chunk_rows, 0.0);

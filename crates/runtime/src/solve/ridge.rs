@@ -10,6 +10,7 @@ use super::precondition::MAX_DENSE;
 use super::rows::{Rows, Scratch, Segments};
 use crate::error::Error;
 use crate::features::Features;
+use crate::monitor::Monitor;
 use crate::targets::Targets;
 
 /// What is wanted of each row, as numbers.
@@ -102,13 +103,18 @@ pub(super) fn path(
     n_outputs: usize,
     cs: &[f64],
     standardise: bool,
+    monitor: Monitor<'_>,
 ) -> Result<Vec<Fitted>, Error> {
     check_size(features)?;
     let rows = Rows::new(features, standardise);
     let wanted = Wanted::new(targets, n_outputs);
     let gram = exact_gram(&rows);
     let cross = cross(&rows, wanted);
-    cs.iter().map(|&c| one(&rows, wanted, &gram, &cross, c)).collect()
+    let one = |&c: &f64| match monitor.is_cancelled() {
+        true => Err(Error::Cancelled),
+        false => one(&rows, wanted, &gram, &cross, c),
+    };
+    cs.iter().map(one).collect()
 }
 
 pub(super) fn one(

@@ -247,7 +247,7 @@ impl Segments {
     /// For `work` multiplications a row and `n_sums` numbers of sums.
     pub(super) fn new(n_rows: usize, work: usize, n_sums: usize) -> Segments {
         const MAX_SEGMENTS: usize = 16;
-        /// All sums together: 64 MiB of float64.
+        /// All sums together: 64 MiB, or four of them where those are more.
         const MAX_NUMBERS: usize = 8 << 20;
         let n = if n_rows.saturating_mul(work) < SMALL {
             1

@@ -4,14 +4,14 @@
 use serde::Serialize;
 
 use super::config::{SolverConfig, check_c};
-use super::fit::Fitted;
+use super::fit::{Fitted, NEVER};
 use super::problem::Problem;
 use super::ridge;
 use super::solver::Solver;
 use crate::error::Error;
 use crate::features::Features;
 use crate::head::Head;
-use crate::metrics::Judged;
+use crate::metrics::{Judged, softplus};
 use crate::monitor::{Monitor, Stage};
 use crate::random::Random;
 use crate::targets::{Targets, Task};
@@ -29,7 +29,7 @@ const GAP: f64 = 1e-5;
 /// Which values are tried.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Values<'v> {
-    /// Half decades from 1e-4 to 1e4, until two in a row are worse than the best.
+    /// Half decades from 1e-4 to 1e4, until two in a row are worse than the best; of a regression all are tried.
     Climb,
     /// All of these.
     All(&'v [f64]),
@@ -38,11 +38,11 @@ pub enum Values<'v> {
 /// What a candidate is judged on.
 #[derive(Debug, Clone, Copy)]
 pub enum HoldOut<'h> {
-    /// A stratified fifth of the rows, or each of five in turn below 2,000 rows.
+    /// A fifth of the rows, or each of five in turn below 2,000 rows; stratified where a row has one class.
     Auto,
-    /// A stratified fifth of the rows.
+    /// A fifth of the rows, stratified likewise.
     Fifth,
-    /// Each of this many stratified folds in turn.
+    /// Each of this many folds in turn, stratified likewise.
     KFold(usize),
     /// Rows of their own; all others are fitted on.
     Validation(&'h Features, &'h Targets),
@@ -125,7 +125,7 @@ pub fn select(
         ..config.clone()
     };
     let candidates = if config.task == Task::Regression {
-        regressions(&folds, n_outputs, &cs, &config)?
+        regressions(&folds, n_outputs, &cs, &config, monitor)?
     } else {
         let climb = how.values == Values::Climb;
         let whole = Problem::new(features, targets, n_outputs, &config);
@@ -182,10 +182,12 @@ fn regressions(
     n_outputs: usize,
     cs: &[f64],
     config: &SolverConfig,
+    monitor: Monitor<'_>,
 ) -> Result<Vec<Candidate>, Error> {
     let mut marks: Vec<Marks> = cs.iter().map(|_| Marks::default()).collect();
     for fold in folds {
-        let heads = ridge::path(&fold.kept.0, &fold.kept.1, n_outputs, cs, config.standardise)?;
+        let (features, targets) = &fold.kept;
+        let heads = ridge::path(features, targets, n_outputs, cs, config.standardise, monitor)?;
         for (marks, fitted) in marks.iter_mut().zip(&heads) {
             marks.add(fitted, &fold.held, config.task)?;
         }
@@ -224,9 +226,14 @@ impl Marks {
                 }
             }
             Targets::Dense { values, .. } if task == Task::MultiLabel => {
-                for (z, y) in logits.iter().zip(values) {
+                let outputs = fitted.bias.iter().cycle();
+                for ((z, y), bias) in logits.iter().zip(values).zip(outputs) {
+                    // A label that all rows to fit on have, or none, says nothing about C.
+                    if bias.abs() == -NEVER {
+                        continue;
+                    }
                     let towards = if *y != 0.0 { f64::from(*z) } else { -f64::from(*z) };
-                    self.loss += (-towards).max(0.0) + (-towards.abs()).exp().ln_1p();
+                    self.loss += softplus(-towards);
                     self.right += f64::from(u8::from((*z > 0.0) == (*y != 0.0)));
                     self.n += 1.0;
                 }
@@ -249,10 +256,10 @@ impl Marks {
     fn candidate(&self, c: f64) -> Candidate {
         Candidate {
             c,
-            held_out_log_loss: self.loss / self.n,
+            held_out_log_loss: self.loss / self.n.max(1.0),
             held_out_accuracy: match self.spread {
                 Some(spread) => 1.0 - self.loss / spread,
-                None => self.right / self.n,
+                None => self.right / self.n.max(1.0),
             },
         }
     }
@@ -273,17 +280,15 @@ fn folds(
                 let text = format!("the validation rows have {got} numbers, and the training rows {want}");
                 return Err(Error::Features(text));
             }
-            if wanted.len() != held.n_rows() || wanted.is_empty() {
-                let text = format!("{} validation rows and {} labels", held.n_rows(), wanted.len());
-                return Err(Error::Features(text));
+            if wanted.is_empty() {
+                return Err(Error::Features("there are no validation rows".to_owned()));
             }
-            if let Some(row) = wanted
-                .classes()
-                .and_then(|labels| labels.iter().position(|label| *label as usize >= n_outputs))
-            {
-                let text = format!("validation row {row} has a label beyond the {n_outputs} classes");
-                return Err(Error::Features(text));
-            }
+            wanted
+                .fits(task, held.n_rows(), n_outputs)
+                .map_err(|error| match error {
+                    Error::Features(reason) => Error::Features(format!("those for validation: {reason}")),
+                    other => other,
+                })?;
             let kept = (features.clone(), targets.clone());
             let held = (held.clone(), wanted.clone());
             return Ok(vec![Fold { kept, held }]);

@@ -76,6 +76,10 @@ impl<'s> Solver<'s> {
         monitor: Monitor<'_>,
         trace: &mut dyn FnMut(Trace),
     ) -> Result<Fitted, Error> {
+        if self.output_of.is_empty() {
+            // Every label is had by all rows or by none: there is nothing to search for.
+            return self.fitted(c, 0, true);
+        }
         let mut passes = 0;
         if self.searches.is_empty() {
             self.start(c);

@@ -269,6 +269,10 @@ fn a_label_that_no_row_has_is_never_predicted() {
     let fitted = fit(&features, &targets, 3, 1.0, &config, Monitor::none()).unwrap();
     assert!(fitted.converged && fitted.bias[0] == -1e4 && fitted.bias[2] == 1e4);
     assert!(fitted.weight[..5].iter().all(|w| *w == 0.0) && fitted.weight[5..10].iter().all(|w| *w != 0.0));
+    // Also where there is no other label.
+    let constant = Targets::dense(labels.iter().flat_map(|_| [0.0, 1.0]).collect(), 2).unwrap();
+    let fitted = fit(&features, &constant, 2, 1.0, &config, Monitor::none()).unwrap();
+    assert!(fitted.converged && fitted.bias == [-1e4, 1e4] && fitted.weight.iter().all(|w| *w == 0.0));
     let apart: Vec<u32> = labels.iter().map(|label| 2 * label + 1).collect();
     let config = SolverConfig::new(Task::SingleLabel);
     let wide = fit(

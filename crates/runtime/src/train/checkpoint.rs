@@ -68,6 +68,7 @@ impl Identity {
         settings["outputs"] = json(serde_json::to_value(job.outputs));
         settings["heads"] = json(serde_json::to_value(heads));
         settings["halving"] = json(serde_json::to_value(job.halving));
+        settings["start"] = Value::Null;
         if let Some(start) = job.start {
             let mut hasher = blake3::Hasher::new();
             each_array(start.layers(), |_, values| {

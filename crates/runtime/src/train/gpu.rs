@@ -53,7 +53,11 @@ impl<'j> Mirror<'j> {
             gpu,
             rows: rows(job.train)?,
             val: job.val.map(rows).transpose()?,
-            recipe: recipe(config, job.outputs.len(), loss),
+            recipe: Recipe {
+                // Room for a batch is made once, and no batch has more rows than there are.
+                batch_size: config.batch_size.min(job.train.features.n_rows()),
+                ..recipe(config, job.outputs.len(), loss)
+            },
             network: None,
         })
     }
@@ -61,7 +65,7 @@ impl<'j> Mirror<'j> {
     /// The rest of the run's epoch, whose rows are `order`.
     ///
     /// # Errors
-    /// [`Error::NotFinite`] where the only head diverges; the run is then where it was before that step.
+    /// [`Error::NotFinite`] where the only head diverges; the run is then where it was before the call.
     pub(super) fn epoch(&mut self, job: &Job<'_>, run: &mut Run, order: &[usize]) -> Result<(), Error> {
         let (config, batches) = (job.config, job.batches());
         let network = match self.network.take() {
@@ -70,6 +74,9 @@ impl<'j> Mirror<'j> {
         };
         let network = self.network.insert(network);
         let n_steps = batches - run.cursor;
+        if n_steps == 0 {
+            return Ok(());
+        }
         let range = job.batch(run.cursor).start..job.batch(batches - 1).end;
         let rows: Vec<u32> = order[range.clone()].iter().map(|row| *row as u32).collect();
         let table: Vec<StepScalars> = (0..n_steps)
@@ -94,6 +101,10 @@ impl<'j> Mirror<'j> {
             mixup: mixed.as_ref().map(|(share, partner)| (&share[..], &partner[..])),
         };
         let totals = network.epoch(&self.rows, &epoch)?;
+        if let (true, Some(fault)) = (job.is_single, totals.iter().find_map(|totals| totals.fault)) {
+            let step = run.cursor + fault;
+            return Err(job.not_finite("loss or gradient", (run.epoch, step), &order[job.batch(step)]));
+        }
         pull(network, run, n_steps)?;
         // Every head has seen the same rows; one that stood still has fewer of them, and no metrics.
         let seen = |totals: &&device::Totals| totals.fault.is_none();
@@ -106,11 +117,6 @@ impl<'j> Mirror<'j> {
             if let Some(step) = totals.fault
                 && state.outcome == Outcome::Running
             {
-                if job.is_single {
-                    run.cursor = first + step;
-                    run.step += step;
-                    return Err(job.not_finite("loss or gradient", run, &order[job.batch(run.cursor)]));
-                }
                 state.outcome = Outcome::Diverged {
                     epoch: run.epoch + 1,
                     step: first + step + 1,
@@ -355,7 +361,53 @@ mod tests {
         head.layers().iter().flat_map(of).collect()
     }
 
+    #[test]
+    fn a_last_batch_that_is_cut_into_more_pieces_has_room_for_them() {
+        let Some(cuda) = gpu(false) else { return };
+        let rows = data(8296, 4, 3, Task::SingleLabel);
+        let config = TrainerConfig {
+            batch_size: 4200,
+            epochs: 1,
+            ..config(Task::SingleLabel)
+        };
+        let names = names(3);
+        let none = Monitor::none();
+        let want = fit(&rows, Some(&rows), &names, &config, None, &mut |_| {}, none).unwrap();
+        let got = fit_on(
+            &cuda,
+            Precision::F32,
+            &rows,
+            Some(&rows),
+            &names,
+            &config,
+            None,
+            &mut |_| {},
+            none,
+        )
+        .unwrap();
+        check_near(&got, &want, 2e-3);
+        // No more room than there are rows.
+        let config = TrainerConfig {
+            batch_size: usize::MAX / 8,
+            ..config
+        };
+        fit_on(
+            &cuda,
+            Precision::F32,
+            &rows,
+            None,
+            &names,
+            &config,
+            None,
+            &mut |_| {},
+            none,
+        )
+        .unwrap();
+    }
+
     fn check_near(got: &TrainedHead, want: &TrainedHead, tolerance: f32) {
+        assert_eq!(got.ema.is_some(), want.ema.is_some());
+        assert_eq!(got.history.len(), want.history.len());
         let heads = [(&got.last, &want.last), (&got.head, &want.head)];
         for (got, want) in heads.into_iter().chain(got.ema.iter().zip(&want.ema)) {
             let (got, want) = (numbers(got), numbers(want));

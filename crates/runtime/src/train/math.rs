@@ -200,28 +200,21 @@ pub(super) fn max(values: &[f32]) -> f32 {
     top
 }
 
-/// The largest absolute value.
+/// The largest absolute value; one that is not a number is larger than all.
 #[inline(always)]
 pub(super) fn max_abs(values: &[f32]) -> f32 {
-    let mut lanes = [0.0f32; LANES];
+    // The bits of positive numbers are in the order of the numbers, with infinity and then NaN behind them.
+    let mut lanes = [0u32; LANES];
     let (rows, rest) = values.as_chunks::<LANES>();
     for row in rows {
         for i in 0..LANES {
-            lanes[i] = if row[i].abs() > lanes[i] {
-                row[i].abs()
-            } else {
-                lanes[i]
-            };
+            lanes[i] = lanes[i].max(row[i].abs().to_bits());
         }
     }
     for (lane, value) in lanes.iter_mut().zip(rest) {
-        *lane = if value.abs() > *lane { value.abs() } else { *lane };
+        *lane = (*lane).max(value.abs().to_bits());
     }
-    let mut top = 0.0;
-    for lane in lanes {
-        top = if lane > top { lane } else { top };
-    }
-    top
+    f32::from_bits(lanes.into_iter().fold(0, u32::max))
 }
 
 #[cfg(test)]

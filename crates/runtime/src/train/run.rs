@@ -42,7 +42,28 @@ pub(super) struct Job<'j> {
     pub(super) gpu: Option<(&'j Cuda, Precision)>,
 }
 
-impl Job<'_> {
+impl<'j> Job<'j> {
+    /// One head, from its first weights, on the processor.
+    pub(super) fn single(
+        train: &'j Labelled,
+        val: Option<&'j Labelled>,
+        outputs: &'j [String],
+        config: &'j TrainerConfig,
+        checkpoint: Option<&'j Path>,
+    ) -> Job<'j> {
+        Job {
+            train,
+            val,
+            outputs,
+            config,
+            halving: None,
+            start: None,
+            checkpoint,
+            is_single: true,
+            gpu: None,
+        }
+    }
+
     pub(super) fn batches(&self) -> usize {
         let n = self.train.features.n_rows();
         match self.config.drop_last {
@@ -99,14 +120,13 @@ impl Job<'_> {
 
     /// Validation rows may all be of one class, but of no other than those that are trained.
     fn check_val(&self, val: &Labelled) -> Result<(), Error> {
-        match val
+        let fits = val
             .targets
-            .check(self.config.task, val.features.n_rows(), self.outputs.len())
-        {
-            Err(Error::Features(reason)) if reason.starts_with("all rows are of one class") => Ok(()),
-            Err(Error::Features(reason)) => Err(Error::Features(format!("of the validation rows, {reason}"))),
+            .fits(self.config.task, val.features.n_rows(), self.outputs.len());
+        fits.map_err(|error| match error {
+            Error::Features(reason) => Error::Features(format!("of the validation rows, {reason}")),
             other => other,
-        }
+        })
     }
 
     /// Trains `heads` to the end, from the checkpoint where there is one.
@@ -171,11 +191,7 @@ impl Job<'_> {
                     save(&run)?;
                     return Err(Error::Cancelled);
                 }
-                let outcome = mirror.epoch(self, &mut run, &rows);
-                if let Err(error) = outcome {
-                    save(&run)?;
-                    return Err(error);
-                }
+                mirror.epoch(self, &mut run, &rows)?;
                 monitor.at(Stage::Train, run.step, steps);
             }
             while run.cursor < batches {
@@ -250,8 +266,10 @@ impl Job<'_> {
             if let Some(start) = self.start {
                 let mut layers = start.layers().to_vec();
                 let same = network.layers(head, Array::Weights);
-                let is_same =
-                    |(a, b): (&Layer, &Layer)| std::mem::discriminant(a) == std::mem::discriminant(b);
+                let is_same = |(a, b): (&Layer, &Layer)| match (a, b) {
+                    (Layer::Linear(a), Layer::Linear(b)) => (a.n_in, a.n_out) == (b.n_in, b.n_out),
+                    _ => std::mem::discriminant(a) == std::mem::discriminant(b),
+                };
                 if same.len() != layers.len() || !same.iter().zip(&layers).all(is_same) {
                     return Err(Error::Usage(
                         "the head to begin with has other layers than the settings".to_owned(),
@@ -307,7 +325,7 @@ impl Job<'_> {
             match run.network.step(batch, &step, &mut run.totals) {
                 Ok(()) => return Ok(()),
                 Err(NotFinite { what, .. }) if self.is_single => {
-                    return Err(self.not_finite(what, run, batch.rows));
+                    return Err(self.not_finite(what, (run.epoch, run.cursor), batch.rows));
                 }
                 // The others go on without it; the step is made again from where it began.
                 Err(NotFinite { head, .. }) => {
@@ -318,7 +336,13 @@ impl Job<'_> {
         }
     }
 
-    pub(super) fn not_finite(&self, what: &'static str, run: &Run, rows: &[usize]) -> Error {
+    /// The error of a step, epoch and step counted from 0.
+    pub(super) fn not_finite(
+        &self,
+        what: &'static str,
+        (epoch, step): (usize, usize),
+        rows: &[usize],
+    ) -> Error {
         /// Rows that the error names.
         const MAX_NAMED: usize = 8;
         let name = |&row: &usize| {
@@ -339,8 +363,8 @@ impl Job<'_> {
         }
         Error::NotFinite {
             what,
-            epoch: run.epoch + 1,
-            step: run.cursor + 1,
+            epoch: epoch + 1,
+            step: step + 1,
             rows: named,
         }
     }

@@ -134,10 +134,12 @@ impl Run {
 /// How good an epoch is; more is better.
 pub(super) fn score(best: Best, metrics: &EpochMetrics) -> f64 {
     let loss = -metrics.val_loss.unwrap_or(metrics.train_loss);
-    match best {
+    let score = match best {
         Best::Accuracy => metrics.val_accuracy.or(metrics.train_accuracy).unwrap_or(loss),
         Best::Loss | Best::Last => loss,
-    }
+    };
+    // What is no number is the worst, not the first.
+    if score.is_nan() { f64::NEG_INFINITY } else { score }
 }
 
 /// Whether the last epoch is the best so far. Without validation rows it is: the training loss says nothing of others.

@@ -354,11 +354,8 @@ impl Network {
         let rule = Rule::new(step.optimiser, step.momentum, step.step, step.ema);
         let n_rows = blocks.iter().map(|block| block.n).sum::<usize>() as f32;
         // No sum can be too large where even all its terms at their largest were not.
-        let largest = blocks
-            .iter()
-            .flat_map(|block| &block.largest)
-            .fold(0.0f32, |top, x| top.max(*x));
-        let is_safe = largest * n_rows < LARGEST && self.norms_are_small();
+        let mut largest = blocks.iter().flat_map(|block| &block.largest);
+        let is_safe = largest.all(|x| x * n_rows < LARGEST) && self.norms_are_small();
         let n_hidden = self.hidden.len();
         let pairs = |layer: usize| {
             blocks

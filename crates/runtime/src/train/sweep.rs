@@ -85,7 +85,7 @@ impl Halving {
     pub(super) fn drop(&self, epoch: usize, left: &[usize], score: impl Fn(usize) -> f64) -> Vec<usize> {
         let mut rung = self.first;
         while rung < epoch {
-            rung *= self.factor;
+            rung = rung.saturating_mul(self.factor);
         }
         if rung != epoch {
             return Vec::new();
@@ -117,17 +117,7 @@ pub fn fit(
     monitor: Monitor<'_>,
 ) -> Result<TrainedHead, Error> {
     train_one(
-        Job {
-            train,
-            val,
-            outputs,
-            config,
-            halving: None,
-            start: None,
-            checkpoint,
-            is_single: true,
-            gpu: None,
-        },
+        Job::single(train, val, outputs, config, checkpoint),
         on_epoch,
         monitor,
     )
@@ -152,15 +142,8 @@ pub fn fit_on(
 ) -> Result<TrainedHead, Error> {
     train_one(
         Job {
-            train,
-            val,
-            outputs,
-            config,
-            halving: None,
-            start: None,
-            checkpoint,
-            is_single: true,
             gpu: Some((gpu, precision)),
+            ..Job::single(train, val, outputs, config, checkpoint)
         },
         on_epoch,
         monitor,
@@ -182,18 +165,10 @@ pub fn fit_from(
     on_epoch: &mut dyn FnMut(&EpochMetrics),
     monitor: Monitor<'_>,
 ) -> Result<TrainedHead, Error> {
-    let start = Some(start);
     train_one(
         Job {
-            train,
-            val,
-            outputs,
-            config,
-            halving: None,
-            start,
-            checkpoint,
-            is_single: true,
-            gpu: None,
+            start: Some(start),
+            ..Job::single(train, val, outputs, config, checkpoint)
         },
         on_epoch,
         monitor,

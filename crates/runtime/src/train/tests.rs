@@ -351,7 +351,7 @@ fn the_same_bytes_for_any_number_of_threads() {
         clip_norm: Some(0.1),
         ..wide.clone()
     };
-    for (d, k, config) in [(700, 40, wide), (1200, 3, clipped), (100, 5, deep)] {
+    for (d, k, config) in [(700, 40, wide), (2000, 3, clipped), (100, 5, deep)] {
         let rows = data(320, d, k, Task::SingleLabel);
         let run = |threads| {
             let pool = rayon::ThreadPoolBuilder::new()
@@ -398,6 +398,7 @@ fn check_resume(rows: &Labelled, config: &TrainerConfig, k: usize, stops: impl I
     for stop in stops {
         let path = folder.path().join("part");
         let part = run(&path, &AtomicBool::new(false), stop);
+        assert_eq!(part.is_err(), stop < 200, "{stop}");
         if let Err(error) = part {
             assert!(matches!(error, Error::Cancelled), "{error}");
         }
@@ -766,6 +767,86 @@ fn the_best_weights_are_kept_and_stopping_is_early() {
         ..config
     };
     assert_eq!(bits(&train(&rows, &val, &short, 3).last), bits(&trained.head));
+}
+
+#[test]
+fn a_mean_over_no_weight_stops_before_its_step() {
+    let rows = data(33, 6, 3, Task::SingleLabel);
+    let config = TrainerConfig {
+        class_weights: ClassWeights::Given(vec![0.0, 1.0, 1.0]),
+        batch_size: 1,
+        ..config(Task::SingleLabel)
+    };
+    let error = fit(
+        &rows,
+        None,
+        &names(3),
+        &config,
+        None,
+        &mut |_| {},
+        Monitor::none(),
+    )
+    .unwrap_err();
+    let Error::NotFinite { epoch, step, .. } = error else {
+        panic!("{error}")
+    };
+    let mut order = epoch_order(config.seed, 0, 33);
+    let labels = rows.targets.classes().unwrap();
+    let first = order.iter().position(|row| labels[*row] == 0).unwrap();
+    assert_eq!((epoch, step), (1, first + 1));
+    order.sort_unstable();
+    assert!(order.into_iter().eq(0..33));
+}
+
+#[test]
+fn a_head_to_begin_with_has_the_widths_that_are_asked_for() {
+    let rows = data(33, 6, 3, Task::SingleLabel);
+    let hidden = |width: usize| TrainerConfig {
+        hidden: vec![width],
+        ..config(Task::SingleLabel)
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("run");
+    let names = names(3);
+    let start = fit(
+        &rows,
+        None,
+        &names,
+        &hidden(4),
+        None,
+        &mut |_| {},
+        Monitor::none(),
+    )
+    .unwrap()
+    .head;
+    let from = |width: usize| {
+        let config = hidden(width);
+        fit_from(
+            &start,
+            &rows,
+            None,
+            &names,
+            &config,
+            Some(&path),
+            &mut |_| {},
+            Monitor::none(),
+        )
+    };
+    let error = from(8).unwrap_err().to_string();
+    assert!(error.contains("has other layers than the settings"), "{error}");
+    from(4).unwrap();
+    // What begins elsewhere is another run.
+    let fresh = fit(
+        &rows,
+        None,
+        &names,
+        &hidden(4),
+        Some(&path),
+        &mut |_| {},
+        Monitor::none(),
+    );
+    let error = fresh.unwrap_err().to_string();
+    assert!(error.contains("its `start` is"), "{error}");
 }
 
 #[test]

@@ -26,6 +26,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use pth::Tensor;
 
 pub use fold::{Fold, fold};
+pub use module::HEADS;
 pub use options::{Depth, DiffOptions, FAIL_KINDS, FailKind, FailOn, TOLERANCES, Tolerance};
 pub use report::{
     CastProof, Census, Changed, Counts, Diff, FailOnReport, Health, MarkChange, MetadataChange, OnDisk,

@@ -4,7 +4,7 @@ use super::report::Diff;
 use super::sides::{Names, shape};
 
 /// What the last layer is called in torchvision, timm, transformers and elsewhere.
-const HEADS: [&str; 11] = [
+pub const HEADS: [&str; 11] = [
     "fc",
     "head",
     "heads",

@@ -133,7 +133,8 @@ pub(super) fn batch_stats(a: &Args) {
     for head in 0..n_heads {
         let sum = |i: usize| -> f64 { (0..n_rows).map(|row| stats[(row * n_heads + head) * 4 + i]).sum() };
         let sums: Vec<f64> = (0..4).map(sum).collect();
-        if !a.is_null(2) && !sums[0].is_finite() {
+        let is_mean = sums[0].is_finite() && sums[1] > 0.0;
+        if !is_mean && !a.is_null(2) {
             let [_, step, _] = a.cursor(6);
             mark(a, 2, head, step + a.number(7));
         }

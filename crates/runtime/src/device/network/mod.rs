@@ -114,7 +114,11 @@ impl<'d, D: Backend> Network<'d, D> {
                 })
                 .transpose()?;
             let room = |yes: bool, width: usize| device.zeros(if yes { batch * width * n_bytes } else { 0 });
-            let segments = device.segments(n_out, in_stride, batch);
+            // The last batch of an epoch is smaller, and may be cut into more segments.
+            let segments = (1..=batch)
+                .map(|n| device.segments(n_out, in_stride, n))
+                .max()
+                .unwrap_or(1);
             n_partial = n_partial
                 .max(segments * n_out * in_stride)
                 .max(batch.div_ceil(COLUMN_ROWS) * n_out);

@@ -5,11 +5,8 @@ use std::collections::HashSet;
 use pth::Source;
 
 use super::{FLOAT, Reduction};
-use crate::onnx::external::{External, raw_tensor};
+use crate::onnx::external::{External, SMALL_BYTES, raw_tensor};
 use crate::onnx::wire;
-
-/// Weights up to this size stay in the model, as when a model is read.
-const SMALL_BYTES: usize = 1024;
 
 /// What is put behind a boundary.
 pub(super) struct Tail<'m> {
