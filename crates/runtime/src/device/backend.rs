@@ -64,9 +64,9 @@ pub(crate) fn maybe<B>(buffer: Option<&B>) -> Arg<'_, B> {
 /// A count as kernels take it.
 ///
 /// # Panics
-/// Where it does not fit: the shapes of a run are checked against this before it begins.
+/// Where it does not fit. Rows are counted when they are uploaded; widths of layers that large have no room on any GPU.
 pub(crate) fn count<'a, B>(n: usize) -> Arg<'a, B> {
-    Arg::U32(u32::try_from(n).expect("counts were checked to fit 32 bits"))
+    Arg::U32(u32::try_from(n).expect("a GPU holds fewer than 2^32 of anything"))
 }
 
 /// Blocks of a grid and threads of a block.

@@ -339,11 +339,11 @@ impl Backend for Cuda {
             .iter_mut()
             .map(|word| std::ptr::from_mut(word).cast())
             .collect();
-        let side = |n: usize| u32::try_from(n).expect("grids were checked to fit 32 bits");
+        let side = |n: usize| u32::try_from(n).expect("a GPU holds fewer than 2^32 of anything");
         let [x, y, z] = shape.grid.map(side);
         let [bx, by] = shape.block.map(side);
-        // SAFETY: the number and the types of the arguments are those of the kernel, which the tests check against the
-        // PTX for every kernel; buffers outlive the launch, since the driver waits where one is freed.
+        // SAFETY: the number and the types of the arguments are those of the kernel: the tests call each with the
+        // arguments of its case table, and compare the PTX's parameters with the source's; buffers outlive the launch, since the driver waits where one is freed.
         let result = unsafe {
             result::launch_kernel(
                 *function,

@@ -70,7 +70,9 @@ impl<D: Backend> Rows<D> {
             Targets::Classes(labels) => upload(device, labels)?,
             Targets::Dense { values, .. } => upload(device, values)?,
         };
-        let identity: Vec<u32> = (0..n).map(|row| u32::try_from(row).unwrap_or(u32::MAX)).collect();
+        let last = u32::try_from(n)
+            .map_err(|_| Error::Features(format!("a GPU counts to 2^32 rows, and there are {n}")))?;
+        let identity: Vec<u32> = (0..last).collect();
         Ok(Rows {
             features: buffer,
             targets,

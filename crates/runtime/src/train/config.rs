@@ -194,6 +194,10 @@ impl TrainerConfig {
         if self.epochs == 0 || self.batch_size == 0 {
             return wrong("epochs and batch size begin at 1".to_owned());
         }
+        // On a GPU four bits of the counter that dropout draws by say which layer it is.
+        if self.hidden.len() > 16 {
+            return wrong(format!("{} hidden layers; there can be 16", self.hidden.len()));
+        }
         if self.hidden.contains(&0) {
             return wrong("a hidden layer has at least one output".to_owned());
         }

@@ -13,8 +13,9 @@ pub(super) struct Loss {
     smoothing: f32,
     /// Outputs of a head.
     n_outputs: usize,
-    /// Per class what it counts; for several labels what its absence and its presence count. Empty where all count one.
+    /// Per class what it counts; for several labels what its presence counts. Empty where all count one.
     weights: Vec<f32>,
+    /// For several labels, what a label's absence counts.
     absence: Vec<f32>,
     sum_of_weights: f32,
 }

@@ -90,7 +90,7 @@ pub struct TrainedHead {
     pub ema: Option<Head>,
     /// One per epoch.
     pub history: Vec<EpochMetrics>,
-    /// From 1.
+    /// From 1; 0 where none was finished.
     pub best_epoch: usize,
     /// How it ended.
     pub outcome: Outcome,

@@ -1,5 +1,5 @@
 //! A head, or many linear heads beside each other, that learns on a device: the steps of an epoch as calls of a
-//! [`Backend`], recorded once and replayed.
+//! [`Backend`]; of a long epoch a stretch of steps is recorded, anew for each epoch, and replayed.
 //!
 //! Weights, moments and sums are float32; where the features are half-width, so are the copies of weights, activations and
 //! residuals that products read. Residuals are not divided by the batch's weight before the update, since half-width numbers
