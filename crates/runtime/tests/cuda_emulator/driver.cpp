@@ -13,6 +13,7 @@
 #include "optim.cu"
 #include "rows.cu"
 
+#include <atomic>
 #include <csignal>
 #include <map>
 #include <memory>
@@ -57,6 +58,7 @@ const std::map<std::string, Kernel> &kernels() {
 
 struct Graph {
     std::vector<Call> calls;
+    bool is_global = false;
 };
 struct Stream {
     std::unique_ptr<Graph> capture;
@@ -93,7 +95,10 @@ void outside(int, siginfo_t *info, void *) {
 }
 
 bool capturing(Stream *stream) { return stream && stream->capture; }
-bool any_capture;
+// What may not happen during a capture is refused to all threads where it is of the global mode, else to its own thread.
+std::atomic<int> global_captures;
+thread_local int own_captures;
+bool any_capture() { return global_captures > 0 || own_captures > 0; }
 
 bool is_inside(u64 pointer, size_t n_bytes) {
     auto next = allocations.upper_bound(pointer);
@@ -104,7 +109,7 @@ bool is_inside(u64 pointer, size_t n_bytes) {
 
 int allocate(u64 *pointer, size_t n_bytes) {
     std::lock_guard<std::recursive_mutex> guard(lock);
-    if (any_capture) return CAPTURE_UNSUPPORTED;
+    if (any_capture()) return CAPTURE_UNSUPPORTED;
     if (n_bytes == 0) return INVALID_VALUE;
     if (used + n_bytes > total_bytes()) return OUT_OF_MEMORY;
     size_t page = sysconf(_SC_PAGESIZE), room = (n_bytes + page - 1) / page * page;
@@ -122,7 +127,7 @@ int allocate(u64 *pointer, size_t n_bytes) {
 
 int release(u64 pointer) {
     std::lock_guard<std::recursive_mutex> guard(lock);
-    if (any_capture) return CAPTURE_UNSUPPORTED;
+    if (any_capture()) return CAPTURE_UNSUPPORTED;
     auto found = allocations.find(pointer);
     if (found == allocations.end()) return INVALID_VALUE;
     // The pages stay reserved and cannot be touched: a pointer that is used after this is found out.
@@ -200,7 +205,7 @@ EXPORT int cuCtxGetCurrent(void **out) {
     *out = context;
     return SUCCESS;
 }
-EXPORT int cuCtxSynchronize() { return any_capture ? CAPTURE_UNSUPPORTED : SUCCESS; }
+EXPORT int cuCtxSynchronize() { return any_capture() ? CAPTURE_UNSUPPORTED : SUCCESS; }
 EXPORT int cuStreamCreate(void **out, unsigned) {
     if (!context) return INVALID_CONTEXT;
     *out = new Stream();
@@ -291,16 +296,19 @@ EXPORT int cuLaunchKernel(void *in, unsigned gx, unsigned gy, unsigned gz, unsig
     return emulator_submit(stream, name, [=] { emulator::run(name, {gx, gy, gz}, {bx, by, bz}, call); });
 }
 
-EXPORT int cuStreamBeginCapture_v2(void *stream, int) {
+EXPORT int cuStreamBeginCapture_v2(void *stream, int mode) {
     if (!stream || capturing((Stream *)stream)) return INVALID_VALUE;
-    ((Stream *)stream)->capture = std::make_unique<Graph>();
-    any_capture = true;
+    auto graph = std::make_unique<Graph>();
+    graph->is_global = mode == 0;
+    if (graph->is_global) ++global_captures; else ++own_captures;
+    ((Stream *)stream)->capture = std::move(graph);
     return SUCCESS;
 }
 EXPORT int cuStreamEndCapture(void *stream, void **graph) {
     if (!capturing((Stream *)stream)) return INVALID_VALUE;
-    *graph = ((Stream *)stream)->capture.release();
-    any_capture = false;
+    Graph *whole = ((Stream *)stream)->capture.release();
+    if (whole->is_global) --global_captures; else --own_captures;
+    *graph = whole;
     return SUCCESS;
 }
 EXPORT int cuGraphInstantiateWithFlags(void **out, void *graph, u64) {
