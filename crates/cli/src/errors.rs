@@ -140,8 +140,9 @@ fn judge_io(error: &io::Error) -> (u8, Option<String>) {
 
 fn judge_runtime(error: &runtime::Error) -> Option<(u8, Option<String>)> {
     use runtime::Error::{
-        CacheFull, Cancelled, CropMismatch, CudaMissing, Damaged, Exists, HalfOverflow, Install, Interrupted,
-        JobDiffers, JobUnfinished, NoSplit, OrtMissing, OrtUnusable, UnknownTensor, Usage,
+        CacheFull, Cancelled, CropMismatch, CudaMissing, Damaged, Exists, Gpu, GpuMemory, HalfOverflow,
+        Install, Interrupted, JobDiffers, JobUnfinished, NoSplit, NotFinite, OrtMissing, OrtUnusable,
+        UnknownTensor, Usage,
     };
     Some(match error {
         UnknownTensor { suggestions, .. } => {
@@ -194,6 +195,18 @@ fn judge_runtime(error: &runtime::Error) -> Option<(u8, Option<String>)> {
             Some("graftwork doctor lists what there is".to_owned()),
         ),
         CudaMissing { reason, .. } => (code::NO_RUNTIME, Some(cuda_hint(reason).to_owned())),
+        GpuMemory { .. } => (
+            code::NO_RUNTIME,
+            Some("--precision bf16 halves the features, a smaller --train-batch-size the rest; or --device cpu".to_owned()),
+        ),
+        Gpu { .. } => (
+            code::NO_RUNTIME,
+            Some("nvidia-smi shows the GPU's state; --device cpu does without".to_owned()),
+        ),
+        NotFinite { .. } => (
+            code::BAD_INPUT,
+            Some("a smaller --lr, --clip-grad-norm or --standardize, with --force to begin anew".to_owned()),
+        ),
         Install(_) => (
             code::NO_RUNTIME,
             Some("python3 -m pip download onnxruntime shows what pip lacks".to_owned()),
@@ -207,12 +220,16 @@ fn judge_runtime(error: &runtime::Error) -> Option<(u8, Option<String>)> {
 }
 
 fn cuda_hint(missing: &runtime::engine::CudaMissing) -> &'static str {
-    use runtime::engine::CudaMissing::{Driver, Index, Provider, ProviderFile, Start};
+    use runtime::engine::CudaMissing::{
+        Capability, Driver, DriverVersion, Index, Provider, ProviderFile, Start,
+    };
     match missing {
         Provider { .. } | ProviderFile { .. } => {
             "python3 -m pip install onnxruntime-gpu, or --ort-lib PATH to a library with CUDA; without a GPU --device cpu"
         }
         Driver { .. } => "nvidia-smi shows whether the driver runs; without a GPU --device cpu",
+        DriverVersion { .. } => "a newer NVIDIA driver; --device cpu does without",
+        Capability { .. } => "another GPU (nvidia-smi -L lists them), or --device cpu",
         Index { .. } => "nvidia-smi -L lists the GPUs, and CUDA_VISIBLE_DEVICES can hide some",
         Start { .. } => {
             "python3 -m pip install 'onnxruntime-gpu[cuda,cudnn]' brings NVIDIA's libraries beside it"

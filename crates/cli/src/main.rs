@@ -5,7 +5,6 @@ mod args;
 mod commands;
 mod errors;
 mod progress;
-mod table;
 mod text;
 mod torch_print;
 mod usage;

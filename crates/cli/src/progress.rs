@@ -125,6 +125,15 @@ impl Watch {
         result
     }
 
+    /// Writes a remark above the bar, where there is one.
+    pub(crate) fn line(&self, text: &str) {
+        let state = self.state.lock();
+        match state.as_ref().ok().and_then(|state| state.bar.as_ref()) {
+            Some(bar) => bar.suspend(|| remark(text)),
+            None => remark(text),
+        }
+    }
+
     fn report(&self, progress: Progress) {
         let Ok(mut state) = self.state.lock() else { return };
         let name = match progress.stage {

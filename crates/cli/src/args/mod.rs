@@ -6,14 +6,16 @@ mod backbone;
 mod data;
 mod engine;
 mod features;
+mod head;
 mod preprocess;
 mod text;
 mod views;
 
 pub(crate) use backbone::BackboneArgs;
 pub(crate) use data::{ColumnArgs, DataArgs};
-pub(crate) use engine::{BatchArgs, EngineArgs};
+pub(crate) use engine::{BatchArgs, EngineArgs, all_cores};
 pub(crate) use features::{CacheArg, KeepArgs, age, size};
+pub(crate) use head::HeadArgs;
 pub(crate) use preprocess::PreprocessArgs;
 pub(crate) use text::TextArgs;
 pub(crate) use views::ViewArgs;
@@ -65,24 +67,6 @@ impl OpenArgs {
             pth::Backing::Read
         } else {
             pth::Backing::Map
-        }
-    }
-}
-
-/// `--c VALUE|auto`.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct CArg(pub(crate) runtime::job::Regularisation);
-
-impl std::str::FromStr for CArg {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<CArg, String> {
-        if text == "auto" {
-            return Ok(CArg(runtime::job::Regularisation::Auto));
-        }
-        match text.parse::<f64>() {
-            Ok(c) if c > 0.0 && c.is_finite() => Ok(CArg(runtime::job::Regularisation::C(c))),
-            _ => Err("C is a positive number, or auto".to_owned()),
         }
     }
 }

@@ -8,7 +8,7 @@ use runtime::data::{DataOptions, SplitRule};
 use runtime::engine::{Device, find, install};
 use runtime::features::{DEFAULT_BLOCK_ROWS, FeatureType, Pool};
 use runtime::image::Preprocess;
-use runtime::job::{DEFAULT_BATCH_SIZE, FitConfig, Regularisation, fit};
+use runtime::job::{DEFAULT_BATCH_SIZE, FitConfig, HeadRecipe, fit};
 use runtime::onnx::Model;
 
 use crate::progress::Watch;
@@ -67,14 +67,16 @@ pub(crate) fn run(args: &DemoArgs) -> anyhow::Result<u8> {
         block_rows: DEFAULT_BLOCK_ROWS,
         max_cache_bytes: None,
         device: Device::Cpu,
-        regularisation: Regularisation::Auto,
-        seed: 0,
+        head: HeadRecipe {
+            baselines: true,
+            ..HeadRecipe::solver()
+        },
         batch_size: DEFAULT_BATCH_SIZE,
         threads: std::thread::available_parallelism().map_or(1, usize::from),
         ort_lib: None,
     };
     text::remark("a network that learned the handwritten digits 0-4 gets a head for the digits 5-9\n");
-    let report = Watch::new().run(|monitor| fit(&config, monitor))?;
+    let report = Watch::new().run(|monitor| fit(&config, &mut |_, _| {}, monitor))?;
     super::fit::show(&report, &config, args.json)?;
     text::remark(&format!(
         "\nthe same on your own pictures:\n  graftwork fit --backbone M.onnx --data FOLDER -o RUN\n\

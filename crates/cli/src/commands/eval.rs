@@ -3,18 +3,17 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use runtime::Targets;
 use runtime::data::{DataOptions, Dataset, SplitRule};
 use runtime::export::Classifier;
 use runtime::features::Labelled;
 use runtime::head::Head;
-use runtime::metrics::Metrics;
+use runtime::metrics::Marks;
 use runtime::onnx::Model;
+use runtime::{Targets, Task};
 
 use super::train::FeatureArgs;
 use crate::args::{ColumnArgs, EngineArgs};
 use crate::progress::Watch;
-use crate::table;
 use crate::text;
 use crate::usage::UsageError;
 
@@ -59,18 +58,23 @@ pub(crate) fn run(args: &EvalArgs) -> anyhow::Result<u8> {
         value["left_out"] = left_out.len().into();
         text::json(&value)?;
     } else {
-        text::print(&table::metrics(&marks))?;
+        text::print(&super::train::table(&marks))?;
     }
     Ok(0)
 }
 
 type LeftOut = Vec<(PathBuf, String)>;
 
-fn on_pictures(args: &EvalArgs, data: &std::path::Path) -> anyhow::Result<(Metrics, LeftOut)> {
+fn on_pictures(args: &EvalArgs, data: &std::path::Path) -> anyhow::Result<(Marks, LeftOut)> {
     let model = Model::open(&super::predict::model_path(&args.run)?)?;
     let (engine, device) = args.engine.open()?;
     let classifier = Classifier::new(model, engine, device, args.engine.threads())?;
-    super::predict::check_task(classifier.task())?;
+    if classifier.task() != Task::SingleLabel {
+        let text = "its outputs are not the classes of one choice, and labelled pictures have one class each";
+        return Err(UsageError::new(text)
+            .with_hint("--features X.npy --labels y.npy judges the head alone")
+            .into());
+    }
     let options = DataOptions {
         columns: args.columns.columns(),
         ..DataOptions::new(SplitRule::Loose)
@@ -102,17 +106,22 @@ fn on_pictures(args: &EvalArgs, data: &std::path::Path) -> anyhow::Result<(Metri
         }
         .into());
     }
-    Ok((Metrics::new(&logits, &labels, classifier.classes()), left_out))
+    let marks = Marks::new(
+        classifier.task(),
+        &logits,
+        &Targets::Classes(labels),
+        classifier.classes(),
+    )?;
+    Ok((marks, left_out))
 }
 
-fn on_features(args: &EvalArgs, features: &std::path::Path) -> anyhow::Result<Metrics> {
+fn on_features(args: &EvalArgs, features: &std::path::Path) -> anyhow::Result<Marks> {
     let head = Head::open(&args.run.join("head.safetensors"))?;
-    super::predict::check_task(head.task())?;
     let source = FeatureArgs {
         features: features.to_owned(),
         labels: args.labels.clone(),
     }
-    .read()?;
+    .read(head.task())?;
     // An array has no split; a cache entry without validation rows must not be judged on what was trained on.
     let mut rows: Labelled = match source.val {
         Some(val) => val,
@@ -123,22 +132,19 @@ fn on_features(args: &EvalArgs, features: &std::path::Path) -> anyhow::Result<Me
         }
         None => source.train,
     };
-    let mut to_head = Vec::new();
-    for class in &source.classes {
-        let label = head.outputs().iter().position(|known| known == class);
-        let label = label
-            .ok_or_else(|| runtime::Error::Features(format!("class `{class}` is not one the head knows")))?;
-        to_head.push(u32::try_from(label)?);
+    if let Targets::Classes(labels) = &mut rows.targets {
+        let mut to_head = Vec::new();
+        for class in &source.classes {
+            let label = head.outputs().iter().position(|known| known == class);
+            let label = label.ok_or_else(|| {
+                runtime::Error::Features(format!("class `{class}` is not one the head knows"))
+            })?;
+            to_head.push(u32::try_from(label)?);
+        }
+        labels
+            .iter_mut()
+            .for_each(|label| *label = to_head[*label as usize]);
     }
-    let Targets::Classes(labels) = &mut rows.targets else {
-        return Err(runtime::Error::Features("the rows have no classes".to_owned()).into());
-    };
-    labels
-        .iter_mut()
-        .for_each(|label| *label = to_head[*label as usize]);
-    Ok(Metrics::new(
-        &head.logits(&rows.features)?,
-        labels,
-        head.outputs(),
-    ))
+    let logits = head.logits(&rows.features)?;
+    Ok(Marks::new(head.task(), &logits, &rows.targets, head.outputs())?)
 }

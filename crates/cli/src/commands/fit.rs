@@ -4,12 +4,12 @@ use std::path::PathBuf;
 
 use clap::Args;
 use pth::Existing;
-use runtime::job::{FitConfig, FitReport, fit};
+use runtime::engine::Device;
+use runtime::job::{FitConfig, FitReport, HeadRecipe, Method, fit};
 
 use super::extract::{Input, RecipeArgs};
-use crate::args::{BatchArgs, CArg, DataArgs};
+use crate::args::{BatchArgs, DataArgs, HeadArgs};
 use crate::progress::Watch;
-use crate::table;
 use crate::text;
 use crate::usage::UsageError;
 
@@ -22,9 +22,8 @@ pub(crate) struct FitArgs {
     /// The run folder to write
     #[arg(short, long, value_name = "RUN")]
     output: PathBuf,
-    /// Regularisation: scikit-learn's C, or auto to choose it on held-out training pictures
-    #[arg(long, value_name = "VALUE|auto", default_value = "auto")]
-    c: CArg,
+    #[command(flatten)]
+    head: HeadArgs,
     /// Replace a run of other settings
     #[arg(long)]
     force: bool,
@@ -59,8 +58,7 @@ pub(crate) fn run(args: &FitArgs) -> anyhow::Result<u8> {
         dtype: args.recipe.keep.dtype(),
         block_rows: args.recipe.keep.block_rows,
         max_cache_bytes: args.recipe.keep.max_cache_size,
-        regularisation: args.c.0,
-        seed: args.data.seed,
+        head: head_recipe(&args.head, args.data.seed, args.recipe.engine.device()?)?,
         batch_size: args.batch.batch_size,
         threads: args.recipe.engine.threads(),
         device: args.recipe.engine.device()?,
@@ -71,9 +69,23 @@ pub(crate) fn run(args: &FitArgs) -> anyhow::Result<u8> {
             Existing::Refuse
         },
     };
-    let report = Watch::new().run(|monitor| fit(&config, monitor))?;
+    let watch = Watch::new();
+    let mut epochs = super::train::Epochs::new(&watch, &config.head);
+    let report = watch.run(|monitor| fit(&config, &mut |head, epoch| epochs.show(head, epoch), monitor))?;
     show(&report, &config, args.json)?;
     Ok(0)
+}
+
+/// Mini-batches run on the device of the network; the solver is on the processor whatever the network runs on.
+fn head_recipe(args: &HeadArgs, seed: u64, device: Device) -> Result<HeadRecipe, UsageError> {
+    let recipe = args.recipe(seed, device)?;
+    Ok(match recipe.method {
+        Method::Solver { .. } => HeadRecipe {
+            device: Device::Cpu,
+            ..recipe
+        },
+        Method::MiniBatch(_) | Method::Sweep(_) => recipe,
+    })
 }
 
 /// Prints what a fit did: the table (or JSON) as the result, the rest as notes.
@@ -89,8 +101,9 @@ pub(crate) fn show(report: &FitReport, config: &FitConfig, json: bool) -> anyhow
     if json {
         text::json(&report.metrics)
     } else {
-        text::print(&table::metrics(
-            report.trained.val.as_ref().unwrap_or(&report.trained.train),
+        let trained = &report.trained;
+        text::print(&super::train::table(
+            trained.val.as_ref().unwrap_or(&trained.train),
         ))
     }
 }

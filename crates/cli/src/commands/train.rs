@@ -4,16 +4,18 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use pth::Existing;
-use runtime::Targets;
 use runtime::data::Split;
+use runtime::engine::Device;
 use runtime::exchange::{Modality, read_clip_retrieval};
 use runtime::features::{Labelled, Manifest, Store};
-use runtime::job::{TrainConfig, Trained, train_to_folder};
+use runtime::job::{HeadRecipe, Method, TrainConfig, Trained, Way, train_to_folder};
+use runtime::metrics::Marks;
 use runtime::npy;
+use runtime::train::{EpochMetrics, Outcome};
+use runtime::{Targets, Task};
 
-use crate::args::CArg;
+use crate::args::{HeadArgs, all_cores};
 use crate::progress::Watch;
-use crate::table;
 use crate::text;
 use crate::usage::UsageError;
 
@@ -23,7 +25,7 @@ pub(crate) struct FeatureArgs {
     /// A cache entry that `extract` printed, an array [N, D] (.npy, .npz), or a folder of clip-retrieval's embeddings
     #[arg(long, value_name = "ENTRY|X.npy|FOLDER")]
     pub(crate) features: PathBuf,
-    /// Class indices [N] of an array, or one of the entry's label files [default: its newest]
+    /// Class indices [N] of an array (of other tasks numbers [N, K]), or one of the entry's label files [default: its newest]
     #[arg(long, value_name = "y.npy")]
     pub(crate) labels: Option<PathBuf>,
 }
@@ -42,18 +44,23 @@ pub(crate) struct TrainArgs {
     /// Validation features [M, D], with an array
     #[arg(long, value_name = "V.npy", requires = "val_labels")]
     val_features: Option<PathBuf>,
-    /// Class indices [M] of the validation features
+    /// What is wanted of the validation features, as in --labels
     #[arg(long, value_name = "w.npy", requires = "val_features")]
     val_labels: Option<PathBuf>,
     /// The run folder to write
     #[arg(short, long, value_name = "RUN")]
     output: PathBuf,
-    /// Regularisation: scikit-learn's C, or auto to choose it on held-out training rows
-    #[arg(long, value_name = "VALUE|auto", default_value = "auto")]
-    c: CArg,
-    /// Decides which rows are held out
+    #[command(flatten)]
+    head: HeadArgs,
+    /// Decides which rows are held out, and all that mini-batches draw
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
+    /// What trains by mini-batches: cpu, cuda or cuda:N (never another than is asked for)
+    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
+    device: Device,
+    /// Threads [default: all cores]
+    #[arg(short = 'j', long, value_name = "N")]
+    threads: Option<usize>,
     /// Replace a run of other settings
     #[arg(long)]
     force: bool,
@@ -63,7 +70,13 @@ pub(crate) struct TrainArgs {
 }
 
 pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<u8> {
-    let mut source = args.features.read()?;
+    let head = args.head.recipe(args.seed, args.device)?;
+    if let Device::Cuda { index, .. } = args.device {
+        // A GPU that is not there is said before anything else.
+        runtime::device::Cuda::open(index)?;
+    }
+    let task = head.task();
+    let mut source = args.features.read(task)?;
     if let (Some(features), Some(labels)) = (&args.val_features, &args.val_labels) {
         if args.features.features.is_dir() {
             return Err(UsageError::new(
@@ -71,7 +84,7 @@ pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<u8> {
             )
             .into());
         }
-        let val = read_arrays(features, labels)?;
+        let val = read_arrays(features, labels, task)?;
         source.extend_classes(&val.targets);
         source.val = Some(val);
     }
@@ -93,20 +106,23 @@ pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<u8> {
     let config = TrainConfig {
         run: args.output.clone(),
         source: described,
-        regularisation: args.c.0,
-        seed: args.seed,
+        head,
+        threads: args.threads.unwrap_or_else(all_cores).max(1),
         existing: if args.force {
             Existing::Replace
         } else {
             Existing::Refuse
         },
     };
-    let (trained, metrics) = Watch::new().run(|monitor| {
+    let watch = Watch::new();
+    let mut epochs = Epochs::new(&watch, &config.head);
+    let (trained, metrics) = watch.run(|monitor| {
         train_to_folder(
             &source.train,
             source.val.as_ref(),
             &source.classes,
             &config,
+            &mut |head, epoch| epochs.show(head, epoch),
             monitor,
         )
     })?;
@@ -115,45 +131,153 @@ pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<u8> {
     if args.json {
         text::json(&metrics)?;
     } else {
-        text::print(&table::metrics(trained.val.as_ref().unwrap_or(&trained.train)))?;
+        text::print(&table(trained.val.as_ref().unwrap_or(&trained.train)))?;
     }
     Ok(0)
 }
 
+/// The figures of a head for a terminal.
+pub(crate) fn table(marks: &Marks) -> String {
+    const DIGITS: usize = 4;
+    marks
+        .table(DIGITS)
+        .lines()
+        .map(|line| text::plain(line) + "\n")
+        .collect()
+}
+
+/// Shows epochs as they come, of one head: a sweep's would be too many.
+pub(crate) struct Epochs<'w> {
+    watch: &'w Watch,
+    n_epochs: usize,
+    every: usize,
+}
+
+impl<'w> Epochs<'w> {
+    pub(crate) fn new(watch: &'w Watch, recipe: &HeadRecipe) -> Epochs<'w> {
+        /// About so many lines of a long run.
+        const N_LINES: usize = 50;
+        let n_epochs = match &recipe.method {
+            Method::MiniBatch(config) => config.epochs,
+            Method::Solver { .. } | Method::Sweep(_) => 0,
+        };
+        Epochs {
+            watch,
+            n_epochs,
+            every: n_epochs.div_ceil(N_LINES).max(1),
+        }
+    }
+
+    pub(crate) fn show(&mut self, _head: usize, epoch: &EpochMetrics) {
+        let n = epoch.epoch;
+        if self.n_epochs == 0 || (!n.is_multiple_of(self.every) && n != self.n_epochs) {
+            return;
+        }
+        let figures = |loss: f64, accuracy: Option<f64>| {
+            let accuracy = accuracy.map(|accuracy| format!(" accuracy {:.2} %", accuracy * 100.0));
+            format!("loss {loss:.4}{}", accuracy.unwrap_or_default())
+        };
+        let mut line = format!(
+            "epoch {n}/{}  train {}",
+            self.n_epochs,
+            figures(epoch.train_loss, epoch.train_accuracy)
+        );
+        if let Some(loss) = epoch.val_loss {
+            line.push_str(&format!("  val {}", figures(loss, epoch.val_accuracy)));
+        }
+        self.watch.line(&format!("{line}  lr {}", epoch.lr));
+    }
+}
+
 /// Says how a head was trained, on stderr.
 pub(crate) fn report(trained: &Trained) {
-    if let Some(selection) = &trained.selection {
-        let rows = selection.n_held_out;
+    let rows = trained.train.n();
+    let (name, figure) = trained.train.headline();
+    let of_training = format!("{:.2} s; training {name} {figure:.4}", trained.seconds);
+    match &trained.way {
+        Way::Solved { fitted, selection } => {
+            if let Some(selection) = selection {
+                let n_held_out = selection.n_held_out;
+                text::remark(&format!(
+                    "chose C = {:.4} by the loss on {n_held_out} held-out training rows",
+                    selection.c
+                ));
+            }
+            let state = if fitted.converged {
+                "converged"
+            } else {
+                "stopped before it converged"
+            };
+            let passes = fitted.passes;
+            text::remark(&format!(
+                "fitted {rows} rows in {passes} passes, {state}; {of_training}"
+            ));
+        }
+        Way::Descended {
+            heads,
+            chosen,
+            ran_on,
+        } => {
+            let head = &heads[*chosen];
+            if heads.len() > 1 {
+                let diverged = |outcome: &Outcome| matches!(outcome, Outcome::Diverged { .. });
+                let n_diverged = heads.iter().filter(|head| diverged(&head.outcome)).count();
+                text::remark(&format!(
+                    "of {} heads kept number {chosen}: lr {}, weight decay {}, seed {}{}",
+                    heads.len(),
+                    head.settings.lr,
+                    head.settings.weight_decay,
+                    head.settings.init_seed,
+                    if n_diverged > 0 {
+                        format!("; {n_diverged} diverged")
+                    } else {
+                        String::new()
+                    }
+                ));
+            }
+            let early = match head.outcome {
+                Outcome::StoppedEarly => ", stopped early",
+                _ => "",
+            };
+            text::remark(&format!(
+                "trained on {ran_on}: {rows} rows, {} epochs{early}, best is {}; {of_training}",
+                head.epochs, head.best_epoch
+            ));
+        }
+    }
+    if let Some(temperature) = &trained.temperature {
         text::remark(&format!(
-            "chose C = {:.4} by log loss on {rows} held-out training rows",
-            selection.c
+            "calibration: temperature {:.3} takes the expected calibration error from {:.2} % to {:.2} %",
+            temperature.value,
+            temperature.ece_before * 100.0,
+            temperature.ece_after * 100.0
         ));
     }
-    let state = if trained.fitted.converged {
-        "converged"
-    } else {
-        "stopped before it converged"
-    };
-    text::remark(&format!(
-        "fitted {} rows in {} passes, {state}; {:.2} s; training accuracy {:.2} %",
-        trained.train.n,
-        trained.fitted.passes,
-        trained.seconds,
-        trained.train.accuracy * 100.0
-    ));
+    for baseline in &trained.baselines {
+        text::remark(&format!(
+            "baseline: {}: {name} {:.4}",
+            baseline.name, baseline.figure
+        ));
+    }
+    if !trained.suspects.is_empty() {
+        text::remark(&format!(
+            "{} training rows are contradicted by the others; suspects.csv lists them, the likeliest wrong first",
+            trained.suspects.len()
+        ));
+    }
 }
 
 impl FeatureArgs {
-    pub(crate) fn read(&self) -> anyhow::Result<Source> {
+    pub(crate) fn read(&self, task: Task) -> anyhow::Result<Source> {
         let embeddings = [("img_emb", Modality::Images), ("text_emb", Modality::Texts)];
         let there = embeddings
             .iter()
             .find(|(folder, _)| self.features.join(folder).is_dir());
         if let Some((_, modality)) = there {
-            return self.read_embeddings(*modality);
+            return self.read_embeddings(*modality, task);
         }
         if self.features.extension().is_some_and(|ending| ending == "npz") && self.labels.is_none() {
-            return self.read_npz();
+            return self.read_npz(task);
         }
         if self.features.is_dir() {
             let manifest = match &self.labels {
@@ -205,7 +329,7 @@ impl FeatureArgs {
                 .with_hint("--labels y.npy")
                 .into());
         };
-        let train = read_arrays(&self.features, labels)?;
+        let train = read_arrays(&self.features, labels, task)?;
         let mut source = Source {
             classes: Vec::new(),
             train,
@@ -219,22 +343,22 @@ impl FeatureArgs {
 
 impl FeatureArgs {
     /// Arrays of one file: `X` and `y`, or Keras's `x_train`, `y_train`, `x_test`, `y_test`.
-    fn read_npz(&self) -> anyhow::Result<Source> {
-        let labelled = |features, labels: Option<Vec<u32>>| {
-            let labels = labels.ok_or_else(|| {
+    fn read_npz(&self, task: Task) -> anyhow::Result<Source> {
+        let labelled = |features, targets: Option<Targets>| {
+            let targets = targets.ok_or_else(|| {
                 let text = format!("`{}` holds features and no labels", self.features.display());
                 UsageError::new(text).with_hint("--labels y.npy")
             })?;
             Ok::<_, anyhow::Error>(Labelled {
                 features,
-                targets: Targets::Classes(labels),
+                targets,
                 names: Vec::new(),
                 n_unlabelled: 0,
                 n_missing_views: 0,
             })
         };
-        let arrays = npy::read_npz(&self.features)?;
-        let train = labelled(arrays.features, arrays.labels)?;
+        let arrays = npy::read_npz(&self.features, task)?;
+        let train = labelled(arrays.features, arrays.targets)?;
         let val = arrays
             .val
             .map(|(features, labels)| labelled(features, labels))
@@ -254,26 +378,26 @@ impl FeatureArgs {
     }
 
     /// clip-retrieval's layout; labels from its metadata or from an array.
-    fn read_embeddings(&self, modality: Modality) -> anyhow::Result<Source> {
+    fn read_embeddings(&self, modality: Modality, task: Task) -> anyhow::Result<Source> {
         let read = read_clip_retrieval(&self.features, modality)?;
         if let Some(labels) = &self.labels {
-            let labels = npy::read_labels(labels)?;
-            if labels.len() != read.features.n_rows() {
-                let text = format!("{} labels for {} rows", labels.len(), read.features.n_rows());
+            let targets = npy::read_targets(labels, task)?;
+            if targets.len() != read.features.n_rows() {
+                let text = format!("{} labels for {} rows", targets.len(), read.features.n_rows());
                 return Err(runtime::Error::Features(text).into());
             }
             let mut source = Source {
                 classes: Vec::new(),
                 train: Labelled {
                     features: read.features,
-                    targets: Targets::Classes(labels.clone()),
+                    targets: targets.clone(),
                     names: read.names,
                     n_unlabelled: 0,
                     n_missing_views: 0,
                 },
                 val: None,
             };
-            source.extend_classes(&Targets::Classes(labels));
+            source.extend_classes(&targets);
             return Ok(source);
         }
         let mut classes: Vec<String> = read.labels.iter().flatten().cloned().collect();
@@ -311,40 +435,42 @@ impl FeatureArgs {
 }
 
 impl Source {
-    /// Arrays carry no class names: a class is called by its index.
+    /// Arrays carry no names: a class or an output is called by its index.
     fn extend_classes(&mut self, targets: &Targets) {
-        let labels = targets.classes().unwrap_or_default();
-        let n_classes = labels.iter().map(|&label| label as usize + 1).max().unwrap_or(0);
+        let n_classes = match targets {
+            Targets::Classes(labels) => labels.iter().map(|&label| label as usize + 1).max().unwrap_or(0),
+            Targets::Dense { n_outputs, .. } => *n_outputs,
+        };
         for class in self.classes.len()..n_classes {
             self.classes.push(class.to_string());
         }
     }
 }
 
-fn read_arrays(features: &Path, labels: &Path) -> anyhow::Result<Labelled> {
+fn read_arrays(features: &Path, labels: &Path, task: Task) -> anyhow::Result<Labelled> {
     const MAX_CLASSES: u32 = 1 << 16;
-    let labels_path = labels;
-    let (features_read, labels) = (npy::read_features(features)?, npy::read_labels(labels)?);
-    if features_read.n_rows() != labels.len() {
-        let (rows, n_labels) = (features_read.n_rows(), labels.len());
+    let (features_read, targets) = (npy::read_features(features)?, npy::read_targets(labels, task)?);
+    if features_read.n_rows() != targets.len() {
+        let (rows, n_labels) = (features_read.n_rows(), targets.len());
         let text = format!(
             "`{}` has {rows} rows and `{}` {n_labels}",
             features.display(),
-            labels_path.display()
+            labels.display()
         );
         return Err(runtime::Error::Features(text).into());
     }
-    if let Some(row) = labels.iter().position(|label| *label >= MAX_CLASSES) {
+    let of_rows = targets.classes().unwrap_or_default();
+    if let Some(row) = of_rows.iter().position(|label| *label >= MAX_CLASSES) {
         let text = format!(
             "row {row} of `{}` has label {}, over {MAX_CLASSES}",
-            labels_path.display(),
-            labels[row]
+            labels.display(),
+            of_rows[row]
         );
         return Err(runtime::Error::Features(text).into());
     }
     Ok(Labelled {
         features: features_read,
-        targets: Targets::Classes(labels),
+        targets,
         names: Vec::new(),
         n_unlabelled: 0,
         n_missing_views: 0,

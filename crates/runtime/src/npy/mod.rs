@@ -6,27 +6,30 @@
 pub(crate) mod array;
 pub(crate) mod header;
 pub(crate) mod roles;
+mod targets;
 
 use std::path::Path;
 
 use array::{ArrayFile, open_npz};
 use roles::Role;
+use targets::targets_of;
 
 use crate::data::Tag;
 use crate::error::Error;
 use pth::Storage;
 
 use crate::features::{FeatureType, Features, Piece};
+use crate::targets::{Targets, Task};
 
 /// The arrays of a `.npz` that a head is trained on.
 #[derive(Debug)]
 pub struct Arrays {
     /// `[N, D]`.
     pub features: Features,
-    /// `[N]` class indices, where the file has them.
-    pub labels: Option<Vec<u32>>,
-    /// `[M, D]` and `[M]`, where the file has them.
-    pub val: Option<(Features, Option<Vec<u32>>)>,
+    /// Of N rows, where the file has them.
+    pub targets: Option<Targets>,
+    /// `[M, D]` and what is wanted of these rows, where the file has them.
+    pub val: Option<(Features, Option<Targets>)>,
 }
 
 /// Reads features: a float16, float32 or float64 array `[N, D]`, a `.npy` file or the one for training in a `.npz`.
@@ -40,14 +43,16 @@ pub fn read_features(path: &Path) -> Result<Features, Error> {
     }
 }
 
-/// Reads labels: an integer array `[N]` of class indices, a `.npy` file or the one for training in a `.npz`.
+/// Reads what is wanted of rows, a `.npy` file or the array of labels for training in a `.npz`: class indices as integers
+/// `[N]`, or for the other tasks numbers or truth values `[N, K]` (`[N]` for one output).
 ///
 /// # Errors
-/// [`Error::BadFile`] for another kind of file or array, and for a negative label, whose row is named.
-pub fn read_labels(path: &Path) -> Result<Vec<u32>, Error> {
+/// [`Error::BadFile`] for another kind of file or array, for a negative class index and for a number that is not finite,
+/// whose row is named.
+pub fn read_targets(path: &Path, task: Task) -> Result<Targets, Error> {
     match is_npz(path) {
-        false => labels_of(&ArrayFile::open(path)?),
-        true => labels_of(&pick(path, Role::Labels, &[None, Some(Tag::Train)])?),
+        false => targets_of(&ArrayFile::open(path)?, task),
+        true => targets_of(&pick(path, Role::Labels, &[None, Some(Tag::Train)])?, task),
     }
 }
 
@@ -55,8 +60,8 @@ pub fn read_labels(path: &Path) -> Result<Vec<u32>, Error> {
 /// `x_test` and `y_test`, `train_features` and so on.
 ///
 /// # Errors
-/// As [`read_features`] and [`read_labels`].
-pub fn read_npz(path: &Path) -> Result<Arrays, Error> {
+/// As [`read_features`] and [`read_targets`].
+pub fn read_npz(path: &Path, task: Task) -> Result<Arrays, Error> {
     let arrays = open_npz(path, |name| roles::of_name(name).is_some())?;
     let find = |role: Role, splits: &[Option<Tag>]| {
         splits.iter().find_map(|split| {
@@ -72,12 +77,15 @@ pub fn read_npz(path: &Path) -> Result<Arrays, Error> {
     let val_split = val.and_then(|val| val.member.as_deref().and_then(roles::of_name)?.1);
     Ok(Arrays {
         features: features_of(features)?,
-        labels: find(Role::Labels, &train).map(labels_of).transpose()?,
+        targets: find(Role::Labels, &train)
+            .map(|array| targets_of(array, task))
+            .transpose()?,
         val: match val {
             None => None,
             Some(val) => {
-                let labels = find(Role::Labels, &[val_split]).map(labels_of).transpose()?;
-                Some((features_of(val)?, labels))
+                let targets = find(Role::Labels, &[val_split]);
+                let targets = targets.map(|array| targets_of(array, task)).transpose()?;
+                Some((features_of(val)?, targets))
             }
         },
     })
@@ -158,31 +166,6 @@ pub(crate) fn piece_of(array: &ArrayFile) -> Result<(Piece, usize), Error> {
     };
     let piece = Piece::stored(storage, dtype, n_features).map_err(|error| array.bad(error.to_string()))?;
     Ok((piece, n_features))
-}
-
-/// The values of an integer array `[N]` or `[N, 1]`.
-fn labels_of(array: &ArrayFile) -> Result<Vec<u32>, Error> {
-    check_labels_shape(array)?;
-    let mut labels: Vec<i128> = Vec::with_capacity(reserve(array));
-    let mut push = |value| labels.push(value);
-    match array.header.kind.as_str() {
-        "i1" => array.each_chunk(|bytes| numbers(bytes, i8::from_le_bytes, |v| push(v.into())))?,
-        "i2" => array.each_chunk(|bytes| numbers(bytes, i16::from_le_bytes, |v| push(v.into())))?,
-        "i4" => array.each_chunk(|bytes| numbers(bytes, i32::from_le_bytes, |v| push(v.into())))?,
-        "i8" => array.each_chunk(|bytes| numbers(bytes, i64::from_le_bytes, |v| push(v.into())))?,
-        "u1" => array.each_chunk(|bytes| numbers(bytes, u8::from_le_bytes, |v| push(v.into())))?,
-        "u2" => array.each_chunk(|bytes| numbers(bytes, u16::from_le_bytes, |v| push(v.into())))?,
-        "u4" => array.each_chunk(|bytes| numbers(bytes, u32::from_le_bytes, |v| push(v.into())))?,
-        "u8" => array.each_chunk(|bytes| numbers(bytes, u64::from_le_bytes, |v| push(v.into())))?,
-        kind => return Err(array.bad(format!("labels are integers, and this array is `{kind}`"))),
-    }
-    labels
-        .into_iter()
-        .enumerate()
-        .map(|(row, label)| {
-            u32::try_from(label).map_err(|_| array.bad(format!("row {row} has label {label}")))
-        })
-        .collect()
 }
 
 /// The labels of an array `[N]` or `[N, 1]` as texts: numbers, truth values, or strings.

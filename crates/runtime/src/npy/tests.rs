@@ -103,8 +103,38 @@ fn what_does_not_fit_is_refused() {
         &bytes,
         "it is in Fortran order; save numpy.ascontiguousarray of it",
     );
-    let error = read_labels(&files.write("y.npy", &npy("<i8", &[2], &le(&[3i64, -1], |v| v.to_le_bytes()))));
+    let error = read_targets(
+        &files.write("y.npy", &npy("<i8", &[2], &le(&[3i64, -1], |v| v.to_le_bytes()))),
+        Task::SingleLabel,
+    );
     assert!(error.unwrap_err().to_string().ends_with("row 1 has label -1"));
+}
+
+#[test]
+fn targets_of_other_tasks_are_numbers() {
+    let files = Files::new();
+    let read = |bytes: &[u8], task| read_targets(&files.write("y.npy", bytes), task);
+    let bools = npy("|b1", &[2, 2], &[0, 1, 1, 0]);
+    let expected = Targets::dense(vec![0.0, 1.0, 1.0, 0.0], 2).unwrap();
+    assert_eq!(read(&bools, Task::MultiLabel).unwrap(), expected);
+    let doubles = npy("<f8", &[3], &le(&[0.5, -2.0, 8.0], |v: &f64| v.to_le_bytes()));
+    let expected = Targets::dense(vec![0.5, -2.0, 8.0], 1).unwrap();
+    assert_eq!(read(&doubles, Task::Regression).unwrap(), expected);
+
+    let message = |bytes: &[u8], task| read(bytes, task).unwrap_err().to_string();
+    let several = message(&bools, Task::SingleLabel);
+    assert!(
+        several.contains("takes one class index a row, and this array has [2, 2]"),
+        "{several}"
+    );
+    let numbers = message(&doubles, Task::SingleLabel);
+    assert!(
+        numbers.contains("labels are integers, and this array is `f8`"),
+        "{numbers}"
+    );
+    let nan = npy("<f4", &[2], &le(&[1.0, f32::NAN], |v| v.to_le_bytes()));
+    let nan = message(&nan, Task::Regression);
+    assert!(nan.contains("the target of row 1 is NaN"), "{nan}");
 }
 
 #[test]
@@ -121,11 +151,12 @@ fn archives_are_read_by_the_names_of_their_arrays() {
             ("notes", npy("|O", &[1], &[0; 8])),
         ];
         let path = files.npz("all.npz", &arrays, method);
-        let arrays = read_npz(&path).unwrap();
+        let arrays = read_npz(&path, Task::SingleLabel).unwrap();
         assert_eq!(arrays.features.values()[..], [1.0]);
-        assert_eq!(arrays.labels, Some(vec![3]));
-        let (val, labels) = arrays.val.unwrap();
-        assert_eq!((&val.values()[..], labels), (&[2.0][..], Some(vec![4])));
+        assert_eq!(arrays.targets, Some(Targets::Classes(vec![3])));
+        let (val, targets) = arrays.val.unwrap();
+        let expected = (&[2.0][..], Some(Targets::Classes(vec![4])));
+        assert_eq!((&val.values()[..], targets), expected);
     }
     let path = files.npz(
         "two.npz",
@@ -133,7 +164,10 @@ fn archives_are_read_by_the_names_of_their_arrays() {
         zip::CompressionMethod::Stored,
     );
     assert_eq!(read_features(&path).unwrap().values()[..], [5.0]);
-    assert_eq!(read_labels(&path).unwrap(), [6]);
+    assert_eq!(
+        read_targets(&path, Task::SingleLabel).unwrap(),
+        Targets::Classes(vec![6])
+    );
     let path = files.npz("only.npz", &[("w", one(7.0))], zip::CompressionMethod::Stored);
     assert_eq!(read_features(&path).unwrap().values()[..], [7.0]);
     let path = files.npz(

@@ -36,4 +36,5 @@ pub use fit::{Fitted, Trace, fit, fit_traced, path};
 pub use knn::{Knn, KnnConfig, Metric, Vote, knn};
 pub use leave_one_out::{LeaveOneOut, Penalty, Suspect, leave_one_out};
 pub(crate) use linalg::matmul_transposed;
+pub(crate) use precondition::MAX_DENSE;
 pub use select::{Candidate, HoldOut, SelectConfig, Selection, Values, select};

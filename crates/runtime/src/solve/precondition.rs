@@ -12,7 +12,7 @@ use super::rows::Rows;
 use crate::error::Error;
 
 /// Features up to which the whole matrix is factored, in memory and time that grow as its square and cube.
-pub(super) const MAX_DENSE: usize = 4096;
+pub(crate) const MAX_DENSE: usize = 4096;
 
 /// An approximate inverse Hessian, the same for every output.
 #[derive(Debug)]

@@ -152,3 +152,21 @@ pub(super) fn is_best(best: Best, history: &[EpochMetrics]) -> bool {
         .iter()
         .all(|metrics| score(best, last) > score(best, metrics))
 }
+
+/// The best of several heads by what their best epochs were judged by, the first of equals; none where all are without a
+/// finished epoch.
+pub fn best_of(heads: &[TrainedHead], best: Best) -> Option<usize> {
+    let score_of = |head: &TrainedHead| {
+        let epoch = head.best_epoch.checked_sub(1)?;
+        Some(score(best, &head.history[epoch]))
+    };
+    let mut chosen: Option<(usize, f64)> = None;
+    for (at, head) in heads.iter().enumerate() {
+        if let Some(score) = score_of(head)
+            && chosen.is_none_or(|(_, highest)| score > highest)
+        {
+            chosen = Some((at, score));
+        }
+    }
+    chosen.map(|(at, _)| at)
+}
