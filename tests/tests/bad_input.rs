@@ -362,7 +362,7 @@ fn a_replaced_run_keeps_nothing_of_the_old_one() {
     train(&["--force"]).ok();
     assert_eq!(
         scratch.names("run"),
-        ["config.toml", "head.safetensors", "metrics.json"]
+        ["config.toml", "head.safetensors", "metrics.json", "report.html"]
     );
     run(scratch.command_without_runtime(["predict", "run", "x.png"])).fails(2, "holds no `model.onnx`");
 }
