@@ -62,8 +62,9 @@ pub fn save_head(head: &Head, path: &Path, existing: Existing) -> Result<(), Err
 /// first of a classifier's several layers takes the place of all of them.
 ///
 /// # Errors
-/// [`Error::Usage`] where no module of the backbone takes the head's features and none is named, and for a path of another
-/// ending than `.pth` or `.safetensors`; [`Error::Surgery`] where the checkpoint cannot be read or written.
+/// [`Error::Usage`] where no module of the backbone takes the head's features and none is named, where the one that is named
+/// takes another number of them, or is not there and there is a classifier, and for a path of another ending than `.pth` or
+/// `.safetensors`; [`Error::Surgery`] where the checkpoint cannot be read or written.
 pub fn save_checkpoint(
     backbone: &Path,
     head: &Head,
@@ -74,7 +75,11 @@ pub fn save_checkpoint(
     let format = format_of(path)?;
     let tensors = open_whole(backbone, &OpenOptions::default())?;
     let module = match options.module {
-        Some(module) => module.to_owned(),
+        Some(module) => {
+            check_module(&tensors, module, head.n_features())
+                .map_err(|reason| Error::Usage(format!("`{}` {reason}", backbone.display())))?;
+            module.to_owned()
+        }
         None => classifier(&tensors, head.n_features()).map_err(|reason| {
             Error::Usage(format!(
                 "`{}` {reason}; name the module that the head is to be",
@@ -167,8 +172,58 @@ fn is_below(name: &str, module: &str) -> bool {
     rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
 }
 
-/// The module that takes `n_features` numbers where the backbone has its classifier; else a phrase of why there is none.
-fn classifier(tensors: &LazyStateDict, n_features: usize) -> Result<String, String> {
+/// Whether the head can be the module of this name; else a phrase of why not. A backbone without a classifier can get a
+/// module that it does not have.
+fn check_module(tensors: &LazyStateDict, module: &str, n_features: usize) -> Result<(), String> {
+    let mut inside = tensors
+        .iter()
+        .filter(|(name, _)| is_below(name, module))
+        .peekable();
+    if inside.peek().is_none() {
+        return match classifier(tensors, n_features) {
+            Err(NoClassifier::Nameless) => Ok(()),
+            Ok(found) => Err(format!("has no module `{module}`; its classifier is `{found}`")),
+            Err(misfit) => Err(format!("has no module `{module}`, and {misfit}")),
+        };
+    }
+    // Of modules of other kinds the names do not tell how many numbers they take.
+    match inside.find_map(linear) {
+        Some((name, n_in)) if n_in != n_features => Err(format!(
+            "has a `{name}` that takes {n_in} features, and the head takes {n_features}"
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// The module of a linear layer's weight, and how many numbers it takes.
+fn linear((name, entry): (&str, &LazyEntry)) -> Option<(String, usize)> {
+    let module = name.strip_suffix(".weight")?.to_owned();
+    match entry.tensor()?.shape() {
+        [_, n_in] => Some((module, *n_in)),
+        _ => None,
+    }
+}
+
+/// Why no module of a backbone is its classifier.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum NoClassifier {
+    /// None has a known name.
+    Nameless,
+    /// It takes another number of features: a phrase.
+    Misfit(String),
+}
+
+impl std::fmt::Display for NoClassifier {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            NoClassifier::Nameless => f.write_str("has no classifier of a known name"),
+            NoClassifier::Misfit(phrase) => f.write_str(phrase),
+        }
+    }
+}
+
+/// The module that takes `n_features` numbers where the backbone has its classifier.
+fn classifier(tensors: &LazyStateDict, n_features: usize) -> Result<String, NoClassifier> {
     // `module.fc.weight` of a model that was saved inside a wrapper.
     let first_of = |name: &str| name.split_once('.').map(|(first, _)| format!("{first}."));
     let wrapper = tensors
@@ -177,13 +232,6 @@ fn classifier(tensors: &LazyStateDict, n_features: usize) -> Result<String, Stri
         .and_then(first_of)
         .filter(|wrapper| tensors.names().all(|name| name.starts_with(wrapper.as_str())));
     let wrapper = wrapper.unwrap_or_default();
-    let linear = |(name, entry): (&str, &LazyEntry)| {
-        let module = name.strip_suffix(".weight")?.to_owned();
-        match entry.tensor()?.shape() {
-            [_, n_in] => Some((module, *n_in)),
-            _ => None,
-        }
-    };
     for classifier in HEADS {
         let whole = format!("{wrapper}{classifier}");
         let inside = tensors.iter().filter(|(name, _)| is_below(name, &whole));
@@ -201,12 +249,12 @@ fn classifier(tensors: &LazyStateDict, n_features: usize) -> Result<String, Stri
             true => String::new(),
             false => format!(", and `{first}` {first_in}"),
         };
-        return Err(format!(
+        return Err(NoClassifier::Misfit(format!(
             "has a classifier whose `{last}` takes {last_in} features{first}, and the head takes {n_features}"
-        ));
+        )));
     }
     // The last linear layer may be any: files that are sorted by name say nothing of order.
-    Err("has no classifier of a known name".to_owned())
+    Err(NoClassifier::Nameless)
 }
 
 #[cfg(test)]
@@ -243,7 +291,8 @@ mod tests {
     #[test]
     fn the_classifier_is_found_by_its_name_and_what_it_takes() {
         let of = |entries: &[(&str, &[usize])], n_features| {
-            classifier(&LazyStateDict::from(state_dict(entries)), n_features)
+            let found = classifier(&LazyStateDict::from(state_dict(entries)), n_features);
+            found.map_err(|reason| reason.to_string())
         };
         let resnet: &[(&str, &[usize])] = &[
             ("conv1.weight", &[4, 3, 3, 3]),
@@ -275,8 +324,30 @@ mod tests {
         );
         let vit: &[(&str, &[usize])] = &[("blocks.0.mlp.weight", &[7, 7]), ("heads.head.weight", &[10, 7])];
         assert_eq!(of(vit, 7).unwrap(), "heads.head");
-        let nameless = of(&[("net.0.weight", &[3, 2]), ("other", &[1])], 2).unwrap_err();
-        assert_eq!(nameless, "has no classifier of a known name");
+        let nameless: &[(&str, &[usize])] = &[("net.0.weight", &[3, 2]), ("other", &[1])];
+        assert_eq!(of(nameless, 2).unwrap_err(), "has no classifier of a known name");
+
+        let named = |entries: &[(&str, &[usize])], module, n_features| {
+            check_module(&LazyStateDict::from(state_dict(entries)), module, n_features).unwrap_err()
+        };
+        assert_eq!(
+            named(resnet, "fcc", 6),
+            "has no module `fcc`; its classifier is `fc`"
+        );
+        assert_eq!(
+            named(resnet, "fcc", 7),
+            "has no module `fcc`, and has a classifier whose `fc` takes 6 features, and the head takes 7"
+        );
+        assert_eq!(
+            named(mobilenet, "classifier", 12),
+            "has a `classifier.0` that takes 8 features, and the head takes 12"
+        );
+        let of_nameless = LazyStateDict::from(state_dict(nameless));
+        assert_eq!(check_module(&of_nameless, "fc", 5), Ok(()));
+        assert_eq!(
+            check_module(&LazyStateDict::from(state_dict(resnet)), "conv1", 5),
+            Ok(())
+        );
     }
 
     #[test]
