@@ -10,7 +10,7 @@ mod preprocess;
 mod text;
 mod views;
 
-pub(crate) use backbone::BackboneArgs;
+pub(crate) use backbone::{BackboneArgs, GraphArgs};
 pub(crate) use data::{ColumnArgs, DataArgs};
 pub(crate) use engine::{BatchArgs, EngineArgs};
 pub(crate) use features::{CacheArg, KeepArgs, age, size};

@@ -3,6 +3,7 @@
 mod checkpoint;
 mod classifier;
 mod model;
+mod module;
 mod pattern;
 mod run;
 mod verify;

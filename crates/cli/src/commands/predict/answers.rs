@@ -9,7 +9,6 @@ use runtime::{Error, Task};
 use serde::{Serialize, Serializer};
 
 use super::PredictArgs;
-use crate::progress::Watch;
 use crate::text;
 use crate::writing::existing;
 
@@ -56,14 +55,6 @@ impl Answers {
                 is_gone: false,
             }),
         })
-    }
-
-    /// What shows how far the job is.
-    pub(super) fn watch(&self) -> Watch {
-        match self {
-            Answers::File { .. } => Watch::new(),
-            Answers::Lines(_) => Watch::beside_results(),
-        }
     }
 
     /// Adds a row.

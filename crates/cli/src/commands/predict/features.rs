@@ -15,13 +15,13 @@ use crate::usage::UsageError;
 pub(super) fn predict(args: &PredictArgs, features: &Path) -> anyhow::Result<usize> {
     let head = open_head(&args.model)?;
     let rows = open(args, features)?;
+    let watch = args.watch();
     let mut answers = Answers::begin(args, args.predictions(head.task(), head.outputs())?)?;
     let mut n_left_out = 0;
     for left_out in rows.left_out() {
         n_left_out += 1;
         name_left_out(&left_out);
     }
-    let watch = answers.watch();
     let threads = args.engine.threads();
     let result = watch.run(|monitor| {
         rows.predict(&head, threads, monitor, &mut |name, known, logits| {

@@ -17,6 +17,7 @@ use runtime::predict::{Detail, Format, Known, Predictions};
 use self::answers::Answers;
 use crate::args::EngineArgs;
 use crate::errors::code;
+use crate::progress::Watch;
 use crate::text;
 use crate::usage::UsageError;
 use crate::writing::{check_writable, existing};
@@ -120,10 +121,10 @@ fn predict_pictures(args: &PredictArgs) -> anyhow::Result<usize> {
     let head = args.predictions(classifier.task(), classifier.classes())?;
     let data = Dataset::of_pictures(&args.pictures)?;
     let pictures: Vec<usize> = (0..data.len()).collect();
+    let watch = args.watch();
     let mut answers = Answers::begin(args, head)?;
     data.left_out().iter().for_each(name_left_out);
     let mut n_left_out = data.n_left_out();
-    let watch = answers.watch();
     let result = watch.run(|monitor| {
         classifier.classify_each(&data, &pictures, monitor, &mut |picture, answer| {
             let name = data.name(picture);
@@ -152,6 +153,14 @@ fn name_left_out(left_out: &LeftOut) {
 }
 
 impl PredictArgs {
+    /// Heeds Ctrl-C from here on, and shows how far the job is.
+    fn watch(&self) -> Watch {
+        match self.output {
+            Some(_) => Watch::new(),
+            None => Watch::beside_results(),
+        }
+    }
+
     /// What is said of each row of a head.
     fn predictions(&self, task: Task, outputs: &[String]) -> anyhow::Result<Predictions> {
         let detail = match (self.top, self.probabilities) {
