@@ -55,8 +55,11 @@ pub(crate) struct ExportArgs {
 }
 
 pub(crate) fn run(args: &ExportArgs) -> anyhow::Result<u8> {
-    let is_onnx = args.output.extension().is_some_and(|ending| ending == "onnx");
-    if !is_onnx && OutputFormat::of(&args.output).is_none() {
+    let ending = args.output.extension();
+    let is_onnx = ending.is_some_and(|ending| ending == "onnx");
+    // What has no ending would be a set of files in a folder.
+    let is_state_dict = ending.is_some() && OutputFormat::of(&args.output).is_some();
+    if !is_onnx && !is_state_dict {
         let text = format!(
             "`{}` is neither .onnx, .pth nor .safetensors",
             args.output.display()
@@ -79,6 +82,9 @@ pub(crate) fn run(args: &ExportArgs) -> anyhow::Result<u8> {
         };
         let text = format!("{flag} is for {endings}, and `{}` is none", args.output.display());
         return Err(UsageError::new(text).into());
+    }
+    if args.output.is_dir() {
+        return Err(UsageError::new(format!("`{}` is a folder", args.output.display())).into());
     }
     check_writable(&args.output, existing(args.force))?;
     let report = match (is_onnx, &args.checkpoint) {

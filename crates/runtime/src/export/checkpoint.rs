@@ -102,8 +102,9 @@ pub fn save_checkpoint(
 }
 
 fn format_of(path: &Path) -> Result<OutputFormat, Error> {
-    OutputFormat::of(path)
-        .ok_or_else(|| Error::Usage(format!("`{}` is neither .pth nor .safetensors", path.display())))
+    // What has no ending would be a set of files in a folder.
+    let format = path.extension().and_then(|_| OutputFormat::of(path));
+    format.ok_or_else(|| Error::Usage(format!("`{}` is neither .pth nor .safetensors", path.display())))
 }
 
 /// The state dict with the head as its module of that name, at the place where that was, or at the end.

@@ -122,14 +122,8 @@ fn boundary_of(backbone: &Model, cut: Option<&str>, key: &Key, entry: &Path) -> 
     found.ok_or_else(|| Error::Backbone {
         path: backbone.path().to_owned(),
         reason: match cut {
-            None => format!(
-                "the features in `{}` were computed by another network",
-                entry.display()
-            ),
-            Some(name) => format!(
-                "the features in `{}` were computed by another network than leads to `{name}`",
-                entry.display()
-            ),
+            None => format!("the features in `{}` are of another network", entry.display()),
+            Some(name) => format!("the features in `{}` are not its `{name}`", entry.display()),
         },
     })
 }
