@@ -1,11 +1,13 @@
-"""Compares what Graftwork exports with torch: graphs with a head behind them, state dicts with a head in them, heads alone.
+"""Compares what `graftwork export` and `predict` make of heads with torch: graphs with a head behind them, state dicts with a head in
+them, heads alone, and tables of predictions.
 
-    cargo build --package graftwork-runtime --example graft
-    python tools/check_export.py --graft target/debug/examples/graft
+    cargo build --package graftwork
+    python tools/check_export.py --graftwork target/debug/graftwork
 
 Graphs: small convolutional networks exported at several operator sets, of float32 and of float16, each with a linear head and with
-perceptrons of all kinds of layers; ONNX Runtime on the spliced file against torch on backbone and head, probabilities too. `onnx.checker`
-must accept each file, and the bytes of every node and weight in front of the head must be those of the backbone's file.
+perceptrons of all kinds of layers, put behind the network that a cache entry's features came from; ONNX Runtime on the exported file
+against torch on backbone and head, probabilities too. `onnx.checker` must accept each file, and the bytes of every node and weight in
+front of the head must be those of the backbone's file.
 
 State dicts: torchvision's resnet18, mobilenet_v2 and mobilenet_v3_small (random weights), which load the result strictly once their
 classifier is the head, give the same logits as backbone and head, and have the frozen marks that say so.
@@ -24,15 +26,18 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime
+import pandas
 import torch
 import torchvision
 from safetensors.torch import save_file
 from torch import nn
 
 from parity_common import check, finish
+from png import encode
 
 warnings.filterwarnings("ignore")
 N_ROWS = 7
+SIDE = 20
 TOLERANCE = 2e-5
 
 
@@ -101,10 +106,22 @@ def save_head(head: nn.Module, path: Path, task: str) -> None:
     save_file(head.state_dict(), path, metadata)
 
 
-def graft(binary: str, *args) -> str:
+def graftwork(binary: str, *args) -> str:
     done = subprocess.run([binary, *map(str, args)], capture_output=True, text=True)
-    check(f"graft {args[0]}: {done.stderr}", done.returncode, 0)
+    check(f"graftwork {args[0]}: {done.stderr}", done.returncode, 0)
     return done.stdout.strip()
+
+
+def extracted(binary: str, backbone: Path, folder: Path) -> str:
+    """The cache entry of the backbone's features of a few pictures, as `train` would be given it."""
+    data = folder / "pictures"
+    if not data.exists():
+        for at in range(8):
+            path = data / "ab"[at % 2] / f"{at}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(encode(np.random.default_rng(at).integers(0, 256, (SIDE, SIDE, 3)), 8))
+    return graftwork(binary, "extract", "--backbone", backbone, "--data", data, "--cache", folder / "cache", "--dtype", "float32",
+                     "--resize", SIDE, "--crop", SIDE)
 
 
 def near(label: str, found: np.ndarray, expected: np.ndarray, tolerance: float) -> None:
@@ -114,7 +131,9 @@ def near(label: str, found: np.ndarray, expected: np.ndarray, tolerance: float) 
 
 def graphs(binary: str, folder: Path) -> None:
     d, c = 24, 5
-    x = torch.randn(N_ROWS, 3, 20, 20)
+    x = torch.randn(N_ROWS, 3, SIDE, SIDE)
+    run = folder / "run"
+    run.mkdir()
     for opset, half in [(11, False), (13, False), (16, False), (17, False), (18, False), (20, False), (17, True)]:
         backbone = Backbone(d).eval()
         nn.init.uniform_(backbone.norm.running_mean, -1, 1)
@@ -124,11 +143,14 @@ def graphs(binary: str, folder: Path) -> None:
         torch.onnx.export(given, (x.half() if half else x,), source, opset_version=opset, input_names=["x"], output_names=["y"],
                           dynamic_axes=axes, dynamo=False)
         before = onnx.load(source)
+        (run / "config.toml").write_text(f"features = {json.dumps(extracted(binary, source, folder))}\n")
         for at, (name, head) in enumerate(heads(d, c).items()):
             head, task = stirred(head), ["single-label", "multi-label", "regression"][at % 3]
             label = f"opset {opset}{', float16' if half else ''}, {name}, {task}"
-            save_head(head, folder / "head.safetensors", task)
-            graft(binary, "onnx", source, folder / "head.safetensors", folder / "model.onnx")
+            save_head(head, run / "head.safetensors", task)
+            more = [] if task == "regression" else ["--probabilities"]
+            said = graftwork(binary, "export", run, folder / "model.onnx", "--backbone", source, "--force", "--json", *more)
+            check(f"{label}: compared on pictures", json.loads(said)["verified"]["pictures"]["n"], 8)
             model = onnx.load(folder / "model.onnx")
             onnx.checker.check_model(model, full_check=True)
             with torch.no_grad():
@@ -182,8 +204,9 @@ def checkpoints(binary: str, folder: Path) -> None:
                 save_head(head, folder / "head.safetensors", "single-label")
                 for out in ("out.pth", "out.safetensors"):
                     label = f"{name} from {source} with {head_name} as {out}"
-                    said = graft(binary, "checkpoint", folder / source, folder / "head.safetensors", folder / out)
-                    check(f"{label}: the module", said, module)
+                    said = json.loads(graftwork(binary, "export", folder / "head.safetensors", folder / out, "--checkpoint",
+                                                folder / source, "--force", "--json"))
+                    check(f"{label}: the module", said["module"], module)
                     grafted = copy.deepcopy(model)
                     set_module(grafted, module, copy.deepcopy(head))
                     with torch.no_grad():
@@ -212,7 +235,7 @@ def alone(binary: str, folder: Path) -> None:
     for name, head in heads(12, 4).items():
         head = stirred(head)
         save_head(head, folder / "head.safetensors", "multi-label")
-        graft(binary, "head", folder / "head.safetensors", folder / "head.pth")
+        graftwork(binary, "export", folder / "head.safetensors", folder / "head.pth", "--force")
         state = torch.load(folder / "head.pth", weights_only=True)
         again = copy.deepcopy(head)
         again.load_state_dict(state, strict=True)
@@ -221,15 +244,49 @@ def alone(binary: str, folder: Path) -> None:
             check(f"{name} alone: {key}", torch.equal(state[key], value), True)
 
 
+def predictions(binary: str, folder: Path) -> None:
+    """What a head alone says of an array, in all three kinds of files, against torch."""
+    x = torch.randn(5000, 12)
+    np.save(folder / "x.npy", x.numpy())
+    for at, (name, head) in enumerate(heads(12, 4).items()):
+        head, task = stirred(head), ["single-label", "multi-label", "regression"][at % 3]
+        save_head(head, folder / "head.safetensors", task)
+        with torch.no_grad():
+            logits = head(x)
+        expected = {"single-label": logits.softmax(1), "multi-label": logits.sigmoid(), "regression": logits}[task].numpy()
+        names = [f"class {i}" for i in range(4)]
+        more = [] if task == "regression" else ["--probabilities"]
+        for ending in ("csv", "jsonl", "parquet"):
+            label = f"{name}, {task}, {ending}"
+            graftwork(binary, "predict", folder / "head.safetensors", "--features", folder / "x.npy", "-o", folder / f"p.{ending}",
+                      "--force", *more)
+            if ending == "jsonl":
+                rows = [json.loads(line) for line in (folder / "p.jsonl").read_text().splitlines()]
+                key = "predicted" if task == "regression" else "probabilities"
+                found = np.array([[row[key][name] for name in names] for row in rows])
+                predicted = [row["predicted"] for row in rows]
+            else:
+                table = pandas.read_csv(folder / "p.csv") if ending == "csv" else pandas.read_parquet(folder / "p.parquet")
+                prefix = "" if task == "regression" else "p_"
+                found = table[[prefix + name for name in names]].to_numpy()
+                check(f"{label}: names", [str(name) for name in table["name"]], [str(i) for i in range(len(x))])
+                predicted = list(table["predicted"]) if task != "regression" else []
+            near(label, found, expected, TOLERANCE)
+            if task == "single-label":
+                check(f"{label}: predicted", predicted, [names[i] for i in logits.argmax(1)])
+            if task == "multi-label":
+                listed = [row if isinstance(row, list) else json.loads(row) for row in predicted]
+                check(f"{label}: predicted", listed, [[name for name, z in zip(names, row) if z > 0] for row in logits])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--graft", required=True, help="the example `graft`")
+    parser.add_argument("--graftwork", required=True, help="the binary")
     args = parser.parse_args()
     torch.manual_seed(1)
     with tempfile.TemporaryDirectory() as folder:
-        alone(args.graft, Path(folder))
-        graphs(args.graft, Path(folder))
-        checkpoints(args.graft, Path(folder))
+        for part in (alone, predictions, graphs, checkpoints):
+            part(args.graftwork, Path(folder))
     finish()
 
 

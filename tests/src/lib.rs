@@ -2,6 +2,7 @@
 
 pub mod checkpoints;
 pub mod onnx;
+pub mod runs;
 
 use std::ffi::OsStr;
 use std::fs;

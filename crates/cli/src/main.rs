@@ -39,8 +39,10 @@ enum Verb {
     Train(commands::train::TrainArgs),
     /// How good a trained run is on labelled pictures or features
     Eval(commands::eval::EvalArgs),
-    /// The classes of pictures
+    /// What a run says of pictures, or its head of features
     Predict(commands::predict::PredictArgs),
+    /// A run's head for torch, alone or in a checkpoint, or one deployable model
+    Export(commands::export::ExportArgs),
     /// The main job on what the repository ships
     Demo(commands::demo::DemoArgs),
     /// What is in a checkpoint
@@ -76,6 +78,7 @@ fn main() -> ExitCode {
         Verb::Train(args) => commands::train::run(&args),
         Verb::Eval(args) => commands::eval::run(&args),
         Verb::Predict(args) => commands::predict::run(&args),
+        Verb::Export(args) => commands::export::run(&args),
         Verb::Demo(args) => commands::demo::run(&args),
         Verb::Inspect(args) => commands::inspect::run(&args),
         Verb::Summary(args) => commands::summary::run(&args),

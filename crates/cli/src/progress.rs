@@ -1,5 +1,6 @@
 //! A bar on a terminal, a line now and then elsewhere; and Ctrl-C as a flag.
 
+use std::io::IsTerminal;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -89,6 +90,7 @@ impl Bytes {
 /// Watches one job.
 pub(crate) struct Watch {
     state: Mutex<State>,
+    is_quiet: bool,
 }
 
 struct State {
@@ -110,6 +112,16 @@ impl Watch {
                 since: now,
                 last_line: now,
             }),
+            is_quiet: false,
+        }
+    }
+
+    /// As [`Watch::new`], for a job whose results on stdout come as it goes: on a terminal they show how far it is, and a
+    /// bar would stand among them.
+    pub(crate) fn beside_results() -> Watch {
+        Watch {
+            is_quiet: std::io::stdout().is_terminal() && is_watched(),
+            ..Watch::new()
         }
     }
 
@@ -135,6 +147,9 @@ impl Watch {
     }
 
     fn report(&self, progress: Progress) {
+        if self.is_quiet {
+            return;
+        }
         let Ok(mut state) = self.state.lock() else { return };
         let name = match progress.stage {
             Stage::Extract => "features",

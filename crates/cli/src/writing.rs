@@ -1,11 +1,12 @@
 //! What verbs that write a state dict share: the plan that is shown, the writing under watch, the report.
 
+use std::io::ErrorKind;
 use std::mem::ManuallyDrop;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::Result;
-use pth::{DType, Existing, Profile};
+use pth::{DType, Existing, FileError, Profile};
 use surgery::{Cost, Layout, LazyStateDict, Opened, OutputFormat, StepReport, WriteOptions};
 
 use crate::progress::Bytes;
@@ -65,6 +66,27 @@ pub(crate) fn format_of(path: &Path) -> Result<OutputFormat, UsageError> {
     })
 }
 
+/// What `--force` means.
+pub(crate) fn existing(force: bool) -> Existing {
+    match force {
+        true => Existing::Replace,
+        false => Existing::Refuse,
+    }
+}
+
+/// Refuses, before the work begins, a file that is there and may not be replaced, or whose folder is not there.
+pub(crate) fn check_writable(path: &Path, existing: Existing) -> Result<(), FileError> {
+    let refuse = |kind: ErrorKind| Err(FileError::at("create", path)(kind.into()));
+    if existing == Existing::Refuse && path.exists() {
+        return refuse(ErrorKind::AlreadyExists);
+    }
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    match folder.is_none_or(Path::is_dir) {
+        true => Ok(()),
+        false => refuse(ErrorKind::NotFound),
+    }
+}
+
 /// What is to be written, and how it came about.
 pub(crate) struct Job<'a> {
     pub(crate) tensors: &'a LazyStateDict,
@@ -84,11 +106,7 @@ impl Job<'_> {
         let options = WriteOptions {
             max_shard_bytes: self.args.max_shard_size,
             profile: self.profile,
-            existing: if self.args.force {
-                Existing::Replace
-            } else {
-                Existing::Refuse
-            },
+            existing: existing(self.args.force),
             threads: self.args.threads,
             progress: &|n| bar.advance(written.fetch_add(n, Ordering::Relaxed) + n),
             cancelled: bar.cancelled(),

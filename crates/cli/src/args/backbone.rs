@@ -1,6 +1,6 @@
 //! The frozen network, its weights, and where it is cut.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use pth::FileError;
@@ -17,11 +17,19 @@ pub(crate) struct BackboneArgs {
     /// The ONNX backbone; weights in files beside it are found
     #[arg(long, value_name = "M.onnx")]
     pub(crate) backbone: PathBuf,
+    #[command(flatten)]
+    graph: GraphArgs,
+}
+
+/// What the graph is filled with, and where it ends.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Backbone")]
+pub(crate) struct GraphArgs {
     /// The tensor to cut at, or several: again, or with commas [default: the input of the classifier]
-    #[arg(long, value_name = "TENSOR", value_delimiter = ',')]
+    #[arg(long, value_name = "TENSOR", value_delimiter = ',', requires = "backbone")]
     pub(crate) cut: Vec<String>,
     /// A checkpoint whose tensors go into the graph, as load_state_dict would put them into the model
-    #[arg(long, value_name = "CKPT")]
+    #[arg(long, value_name = "CKPT", requires = "backbone")]
     weights: Option<PathBuf>,
     /// Steps of the surgery language on the checkpoint first; again for more
     #[arg(
@@ -47,7 +55,14 @@ pub(crate) struct BackboneArgs {
 impl BackboneArgs {
     /// The model as it will be run, and where it is cut; what was put into it is said.
     pub(crate) fn open(&self) -> anyhow::Result<(Model, Vec<String>)> {
-        let model = Model::open(&self.backbone)?;
+        self.graph.open(&self.backbone)
+    }
+}
+
+impl GraphArgs {
+    /// The model in a file as it will be run, and where it is cut; what was put into it is said.
+    pub(crate) fn open(&self, backbone: &Path) -> anyhow::Result<(Model, Vec<String>)> {
+        let model = Model::open(backbone)?;
         let cuts = if self.cut.is_empty() {
             vec![model.default_boundary()?]
         } else {

@@ -4,10 +4,10 @@ use std::path::{Path, PathBuf};
 
 use pth::{Existing, OpenOptions};
 use surgery::{
-    HEADS, LazyEntry, LazyStateDict, LazyTensor, LazyValue, OutputFormat, WriteOptions, is_buffer_name,
-    open_whole,
+    LazyEntry, LazyStateDict, LazyTensor, LazyValue, OutputFormat, WriteOptions, is_buffer_name, open_whole,
 };
 
+use super::module::{check_module, classifier, is_below};
 use crate::error::Error;
 use crate::head::Head;
 use crate::monitor::Monitor;
@@ -62,8 +62,9 @@ pub fn save_head(head: &Head, path: &Path, existing: Existing) -> Result<(), Err
 /// first of a classifier's several layers takes the place of all of them.
 ///
 /// # Errors
-/// [`Error::Usage`] where no module of the backbone takes the head's features and none is named, and for a path of another
-/// ending than `.pth` or `.safetensors`; [`Error::Surgery`] where the checkpoint cannot be read or written.
+/// [`Error::Usage`] where no module of the backbone takes the head's features and none is named, where the one that is named
+/// takes another number of them, or is not there and there is a classifier, and for a path of another ending than `.pth` or
+/// `.safetensors`; [`Error::Surgery`] where the checkpoint cannot be read or written.
 pub fn save_checkpoint(
     backbone: &Path,
     head: &Head,
@@ -74,7 +75,11 @@ pub fn save_checkpoint(
     let format = format_of(path)?;
     let tensors = open_whole(backbone, &OpenOptions::default())?;
     let module = match options.module {
-        Some(module) => module.to_owned(),
+        Some(module) => {
+            check_module(&tensors, module, head.n_features())
+                .map_err(|reason| Error::Usage(format!("`{}` {reason}", backbone.display())))?;
+            module.to_owned()
+        }
         None => classifier(&tensors, head.n_features()).map_err(|reason| {
             Error::Usage(format!(
                 "`{}` {reason}; name the module that the head is to be",
@@ -97,8 +102,9 @@ pub fn save_checkpoint(
 }
 
 fn format_of(path: &Path) -> Result<OutputFormat, Error> {
-    OutputFormat::of(path)
-        .ok_or_else(|| Error::Usage(format!("`{}` is neither .pth nor .safetensors", path.display())))
+    // What has no ending would be a set of files in a folder.
+    let format = path.extension().and_then(|_| OutputFormat::of(path));
+    format.ok_or_else(|| Error::Usage(format!("`{}` is neither .pth nor .safetensors", path.display())))
 }
 
 /// The state dict with the head as its module of that name, at the place where that was, or at the end.
@@ -161,71 +167,14 @@ fn head_entries(head: &Head, module: &str) -> Vec<(String, LazyEntry)> {
     entries.collect()
 }
 
-/// Whether `name` is that of the module or of something inside it.
-fn is_below(name: &str, module: &str) -> bool {
-    let rest = name.strip_prefix(module);
-    rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
-}
-
-/// The module that takes `n_features` numbers where the backbone has its classifier; else a phrase of why there is none.
-fn classifier(tensors: &LazyStateDict, n_features: usize) -> Result<String, String> {
-    // `module.fc.weight` of a model that was saved inside a wrapper.
-    let first_of = |name: &str| name.split_once('.').map(|(first, _)| format!("{first}."));
-    let wrapper = tensors
-        .names()
-        .next()
-        .and_then(first_of)
-        .filter(|wrapper| tensors.names().all(|name| name.starts_with(wrapper.as_str())));
-    let wrapper = wrapper.unwrap_or_default();
-    let linear = |(name, entry): (&str, &LazyEntry)| {
-        let module = name.strip_suffix(".weight")?.to_owned();
-        match entry.tensor()?.shape() {
-            [_, n_in] => Some((module, *n_in)),
-            _ => None,
-        }
-    };
-    for classifier in HEADS {
-        let whole = format!("{wrapper}{classifier}");
-        let inside = tensors.iter().filter(|(name, _)| is_below(name, &whole));
-        let layers: Vec<(String, usize)> = inside.filter_map(linear).collect();
-        let (Some((first, first_in)), Some((last, last_in))) = (layers.first(), layers.last()) else {
-            continue;
-        };
-        if *last_in == n_features {
-            return Ok(last.clone());
-        }
-        if *first_in == n_features {
-            return Ok(whole);
-        }
-        let first = match first == last {
-            true => String::new(),
-            false => format!(", and `{first}` {first_in}"),
-        };
-        return Err(format!(
-            "has a classifier whose `{last}` takes {last_in} features{first}, and the head takes {n_features}"
-        ));
-    }
-    // The last linear layer may be any: files that are sorted by name say nothing of order.
-    Err("has no classifier of a known name".to_owned())
-}
-
 #[cfg(test)]
 mod tests {
-    use pth::{DType, Profile, SaveOptions, StateDict, Tensor};
+    use pth::{Profile, SaveOptions};
 
+    use super::super::module::tests::state_dict;
     use super::*;
     use crate::head::{BatchNorm1d, Layer, Linear};
     use crate::targets::Task;
-
-    fn state_dict(entries: &[(&str, &[usize])]) -> StateDict {
-        let mut tensors = StateDict::new();
-        for (name, shape) in entries {
-            let n_bytes = shape.iter().product::<usize>() * 4;
-            let tensor = Tensor::from_bytes(DType::Float32, shape, vec![0; n_bytes]).unwrap();
-            tensors.insert(*name, tensor);
-        }
-        tensors
-    }
 
     fn linear(n_out: usize, n_in: usize) -> Layer {
         Layer::Linear(Linear {
@@ -238,45 +187,6 @@ mod tests {
 
     fn head(layers: Vec<Layer>) -> Head {
         Head::new(Task::SingleLabel, vec!["a".into(), "b".into()], layers).unwrap()
-    }
-
-    #[test]
-    fn the_classifier_is_found_by_its_name_and_what_it_takes() {
-        let of = |entries: &[(&str, &[usize])], n_features| {
-            classifier(&LazyStateDict::from(state_dict(entries)), n_features)
-        };
-        let resnet: &[(&str, &[usize])] = &[
-            ("conv1.weight", &[4, 3, 3, 3]),
-            ("fc.weight", &[10, 6]),
-            ("fc.bias", &[10]),
-        ];
-        assert_eq!(of(resnet, 6).unwrap(), "fc");
-        let wrapped: &[(&str, &[usize])] = &[
-            ("module.conv.weight", &[4, 3, 1, 1]),
-            ("module.fc.weight", &[10, 6]),
-        ];
-        assert_eq!(of(wrapped, 6).unwrap(), "module.fc");
-        let mobilenet: &[(&str, &[usize])] = &[
-            ("features.0.weight", &[4, 3, 3, 3]),
-            ("classifier.0.weight", &[12, 8]),
-            ("classifier.3.weight", &[10, 12]),
-        ];
-        assert_eq!(of(mobilenet, 12).unwrap(), "classifier.3");
-        assert_eq!(of(mobilenet, 8).unwrap(), "classifier");
-        let error = of(mobilenet, 9).unwrap_err();
-        assert_eq!(
-            error,
-            "has a classifier whose `classifier.3` takes 12 features, and `classifier.0` 8, and the head takes 9"
-        );
-        assert!(
-            of(resnet, 9)
-                .unwrap_err()
-                .contains("`fc` takes 6 features, and the head takes 9")
-        );
-        let vit: &[(&str, &[usize])] = &[("blocks.0.mlp.weight", &[7, 7]), ("heads.head.weight", &[10, 7])];
-        assert_eq!(of(vit, 7).unwrap(), "heads.head");
-        let nameless = of(&[("net.0.weight", &[3, 2]), ("other", &[1])], 2).unwrap_err();
-        assert_eq!(nameless, "has no classifier of a known name");
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use super::model::{CLASSES, PREPROCESS, TASK};
+use super::model::About;
 use crate::data::Dataset;
 use crate::engine::{Device, Engine, SessionOptions};
 use crate::error::Error;
@@ -36,29 +36,11 @@ impl Classifier {
     /// # Errors
     /// [`Error::BadFile`] where it does not carry its classes and preprocessing; as [`Engine::open`].
     pub fn new(model: Model, engine: Engine, device: Device, threads: usize) -> Result<Classifier, Error> {
-        let bad = |reason: String| Error::BadFile {
-            path: model.path().to_owned(),
-            reason,
-        };
-        let read = |key: &str| {
-            model.metadata(key).ok_or_else(|| {
-                bad(format!(
-                    "it was not exported by graftwork: no `{key}` in its metadata"
-                ))
-            })
-        };
-        let classes: Vec<String> =
-            serde_json::from_str(&read(CLASSES)?).map_err(|error| bad(format!("`{CLASSES}`: {error}")))?;
-        // Models of before there were others do not say.
-        let task = match model.metadata(TASK) {
-            None => Task::SingleLabel,
-            Some(text) => serde_json::from_str(&text).map_err(|error| bad(format!("`{TASK}`: {error}")))?,
-        };
-        let preprocess: Preprocess = serde_json::from_str(&read(PREPROCESS)?)
-            .map_err(|error| bad(format!("`{PREPROCESS}`: {error}")))?;
-        preprocess
-            .check()
-            .map_err(|reason| bad(format!("`{PREPROCESS}`: {reason}")))?;
+        let About {
+            classes,
+            task,
+            preprocess,
+        } = About::of(&model)?;
         let batch_size = check_input(&model, &preprocess, crate::job::DEFAULT_BATCH_SIZE)?;
         Ok(Classifier {
             model,

@@ -59,21 +59,38 @@ pub fn verify(
             path: data.source().join(&*data.name(picture)),
             reason,
         })?;
-        let scale = trained.iter().fold(0f32, |top, logit| top.max(logit.abs()));
-        for ((&exported, &trained), slack) in exported.iter().zip(trained).zip(slack) {
-            let diff = (exported - trained).abs();
-            if diff.is_nan() || diff > 1e-3 * (1.0 + scale) + slack {
+        match largest_difference(trained, &exported, slack) {
+            Ok(diff) => max_abs_logit_diff = max_abs_logit_diff.max(diff),
+            Err((exported, trained)) => {
                 return Err(Error::ExportMismatch {
                     path: PathBuf::from(data.name(picture).into_owned()),
                     exported,
                     trained,
                 });
             }
-            max_abs_logit_diff = max_abs_logit_diff.max(diff);
         }
     }
     Ok(Verified {
         n: expected.samples.len(),
         max_abs_logit_diff,
     })
+}
+
+/// How far the logits of a picture are apart at most, which is a thousandth of one plus the largest, and the slack; else the
+/// first pair that is further apart.
+pub(super) fn largest_difference(
+    trained: &[f32],
+    exported: &[f32],
+    slack: &[f32],
+) -> Result<f32, (f32, f32)> {
+    let scale = trained.iter().fold(0f32, |top, logit| top.max(logit.abs()));
+    let mut largest = 0f32;
+    for ((&exported, &trained), slack) in exported.iter().zip(trained).zip(slack) {
+        let diff = (exported - trained).abs();
+        if diff.is_nan() || diff > 1e-3 * (1.0 + scale) + slack {
+            return Err((exported, trained));
+        }
+        largest = largest.max(diff);
+    }
+    Ok(largest)
 }

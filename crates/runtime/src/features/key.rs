@@ -165,6 +165,11 @@ impl Key {
             .map_err(|error| bad(format!("another version of graftwork wrote it: {error}")))
     }
 
+    /// What became of a spatial boundary.
+    pub fn pool(&self) -> Pool {
+        self.pool
+    }
+
     /// Stored number type.
     pub fn dtype(&self) -> FeatureType {
         self.dtype

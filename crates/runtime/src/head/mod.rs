@@ -116,25 +116,59 @@ impl Head {
     /// # Errors
     /// [`Error::Features`] where the features have another length.
     pub fn logits(&self, features: &Features) -> Result<Vec<f32>, Error> {
-        if features.n_features() != self.n_features {
-            return Err(Error::Features(format!(
-                "they have {} numbers a row, and the head takes {}",
-                features.n_features(),
-                self.n_features
-            )));
-        }
+        self.check_takes(features)?;
         let mut logits = vec![0.0; features.n_rows() * self.n_outputs()];
+        self.fill(features, 0, &mut logits);
+        Ok(logits)
+    }
+
+    /// The same logits a stretch of rows at a time and in order, with the number of the stretch's first row: as much memory
+    /// for a million rows as for a few thousand.
+    ///
+    /// # Errors
+    /// As [`logits`](Head::logits); what `each` returns, after which no more rows are looked at.
+    pub fn logits_each(
+        &self,
+        features: &Features,
+        each: &mut dyn FnMut(usize, &[f32]) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        /// Chunks for each thread between two calls.
+        const CHUNKS_PER_THREAD: usize = 4;
+        self.check_takes(features)?;
+        let stretch = CHUNK_ROWS * CHUNKS_PER_THREAD * rayon::current_num_threads().max(1);
+        let mut logits = Vec::new();
+        for first in (0..features.n_rows()).step_by(stretch) {
+            let n_rows = stretch.min(features.n_rows() - first);
+            logits.resize(n_rows * self.n_outputs(), 0.0);
+            self.fill(features, first, &mut logits);
+            each(first, &logits)?;
+        }
+        Ok(())
+    }
+
+    fn check_takes(&self, features: &Features) -> Result<(), Error> {
+        if features.n_features() == self.n_features {
+            return Ok(());
+        }
+        Err(Error::Features(format!(
+            "they have {} numbers a row, and the head takes {}",
+            features.n_features(),
+            self.n_features
+        )))
+    }
+
+    /// The logits of as many rows from `first` on as `logits` has room for.
+    fn fill(&self, features: &Features, first: usize, logits: &mut [f32]) {
         logits
             .par_chunks_mut(CHUNK_ROWS * self.n_outputs())
             .enumerate()
             .for_each_init(Buffers::default, |buffers, (chunk, out)| {
-                let start = chunk * CHUNK_ROWS;
+                let start = first + chunk * CHUNK_ROWS;
                 let end = start + out.len() / self.n_outputs();
                 let rows = features.rows(start..end, &mut buffers.features);
                 self.chunk_logits(rows, &mut buffers.rows, &mut buffers.next);
                 out.copy_from_slice(&buffers.rows);
             });
-        Ok(logits)
     }
 
     /// Leaves the logits of `features` in `rows`.

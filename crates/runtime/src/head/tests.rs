@@ -44,6 +44,33 @@ fn logits_are_torchs() {
 }
 
 #[test]
+fn stretches_of_rows_give_the_same_logits() {
+    let head = perceptron();
+    let values = (0..2 * 20_000).map(|at| (at as f32 * 0.1).sin()).collect();
+    let features = Features::new(values, 2).unwrap();
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
+    pool.install(|| {
+        let (mut all, mut firsts) = (Vec::new(), Vec::new());
+        let mut each = |first: usize, logits: &[f32]| {
+            assert_eq!(first * 2, all.len());
+            firsts.push(first);
+            all.extend_from_slice(logits);
+            Ok(())
+        };
+        head.logits_each(&features, &mut each).unwrap();
+        assert!(firsts.len() > 2, "{firsts:?}");
+        assert_eq!(all, head.logits(&features).unwrap());
+        let mut n_calls = 0;
+        let error = head.logits_each(&features, &mut |_, _| {
+            n_calls += 1;
+            Err(Error::Cancelled)
+        });
+        assert!(matches!(error, Err(Error::Cancelled)));
+        assert_eq!(n_calls, 1, "it went on");
+    });
+}
+
+#[test]
 fn a_file_gives_the_same_head_back() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("head.safetensors");

@@ -156,6 +156,20 @@ impl Model {
         bytes
     }
 
+    /// The file again with fields added at the end of its graph; all that it has keeps its bytes.
+    pub(super) fn with_graph_tail(&self, graph_tail: &[u8]) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(self.bytes.len() + graph_tail.len() + 16);
+        for field in &self.top {
+            match &field.value {
+                wire::Value::Bytes(graph) if field.number == 7 => {
+                    wire::put_bytes(&mut bytes, 7, &[&self.bytes[graph.clone()], graph_tail].concat());
+                }
+                _ => bytes.extend_from_slice(&self.bytes[field.span.clone()]),
+            }
+        }
+        bytes
+    }
+
     fn metadata_key(&self, field: &wire::Field) -> Option<String> {
         let wire::Value::Bytes(span) = &field.value else {
             return None;

@@ -33,9 +33,39 @@ impl Model {
         for boundary in boundaries {
             self.check_boundary(boundary)?;
         }
-        let needed = self.ancestors(boundaries);
+        let digests = self.digests(&self.ancestors(boundaries))?;
+        let whole = |boundary: &&str| self.with_what_always_counts(digests[*boundary]);
+        Ok(boundaries.iter().map(whole).collect())
+    }
+
+    /// The tensor whose [`prefix_digest`](Model::prefix_digest) has these hexadecimal digits: the
+    /// [`default_boundary`](Model::default_boundary) where it is one of several, else the first. None where the model
+    /// computes no such tensor.
+    ///
+    /// # Errors
+    /// [`Error::Backbone`] where the nodes are not in order.
+    pub fn find_prefix(&self, prefix: &str) -> Result<Option<String>, Error> {
+        let digests = self.digests(&vec![true; self.nodes.len()])?;
+        let is_it = |name: &str| {
+            let digest = digests.get(name);
+            digest.is_some_and(|digest| self.with_what_always_counts(*digest).to_hex().as_str() == prefix)
+        };
+        if let Ok(default) = self.default_boundary()
+            && is_it(&default)
+        {
+            return Ok(Some(default));
+        }
+        let made = self.nodes.iter().flat_map(|node| &node.outputs);
+        Ok(made
+            .map(String::as_str)
+            .find(|name| is_it(name))
+            .map(str::to_owned))
+    }
+
+    /// The digests of all that the `needed` nodes read and make, by name.
+    fn digests(&self, needed: &[bool]) -> Result<HashMap<&str, blake3::Hash>, Error> {
         let producers = self.producers();
-        let mut digests = self.weight_digests(&needed);
+        let mut digests = self.weight_digests(needed);
         for (input_idx, input) in self.inputs.iter().enumerate() {
             let mut hasher = blake3::Hasher::new();
             hasher.update(b"input").update(&input.elem_type.to_le_bytes());
@@ -47,7 +77,7 @@ impl Model {
             digests.insert(&input.name, hasher.finalize());
         }
         // `parse` has seen to topological order, so that every input has its digest by the time it is read.
-        for (node, _) in self.nodes.iter().zip(&needed).filter(|(_, needed)| **needed) {
+        for (node, _) in self.nodes.iter().zip(needed).filter(|(_, needed)| **needed) {
             if let Some(constant) = self.constant(node) {
                 digests.insert(&node.outputs[0], self.weight_digest(&constant));
                 continue;
@@ -76,26 +106,34 @@ impl Model {
                 }
             }
             let node_digest = hasher.finalize();
-            for (output_idx, output) in node.outputs.iter().enumerate() {
+            // An output without a name is left out; under none, inputs that are left out would find it.
+            let named = node
+                .outputs
+                .iter()
+                .enumerate()
+                .filter(|(_, name)| !name.is_empty());
+            for (output_idx, output) in named {
                 let mut hasher = blake3::Hasher::new();
                 put(&mut hasher, node_digest.as_bytes());
                 put(&mut hasher, &(output_idx as u64).to_le_bytes());
                 digests.insert(output, hasher.finalize());
             }
         }
-        let whole = |boundary: &&str| {
-            let mut hasher = blake3::Hasher::new();
-            put(&mut hasher, digests[*boundary].as_bytes());
-            // Functions of the model's own and sparse weights are rare: all of them count, needed or not.
-            for function in self.top.iter().filter(|field| field.number == 25) {
-                put(&mut hasher, &self.bytes[function.span.clone()]);
-            }
-            for sparse in self.graph.iter().filter(|field| field.number == 15) {
-                put(&mut hasher, &self.bytes[sparse.span.clone()]);
-            }
-            hasher.finalize()
-        };
-        Ok(boundaries.iter().map(whole).collect())
+        Ok(digests)
+    }
+
+    /// A tensor's digest with what decides it beside its nodes: functions of the model's own and sparse weights are rare, and
+    /// all of them count, needed or not.
+    fn with_what_always_counts(&self, digest: blake3::Hash) -> blake3::Hash {
+        let mut hasher = blake3::Hasher::new();
+        put(&mut hasher, digest.as_bytes());
+        for function in self.top.iter().filter(|field| field.number == 25) {
+            put(&mut hasher, &self.bytes[function.span.clone()]);
+        }
+        for sparse in self.graph.iter().filter(|field| field.number == 15) {
+            put(&mut hasher, &self.bytes[sparse.span.clone()]);
+        }
+        hasher.finalize()
     }
 
     /// Digests of the weights that the `needed` nodes read, by name.

@@ -50,12 +50,12 @@ fn object(head: &Predictions, row: &Row<'_>) -> Value {
                 _ => Value::Null,
             };
             put("label", label);
-            if let Some(&(class, probability)) = row.predicted.first() {
+            if let Some(&(class, probability)) = row.said.predicted.first() {
                 put("predicted", head.name(class).into());
                 put("probability", number(probability));
             }
-            if row.predicted.len() > 1 {
-                let top = row.predicted.iter();
+            if row.said.predicted.len() > 1 {
+                let top = row.said.predicted.iter();
                 let top =
                     top.map(|&(class, p)| json!({ "class": head.name(class), "probability": number(p) }));
                 put("top", top.collect());
@@ -65,11 +65,15 @@ fn object(head: &Predictions, row: &Row<'_>) -> Value {
             put("label", json!(head.known_classes(row)));
             put(
                 "predicted",
-                row.predicted.iter().map(|&(class, _)| head.name(class)).collect(),
+                row.said
+                    .predicted
+                    .iter()
+                    .map(|&(class, _)| head.name(class))
+                    .collect(),
             );
         }
         Task::Regression => {
-            put("predicted", by_output(&row.all));
+            put("predicted", by_output(&row.said.all));
             let target = match row.known {
                 Known::Numbers(numbers) => by_output(numbers),
                 _ => Value::Null,
@@ -78,7 +82,7 @@ fn object(head: &Predictions, row: &Row<'_>) -> Value {
         }
     }
     if head.detail == Detail::All && head.task != Task::Regression {
-        put("probabilities", by_output(&row.all));
+        put("probabilities", by_output(&row.said.all));
     }
     Value::Object(object)
 }

@@ -14,6 +14,7 @@
 mod csv;
 mod jsonl;
 mod parquet;
+mod rows;
 
 use std::path::{Path, PathBuf};
 
@@ -24,6 +25,7 @@ use crate::error::Error;
 use crate::metrics::Judged;
 use crate::metrics::sigmoid;
 use crate::targets::Task;
+pub use rows::{NamedBy, Rows};
 
 /// How much is written of each row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,16 +58,52 @@ pub struct Predictions {
     pub detail: Detail,
 }
 
+/// What logits say.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Prediction {
+    /// Classes from the likeliest down, with their probabilities; as many as are asked for. Of several classes, those over
+    /// one half in their own order. None of a regression.
+    pub predicted: Vec<(usize, f32)>,
+    /// Probabilities of all classes where they are asked for, or the numbers of a regression.
+    pub all: Vec<f32>,
+}
+
+/// The kinds of files that predictions are written to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// `.csv`.
+    Csv,
+    /// `.jsonl` or `.ndjson`.
+    Jsonl,
+    /// `.parquet`.
+    Parquet,
+}
+
+impl Format {
+    /// By the file's ending.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for another.
+    pub fn of(path: &Path) -> Result<Format, Error> {
+        let ending = path.extension().unwrap_or_default().to_string_lossy();
+        match ending.to_lowercase().as_str() {
+            "csv" => Ok(Format::Csv),
+            "jsonl" | "ndjson" => Ok(Format::Jsonl),
+            "parquet" => Ok(Format::Parquet),
+            _ => Err(Error::Usage(format!(
+                "`{}` is neither .csv, .jsonl nor .parquet",
+                path.display()
+            ))),
+        }
+    }
+}
+
 /// One row, ready to be written.
 #[derive(Debug)]
 struct Row<'r> {
     name: &'r str,
     known: Known<'r>,
-    /// Classes from the likeliest down, with their probabilities; as many as are written. Of several classes, those over
-    /// one half in their own order.
-    predicted: Vec<(usize, f32)>,
-    /// Probabilities of all classes, or the numbers of a regression.
-    all: Vec<f32>,
+    said: Prediction,
 }
 
 /// Writes predictions row by row; the file appears whole when it is finished, and not at all when it is dropped before.
@@ -92,26 +130,18 @@ impl std::fmt::Debug for PredictionWriter {
 }
 
 impl PredictionWriter {
-    /// Begins `.csv`, `.jsonl` (or `.ndjson`) or `.parquet`.
+    /// Begins a file of the format that its ending tells.
     ///
     /// # Errors
-    /// [`Error::Usage`] for another ending; the file exists and `existing` refuses; the file system's.
+    /// As [`Format::of`]; the file exists and `existing` refuses; the file system's.
     pub fn create(path: &Path, head: Predictions, existing: Existing) -> Result<PredictionWriter, Error> {
-        let ending = path
-            .extension()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .to_lowercase();
-        let open = || AtomicFile::create(path, existing);
-        let sink = match ending.as_str() {
-            "csv" => csv::CsvSink::new(open()?, &head).map(Sink::Csv),
-            "jsonl" | "ndjson" => Ok(Sink::Jsonl(jsonl::JsonlSink::new(open()?))),
-            "parquet" => parquet::ParquetSink::new(open()?, &head).map(|sink| Sink::Parquet(Box::new(sink))),
-            _ => {
-                return Err(Error::Usage(format!(
-                    "`{}` is neither .csv, .jsonl nor .parquet",
-                    path.display()
-                )));
+        let format = Format::of(path)?;
+        let file = AtomicFile::create(path, existing)?;
+        let sink = match format {
+            Format::Csv => csv::CsvSink::new(file, &head).map(Sink::Csv),
+            Format::Jsonl => Ok(Sink::Jsonl(jsonl::JsonlSink::new(file))),
+            Format::Parquet => {
+                parquet::ParquetSink::new(file, &head).map(|sink| Sink::Parquet(Box::new(sink)))
             }
         };
         Ok(PredictionWriter {
@@ -154,26 +184,15 @@ impl PredictionWriter {
 }
 
 impl Predictions {
-    fn judge<'r>(&self, name: &'r str, known: Known<'r>, logits: &[f32]) -> Result<Row<'r>, Error> {
+    /// What logits `[C]` say, as much of it as is asked for.
+    ///
+    /// # Errors
+    /// [`Error::Features`] for another number of them.
+    pub fn of(&self, logits: &[f32]) -> Result<Prediction, Error> {
         let n_outputs = self.outputs.len();
-        let wrong = |text: String| Err(Error::Features(format!("`{name}`: {text}")));
         if logits.len() != n_outputs || n_outputs == 0 {
-            return wrong(format!("{} logits for {n_outputs} outputs", logits.len()));
-        }
-        match (known, self.task) {
-            (Known::Nothing, _) => {}
-            (Known::Class(class), Task::SingleLabel) if (class as usize) < n_outputs => {}
-            (Known::Class(class), Task::SingleLabel) => {
-                return wrong(format!("label {class}, and there are {n_outputs} classes"));
-            }
-            (Known::Numbers(numbers), Task::MultiLabel | Task::Regression) if numbers.len() == n_outputs => {}
-            (Known::Numbers(_), Task::SingleLabel) => {
-                return wrong("numbers where a row has one class".to_owned());
-            }
-            (Known::Numbers(numbers), _) => {
-                return wrong(format!("{} targets for {n_outputs} outputs", numbers.len()));
-            }
-            (Known::Class(_), _) => return wrong("one class where rows have numbers".to_owned()),
+            let text = format!("{} logits for {n_outputs} outputs", logits.len());
+            return Err(Error::Features(text));
         }
         let (predicted, all) = match self.task {
             Task::SingleLabel => {
@@ -198,12 +217,32 @@ impl Predictions {
             }
             Task::Regression => (Vec::new(), logits.to_vec()),
         };
-        Ok(Row {
-            name,
-            known,
-            predicted,
-            all,
-        })
+        Ok(Prediction { predicted, all })
+    }
+
+    fn judge<'r>(&self, name: &'r str, known: Known<'r>, logits: &[f32]) -> Result<Row<'r>, Error> {
+        let n_outputs = self.outputs.len();
+        let wrong = |text: String| Err(Error::Features(format!("`{name}`: {text}")));
+        let said = match self.of(logits) {
+            Err(Error::Features(text)) => return wrong(text),
+            said => said?,
+        };
+        match (known, self.task) {
+            (Known::Nothing, _) => {}
+            (Known::Class(class), Task::SingleLabel) if (class as usize) < n_outputs => {}
+            (Known::Class(class), Task::SingleLabel) => {
+                return wrong(format!("label {class}, and there are {n_outputs} classes"));
+            }
+            (Known::Numbers(numbers), Task::MultiLabel | Task::Regression) if numbers.len() == n_outputs => {}
+            (Known::Numbers(_), Task::SingleLabel) => {
+                return wrong("numbers where a row has one class".to_owned());
+            }
+            (Known::Numbers(numbers), _) => {
+                return wrong(format!("{} targets for {n_outputs} outputs", numbers.len()));
+            }
+            (Known::Class(_), _) => return wrong("one class where rows have numbers".to_owned()),
+        }
+        Ok(Row { name, known, said })
     }
 
     /// Classes that are named in each row of a task with one class.
@@ -262,7 +301,7 @@ impl Predictions {
                     Known::Class(class) => Cell::Text(self.outputs[class as usize].clone()),
                     _ => Cell::Empty,
                 });
-                for &(class, probability) in &row.predicted {
+                for &(class, probability) in &row.said.predicted {
                     cells.push(Cell::Text(self.outputs[class].clone()));
                     cells.push(Cell::Number(probability));
                 }
@@ -272,11 +311,16 @@ impl Predictions {
                     Some(classes) => Cell::Text(json_list(&classes)),
                     None => Cell::Empty,
                 });
-                let predicted: Vec<&str> = row.predicted.iter().map(|(class, _)| self.name(*class)).collect();
+                let predicted: Vec<&str> = row
+                    .said
+                    .predicted
+                    .iter()
+                    .map(|(class, _)| self.name(*class))
+                    .collect();
                 cells.push(Cell::Text(json_list(&predicted)));
             }
             Task::Regression => {
-                cells.extend(row.all.iter().map(|value| Cell::Number(*value)));
+                cells.extend(row.said.all.iter().map(|value| Cell::Number(*value)));
                 let target = |at: usize| match row.known {
                     Known::Numbers(numbers) => Cell::Number(numbers[at]),
                     _ => Cell::Empty,
@@ -286,7 +330,7 @@ impl Predictions {
             }
         }
         if self.detail == Detail::All {
-            cells.extend(row.all.iter().map(|probability| Cell::Number(*probability)));
+            cells.extend(row.said.all.iter().map(|probability| Cell::Number(*probability)));
         }
         cells
     }

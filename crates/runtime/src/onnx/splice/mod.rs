@@ -88,16 +88,8 @@ impl Model {
         tail.reduce(reduction);
         tail.layers(head, self.opset());
         tail.output("logits", head.n_outputs());
-        let link = match (outputs, head.task()) {
-            (Outputs::Logits, _) | (_, Task::Regression) => None,
-            (Outputs::LogitsAndProbabilities, Task::SingleLabel) => {
-                Some(("Softmax", vec![integer("axis", 1)]))
-            }
-            (Outputs::LogitsAndProbabilities, Task::MultiLabel) => Some(("Sigmoid", Vec::new())),
-        };
-        if let Some((op_type, attributes)) = link {
-            tail.node(op_type, "link", &[], attributes);
-            tail.output("probabilities", head.n_outputs());
+        if outputs == Outputs::LogitsAndProbabilities {
+            tail.probabilities(head.task(), head.n_outputs());
         }
 
         let mut model_tail = Vec::new();
@@ -115,6 +107,27 @@ impl Model {
         let mut model = self.remade(self.rebuild(&[boundary], &graph_tail, &model_tail, &keys))?;
         model.external.extend(outside);
         Ok(model)
+    }
+
+    /// The model with an output `probabilities` of its only output, which are the logits `[N, C]` of `task`; the same where
+    /// these have none. Every byte that it has is kept, and a node and an output come behind them.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] where the model has several outputs; [`Error::Backbone`] as [`check_opset`](Model::check_opset).
+    pub fn with_probabilities(&self, task: Task, n_outputs: usize) -> Result<Model, Error> {
+        self.check_opset()?;
+        let [logits] = self.outputs.as_slice() else {
+            let text = format!(
+                "`{}` has {} outputs, and probabilities are of the logits alone",
+                self.path.display(),
+                self.outputs.len()
+            );
+            return Err(Error::Usage(text));
+        };
+        let mut tail = Tail::behind(logits, self.names_in_front(logits));
+        tail.probabilities(task, n_outputs);
+        let (graph_tail, _) = tail.finish(false);
+        self.remade(self.with_graph_tail(&graph_tail))
     }
 
     /// Names that are taken in front of the boundary; those of the tail that is cut off are free again.

@@ -7,6 +7,7 @@ use pth::Source;
 use super::{FLOAT, Reduction};
 use crate::onnx::external::{External, SMALL_BYTES, raw_tensor};
 use crate::onnx::wire;
+use crate::targets::Task;
 
 /// What is put behind a boundary.
 pub(super) struct Tail<'m> {
@@ -142,6 +143,17 @@ impl<'m> Tail<'m> {
             }
         }
         self.node("Flatten", "input", &[], vec![integer("axis", 1)]);
+    }
+
+    /// Makes probabilities of the last tensor, logits of `task`, and an output of them; nothing of a regression, which has
+    /// none.
+    pub(super) fn probabilities(&mut self, task: Task, n_outputs: usize) {
+        match task {
+            Task::SingleLabel => self.node("Softmax", "link", &[], vec![integer("axis", 1)]),
+            Task::MultiLabel => self.node("Sigmoid", "link", &[], Vec::new()),
+            Task::Regression => return,
+        }
+        self.output("probabilities", n_outputs);
     }
 
     /// Calls the last node's result `wanted` and makes it an output of `[n, C]` float32; the name that it got.

@@ -140,3 +140,56 @@ fn large_weights_have_the_digest_that_one_thread_would_give() {
     put(&model.elements(initializer));
     assert_eq!(model.weight_digest(initializer), hasher.finalize());
 }
+
+#[test]
+fn a_tensor_is_found_by_its_content() {
+    let chain = |weights: [f32; 4], names: [&str; 3]| {
+        let [a, b, c] = names;
+        graph()
+            .input("x", 1, &[0, 2])
+            .field(5, weight("w", &[2, 2], &weights))
+            .node("Relu", &["x"], &[a])
+            .node("Neg", &[a], &[b])
+            .node("MatMul", &[b, "w"], &[c])
+            .output(c)
+            .model()
+    };
+    let model = chain([1.0, 2.0, 3.0, 4.0], ["a", "b", "c"]);
+    let renamed = chain([1.0, 2.0, 3.0, 4.0], ["p", "q", "r"]);
+    let other = chain([1.0, 2.0, 3.0, 5.0], ["a", "b", "c"]);
+    for (name, in_renamed, in_other) in [("a", "p", Some("a")), ("b", "q", Some("b")), ("c", "r", None)] {
+        let prefix = model.prefix_digest(name).unwrap().to_hex();
+        let found = |model: &crate::onnx::Model| model.find_prefix(prefix.as_str()).unwrap();
+        assert_eq!(found(&model).as_deref(), Some(name));
+        assert_eq!(found(&renamed).as_deref(), Some(in_renamed));
+        assert_eq!(found(&other).as_deref(), in_other);
+    }
+    // Of two tensors with one content it is the classifier's input.
+    let twice = graph()
+        .input("x", 1, &[0, 2])
+        .field(5, weight("w", &[2, 2], &[1.0; 4]))
+        .node("Relu", &["x"], &["first"])
+        .node("Relu", &["x"], &["second"])
+        .node("MatMul", &["second", "w"], &["y"])
+        .output("y")
+        .model();
+    let prefix = twice.prefix_digest("first").unwrap();
+    assert_eq!(
+        twice.find_prefix(prefix.to_hex().as_str()).unwrap().as_deref(),
+        Some("second")
+    );
+}
+
+/// A mask that nothing reads has no name, and neither has an input that is left out.
+#[test]
+fn an_output_without_a_name_is_no_input_without_one() {
+    let clipped = |outputs: &[&str]| {
+        graph()
+            .input("x", 1, &[0, 2])
+            .field(5, weight("top", &[], &[1.0]))
+            .node("Dropout", &["x"], outputs)
+            .node("Clip", &["kept", "", "top"], &["y"])
+            .output("y")
+    };
+    assert_eq!(digest(&clipped(&["kept"])), digest(&clipped(&["kept", ""])));
+}

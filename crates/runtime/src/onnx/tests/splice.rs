@@ -209,3 +209,39 @@ fn a_head_that_does_not_fit_into_the_file_lies_beside_it() {
     }
     assert!(again.inlined().unwrap().unwrap().external().is_empty());
 }
+
+#[test]
+fn probabilities_come_behind_a_finished_model_byte_by_byte() {
+    let two_layers = || vec![linear(3, 4), Layer::Relu, linear(2, 3)];
+    for task in [Task::SingleLabel, Task::MultiLabel] {
+        let head = head(task, two_layers());
+        let metadata = [("key", "value".to_owned())];
+        let with = |outputs| {
+            let made = backbone(17).splice("features", Reduction::None, &head, outputs, &metadata);
+            made.unwrap()
+        };
+        let (narrow, wide) = (with(Outputs::Logits), with(Outputs::LogitsAndProbabilities));
+        let widened = narrow.with_probabilities(task, 2).unwrap();
+        assert_eq!(operators(&widened), operators(&wide));
+        assert_eq!(widened.outputs(), wide.outputs());
+        assert_eq!(widened.metadata("key").unwrap(), "value");
+        // The graph's fields are those that it had, in their order, and behind them a node and an output.
+        let fields = |model: &Model| -> Vec<Vec<u8>> {
+            let fields = model.graph.iter();
+            fields
+                .map(|field| model.bytes[field.span.clone()].to_vec())
+                .collect()
+        };
+        let (before, after) = (fields(&narrow), fields(&widened));
+        assert_eq!(after[..before.len()], before);
+        assert_eq!(after.len(), before.len() + 2);
+        let error = widened.with_probabilities(task, 2).unwrap_err().to_string();
+        assert!(
+            error.ends_with("has 2 outputs, and probabilities are of the logits alone"),
+            "{error}"
+        );
+    }
+    let numbers = spliced(17, &head(Task::Regression, two_layers()));
+    let same = numbers.with_probabilities(Task::Regression, 2).unwrap();
+    assert_eq!(same.bytes(), numbers.bytes());
+}
