@@ -12,12 +12,22 @@ pub const SIZES: [&str; 4] = ["--resize", "32", "--crop", "32"];
 
 /// A `.npy` file of float32.
 pub fn npy(shape: &[usize], values: &[f32]) -> Vec<u8> {
+    array("<f4", shape, values.iter().flat_map(|value| value.to_le_bytes()))
+}
+
+/// A `.npy` file of class indices `[N]`.
+pub fn npy_classes(labels: &[i64]) -> Vec<u8> {
+    let bytes = labels.iter().flat_map(|label| label.to_le_bytes());
+    array("<i8", &[labels.len()], bytes)
+}
+
+fn array(kind: &str, shape: &[usize], data: impl Iterator<Item = u8>) -> Vec<u8> {
     let shape: String = shape.iter().map(|size| format!("{size}, ")).collect();
-    let header = format!("{{'descr': '<f4', 'fortran_order': False, 'shape': ({shape}), }}\n");
+    let header = format!("{{'descr': '{kind}', 'fortran_order': False, 'shape': ({shape}), }}\n");
     let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
     bytes.extend(u16::try_from(header.len()).expect("a short header").to_le_bytes());
     bytes.extend(header.as_bytes());
-    bytes.extend(values.iter().flat_map(|value| value.to_le_bytes()));
+    bytes.extend(data);
     bytes
 }
 

@@ -92,15 +92,6 @@ pub(crate) fn open_head(run: &Path) -> anyhow::Result<Head> {
         .into())
 }
 
-/// Refuses what would be read as probabilities of classes and is none.
-pub(crate) fn check_task(task: Task) -> anyhow::Result<()> {
-    if task == Task::SingleLabel {
-        return Ok(());
-    }
-    let text = "its outputs are not the classes of one choice; so far only the library reads such a head";
-    Err(UsageError::new(text).into())
-}
-
 pub(crate) fn run(args: &PredictArgs) -> anyhow::Result<u8> {
     if let Some(path) = &args.output {
         Format::of(path)?;
