@@ -208,10 +208,11 @@ pub(crate) fn report(trained: &Trained) {
             } else {
                 "stopped before it converged"
             };
-            let passes = fitted.passes;
-            text::remark(&format!(
-                "fitted {rows} rows in {passes} passes, {state}; {of_training}"
-            ));
+            let passes = match fitted.passes {
+                1 => "1 pass".to_owned(),
+                passes => format!("{passes} passes"),
+            };
+            text::remark(&format!("fitted {rows} rows in {passes}, {state}; {of_training}"));
         }
         Way::Descended {
             heads,
