@@ -68,6 +68,13 @@ enum Verb {
 }
 
 fn main() -> ExitCode {
+    let tell = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        // What a decoder panics with on a damaged file is said once, as that file's error.
+        if !runtime::is_contained() {
+            tell(panic);
+        }
+    }));
     let result = match Verb::parse() {
         Verb::Fit(args) => commands::fit::run(&args),
         Verb::Extract(args) => commands::extract::run(&args),

@@ -14,6 +14,7 @@ use super::job::{Job, Plan};
 use super::key::{FeatureType, Key, KeySpec, Recipe, ViewKey};
 use super::pipeline::{Pipeline, Spent};
 use super::pool::Pool;
+use super::reasons::Reasons;
 use super::shard::Shard;
 use super::store::{Budget, RowId, Store};
 use super::texts::Texts;
@@ -48,6 +49,28 @@ pub struct Views {
     pub augment: Augment,
     /// How many per sample.
     pub count: u32,
+}
+
+impl Views {
+    /// Whether every part is in range and no view is a picture that is there already; says which is not.
+    ///
+    /// # Errors
+    /// A sentence for the caller.
+    pub fn check(&self) -> Result<(), String> {
+        self.augment.check()?;
+        let n = self.count;
+        if self.augment.is_random() {
+            Ok(())
+        } else if self.augment.crop.is_none() && self.augment.flip == 0.0 {
+            Err("a view that is neither cropped nor mirrored is the plain picture once more".to_owned())
+        } else if n > 1 {
+            Err(format!(
+                "nothing of these views is random: all {n} would be the same picture, and one is enough"
+            ))
+        } else {
+            Ok(())
+        }
+    }
 }
 
 /// How samples become input.
@@ -145,6 +168,9 @@ pub fn extract<'d>(
     monitor: Monitor<'_>,
 ) -> Result<Extraction<'d>, Error> {
     let start = Instant::now();
+    if let Some(views) = config.views {
+        views.check().map_err(Error::Usage)?;
+    }
     let batch_size = match config.input {
         Preparation::Pictures(preprocess) => check_input(model, preprocess, config.batch_size)?,
         Preparation::Texts(_) => check_text(config)?,
@@ -206,7 +232,7 @@ pub fn extract<'d>(
         misses: AtomicUsize::new(0),
         outcomes: Mutex::new(Outcomes {
             ids: vec![RowId::default(); range.len()],
-            left_out: std::collections::BTreeMap::new(),
+            left_out: Reasons::default(),
         }),
     };
     let note = serde_json::json!({
@@ -247,7 +273,8 @@ pub fn extract<'d>(
     }
 
     let misses = work.misses.into_inner();
-    let outcomes = work.outcomes.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let mut outcomes = work.outcomes.into_inner().unwrap_or_else(PoisonError::into_inner);
+    outcomes.left_out.sort();
     let mut stores = entries
         .into_iter()
         .map(|entry| entry.store.into_inner().unwrap_or_else(PoisonError::into_inner))
