@@ -63,6 +63,8 @@ enum Verb {
     Scan(commands::scan::ScanArgs),
     /// Whether a checkpoint is whole: CRCs, sizes, extents; exit code 1 where it is not
     Verify(commands::verify::VerifyArgs),
+    /// Weights from a URL, checked by their digest, resumed where they were cut
+    Get(commands::get::GetArgs),
     /// Which ONNX Runtime is found; --install gets it
     Doctor(commands::doctor::DoctorArgs),
 }
@@ -96,6 +98,7 @@ fn main() -> ExitCode {
         Verb::Diff(args) => commands::diff::run(&args),
         Verb::Scan(args) => commands::scan::run(&args),
         Verb::Verify(args) => commands::verify::run(&args),
+        Verb::Get(args) => commands::get::run(&args),
         Verb::Doctor(args) => commands::doctor::run(&args),
     };
     ExitCode::from(result.unwrap_or_else(|error| errors::report(&error)))

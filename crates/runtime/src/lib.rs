@@ -14,6 +14,7 @@ mod error;
 pub mod exchange;
 pub mod export;
 pub mod features;
+pub mod fetch;
 pub mod head;
 pub mod history;
 pub mod image;

@@ -37,6 +37,7 @@ pub(crate) use matrix::Piece;
 pub(crate) use pipeline::{Pipeline, Spent};
 pub use pool::Pool;
 pub use shard::{Shard, to_array_expression};
+pub(crate) use store::write_whole;
 pub use store::{Budget, RowId, Store, default_cache};
 pub(crate) use work::prepare;
 pub use writer::DEFAULT_BLOCK_ROWS;

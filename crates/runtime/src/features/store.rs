@@ -299,7 +299,7 @@ pub(super) fn block_names(folder: &Path) -> Result<Vec<String>, Error> {
     Ok(names)
 }
 
-pub(super) fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
+pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
     let mut file = AtomicFile::create(path, Existing::Replace)?;
     file.write_all(bytes).map_err(FileError::at("write", path))?;
     file.commit()

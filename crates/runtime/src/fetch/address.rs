@@ -78,9 +78,13 @@ impl FromStr for Address {
         let wrong = |why: &str| format!("this is no URL of a file: {why}");
         let url = text.split('#').next().unwrap_or_default();
         if url.bytes().any(|byte| byte <= b' ' || byte >= 0x7f) {
-            return Err(wrong("blanks and letters beyond ASCII are written as %20 and the like"));
+            return Err(wrong(
+                "blanks and letters beyond ASCII are written as %20 and the like",
+            ));
         }
-        let (scheme, rest) = url.split_once("://").ok_or_else(|| wrong("it begins with https://"))?;
+        let (scheme, rest) = url
+            .split_once("://")
+            .ok_or_else(|| wrong("it begins with https://"))?;
         let scheme = scheme.to_ascii_lowercase();
         if scheme != "http" && scheme != "https" {
             return Err(wrong(&format!("{scheme} is not spoken here, http and https are")));
@@ -118,7 +122,11 @@ mod tests {
             Some("resnet18-f37072fd.pth"),
             Some("f37072fd"),
         );
-        check("HTTPS://h/a-b-0123456789abcdef.tar.gz?x=/y-aaaaaaaa.pth", Some("a-b-0123456789abcdef.tar.gz"), Some("0123456789abcdef"));
+        check(
+            "HTTPS://h/a-b-0123456789abcdef.tar.gz?x=/y-aaaaaaaa.pth",
+            Some("a-b-0123456789abcdef.tar.gz"),
+            Some("0123456789abcdef"),
+        );
         check("http://h/vgg16-397923a.pth", Some("vgg16-397923a.pth"), None);
         check("http://h/model-F37072FD.pth", Some("model-F37072FD.pth"), None);
         check("http://h/model-f37072fd", Some("model-f37072fd"), None);
@@ -135,7 +143,10 @@ mod tests {
         let address: Address = "https://user:word@h:8080/a.pth?token=1#part".parse().unwrap();
         assert_eq!(address.to_string(), "https://h:8080/a.pth");
         assert_eq!(address.url(), "https://user:word@h:8080/a.pth?token=1");
-        assert_ne!(address.key(), "https://h:8080/a.pth".parse::<Address>().unwrap().key());
+        assert_ne!(
+            address.key(),
+            "https://h:8080/a.pth".parse::<Address>().unwrap().key()
+        );
     }
 
     #[test]

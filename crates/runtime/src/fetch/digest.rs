@@ -10,7 +10,7 @@ use pth::FileError;
 use sha2::{Digest, Sha256};
 
 use crate::error::Error;
-use crate::features_write_whole as write_whole;
+use crate::features::write_whole;
 use crate::monitor::Monitor;
 
 /// Bytes at a time between two looks at the monitor.
@@ -41,7 +41,9 @@ impl FromStr for Sha256Prefix {
     fn from_str(text: &str) -> Result<Sha256Prefix, String> {
         let is_hex = text.bytes().all(|byte| byte.is_ascii_hexdigit());
         if !is_hex || !(8..=64).contains(&text.len()) {
-            return Err("a SHA-256 is 64 hexadecimal digits; the first eight of them or more will do".to_owned());
+            return Err(
+                "a SHA-256 is 64 hexadecimal digits; the first eight of them or more will do".to_owned(),
+            );
         }
         Ok(Sha256Prefix(text.to_ascii_lowercase()))
     }
@@ -96,7 +98,10 @@ fn beside(path: &Path) -> PathBuf {
 /// Writes the digest that a cached file will have.
 pub(super) fn write_beside(path: &Path, sha256: &str) -> Result<(), Error> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    Ok(write_whole(&beside(path), format!("{sha256}  {name}\n").as_bytes())?)
+    Ok(write_whole(
+        &beside(path),
+        format!("{sha256}  {name}\n").as_bytes(),
+    )?)
 }
 
 /// The digest that a cached file had when it was installed.

@@ -126,7 +126,9 @@ impl Place {
     fn of(address: &Address, target: Target<'_>) -> Result<Place, Error> {
         let name = || {
             address.file_name().ok_or_else(|| {
-                Error::Usage(format!("`{address}` names no file, and so the result needs a path"))
+                Error::Usage(format!(
+                    "`{address}` names no file, and so the result needs a path"
+                ))
             })
         };
         Ok(match target {
@@ -168,7 +170,11 @@ impl Place {
                 }));
             }
         }
-        if self.is_cached { Ok(None) } else { Err(self.exists()) }
+        if self.is_cached {
+            Ok(None)
+        } else {
+            Err(self.exists())
+        }
     }
 
     fn exists(&self) -> Error {
@@ -217,6 +223,3 @@ pub enum Fault {
     #[error("the server's answer makes no sense: {0}")]
     Protocol(String),
 }
-
-#[cfg(test)]
-mod tests;
