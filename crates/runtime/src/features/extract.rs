@@ -418,3 +418,38 @@ pub(crate) fn sessions_for(model: &Model, device: Device, threads: usize) -> (us
     let n_sessions = (SESSIONS_BYTES / model.n_bytes().max(1)).clamp(1, threads.max(1));
     (n_sessions, (threads / n_sessions).max(1))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::image::RandomCrop;
+
+    #[test]
+    fn views_that_would_be_one_picture_are_refused() {
+        let check = |crop: Option<(f64, f64)>, flip: f64, count: u32| {
+            let crop = crop.map(|(scale, ratio)| RandomCrop {
+                scale: [scale, 1.0],
+                ratio: [1.0, ratio],
+            });
+            let augment = Augment { seed: 0, crop, flip };
+            Views { augment, count }.check().err().unwrap_or_default()
+        };
+        for random in [
+            check(Some((0.08, 1.0)), 0.0, 9),
+            check(Some((1.0, 1.5)), 0.0, 9),
+            check(Some((1.0, 1.0)), 0.5, 9),
+            check(None, 0.5, 9),
+            // One picture each, and another than the plain one.
+            check(None, 1.0, 1),
+            check(Some((1.0, 1.0)), 0.0, 1),
+        ] {
+            assert_eq!(random, "");
+        }
+        let all_alike =
+            "nothing of these views is random: all 2 would be the same picture, and one is enough";
+        assert_eq!(check(None, 1.0, 2), all_alike);
+        assert_eq!(check(Some((1.0, 1.0)), 1.0, 2), all_alike);
+        let plain = "a view that is neither cropped nor mirrored is the plain picture once more";
+        assert_eq!(check(None, 0.0, 1), plain);
+    }
+}
