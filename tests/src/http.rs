@@ -8,7 +8,9 @@ use std::time::Duration;
 /// What a client asked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Request {
-    /// Path and query.
+    /// `GET`, or `CONNECT` where the server is taken for a proxy.
+    pub method: String,
+    /// Path and query; host and port for a proxy.
     pub path: String,
     headers: Vec<(String, String)>,
 }
@@ -166,6 +168,13 @@ fn serve(
         seen.push(request.clone());
         seen.len() - 1
     };
+    if request.method == "CONNECT" {
+        // What goes through this proxy ends here, too.
+        if stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").is_ok() {
+            serve(stream, log, answer);
+        }
+        return;
+    }
     // A client may go away at any time.
     let _ = answer(&request, before).send(&mut stream);
 }
@@ -173,12 +182,17 @@ fn serve(
 fn read(stream: &TcpStream) -> Option<Request> {
     let mut lines = BufReader::new(stream).lines();
     let first = lines.next()?.ok()?;
-    let path = first.split(' ').nth(1)?.to_owned();
+    let mut words = first.split(' ').map(str::to_owned);
+    let (method, path) = (words.next()?, words.next()?);
     let mut headers = Vec::new();
     loop {
         let line = lines.next()?.ok()?;
         let Some((name, value)) = line.split_once(':') else {
-            return Some(Request { path, headers });
+            return Some(Request {
+                method,
+                path,
+                headers,
+            });
         };
         headers.push((name.to_ascii_lowercase(), value.trim().to_owned()));
     }
