@@ -512,7 +512,7 @@ fn a_proxy_of_the_environment_is_used_but_for_its_exceptions() {
         asked,
         [pair("CONNECT", "weights.invalid:80"), pair("GET", "/w.pth")]
     );
-    proxied("weights.invalid").fails(3, "its host is not found");
+    proxied("weights.invalid").fails(3, "hint: HTTPS_PROXY");
     assert_eq!(proxy.seen().len(), 2);
 }
 
