@@ -356,6 +356,22 @@ fn shards_put_together_are_the_whole() {
         labels(&entry_of(&single)),
         "the same manifest, byte for byte"
     );
+    // An entry that is gone has taken the rows of all shards with it.
+    let name = entry.file_name().unwrap().to_str().unwrap();
+    let aside = scratch.path("aside");
+    fs::rename(&entry, &aside).unwrap();
+    let said = status(&["--missing", "--format", "slurm"]);
+    assert_eq!((said.code, said.stdout.as_str()), (1, "0-2\n"));
+    let said = status(&["--json"]).ok().json();
+    assert_eq!(said[0]["absent_entries"], serde_json::json!([name]));
+    assert_eq!(said[0]["done"], 0);
+    let said = status(&[]).ok().stdout;
+    assert!(
+        said.contains(&format!("not in the cache any more: {name}")),
+        "{said}"
+    );
+    fs::rename(&aside, &entry).unwrap();
+    assert_eq!(status(&["--missing"]).ok().stdout, "");
     // A source that has changed is not mixed in.
     fs::rename(data.join("train/5"), data.join("train/7")).unwrap();
     fs::rename(data.join("val/5"), data.join("val/7")).unwrap();
@@ -398,6 +414,62 @@ fn the_cache_has_a_limit_and_is_tidied() {
     );
     assert_eq!(gc(&["--unused-for", "1h"]), serde_json::json!([]));
     run(scratch.command(["cache", "ls", "--cache", "nowhere"])).fails(2, "there is no cache");
+}
+
+/// Bytes of all files below a folder.
+fn n_bytes(folder: &Path) -> u64 {
+    let files = fs::read_dir(folder).unwrap().map(|file| file.unwrap().path());
+    files
+        .map(|path| match path.is_dir() {
+            true => n_bytes(&path),
+            false => fs::metadata(&path).unwrap().len(),
+        })
+        .sum()
+}
+
+#[test]
+fn racing_writers_blocks_count_once_and_a_dry_run_tells_what_goes() {
+    let (scratch, other) = (Scratch::new(), Scratch::new());
+    let data = few(&scratch, 4);
+    let whole = entry_of(&extract(&scratch, &data, &[]));
+    extract(&scratch, &data, &["--resize", "36"]);
+    // What another writer of the same rows would have left beside them.
+    let parts = blocks(&entry_of(&extract(&other, &data, &["--block-rows", "4"])));
+    assert!(parts.len() > 1);
+    let name = whole.file_name().unwrap().to_str().unwrap();
+    for (block, bytes) in &parts {
+        scratch.write(&format!("cache/{name}/{block}"), bytes);
+    }
+    let seen = verify_cache(&scratch.path("cache")).unwrap();
+    assert_eq!((seen.n_rows, seen.n_duplicates, seen.n_disagreeing), (32, 16, 0));
+    assert_eq!(Store::open_entry(&whole).unwrap().n_rows(), 16);
+    // With room for all but one of the two, the two, and so many that nothing but what is twice must go.
+    let before = n_bytes(&scratch.path("cache"));
+    let twice: u64 = parts.iter().map(|(_, bytes)| bytes.len() as u64).sum();
+    let kept: Vec<usize> = [before - twice, before - twice - 1, 1]
+        .into_iter()
+        .enumerate()
+        .map(|(at, limit)| {
+            let cache = format!("cache-{at}");
+            scratch.copy(&scratch.path("cache"), &cache);
+            let limit = limit.to_string();
+            let gc = |more: &[&str]| {
+                let base = ["cache", "gc", "--json", "--cache", &cache, "--max-size", &limit];
+                run(scratch.command(base.iter().chain(more))).ok().json()
+            };
+            let dry = gc(&["--dry-run"]);
+            assert_eq!(n_bytes(&scratch.path(&cache)), before);
+            assert_eq!(gc(&[]), dry);
+            let sizes = dry
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(|gone| gone["n_bytes"].as_u64().unwrap());
+            assert_eq!(n_bytes(&scratch.path(&cache)), before - sizes.sum::<u64>());
+            fs::read_dir(scratch.path(&cache)).unwrap().count()
+        })
+        .collect();
+    assert_eq!(kept, [2, 1, 0]);
 }
 
 #[test]

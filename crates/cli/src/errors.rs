@@ -140,9 +140,9 @@ fn judge_io(error: &io::Error) -> (u8, Option<String>) {
 
 fn judge_runtime(error: &runtime::Error) -> Option<(u8, Option<String>)> {
     use runtime::Error::{
-        CacheFull, Cancelled, CropMismatch, CudaMissing, Damaged, Exists, Gpu, GpuMemory, HalfOverflow,
-        Install, Interrupted, JobDiffers, JobUnfinished, NoSplit, NotFinite, OrtMissing, OrtUnusable,
-        UnknownTensor, Usage,
+        CacheFull, Cancelled, CropMismatch, CudaMissing, Damaged, Exists, Fetch, Gpu, GpuMemory,
+        HalfOverflow, Install, Interrupted, JobDiffers, JobUnfinished, NoSplit, NotFinite, OrtMissing,
+        OrtUnusable, Stopped, UnknownTensor, Usage,
     };
     Some(match error {
         UnknownTensor { suggestions, .. } => {
@@ -211,12 +211,35 @@ fn judge_runtime(error: &runtime::Error) -> Option<(u8, Option<String>)> {
             code::NO_RUNTIME,
             Some("python3 -m pip download onnxruntime shows what pip lacks".to_owned()),
         ),
-        Interrupted { .. } | Cancelled => (
+        Fetch { fault, .. } => fetch_hint(fault),
+        Interrupted { .. } | Cancelled | Stopped { .. } => (
             code::RUN_AGAIN,
             Some("run the same command again to resume".to_owned()),
         ),
         _ => return None,
     })
+}
+
+fn fetch_hint(fault: &runtime::fetch::Fault) -> (u8, Option<String>) {
+    use runtime::fetch::Fault::{Cut, Digest, NotNow, Tls, Unreachable};
+    let (code, hint) = match fault {
+        Cut { .. } => (code::RUN_AGAIN, "run the same command again to resume"),
+        NotNow(_) => (code::RUN_AGAIN, "run the same command again later"),
+        Digest { .. } => (
+            code::BAD_INPUT,
+            "--ignore-name where the digits in the file's name are no digest of it",
+        ),
+        Unreachable(_) => (
+            code::BAD_INPUT,
+            "HTTPS_PROXY, HTTP_PROXY and NO_PROXY name the proxy of a network that has one",
+        ),
+        Tls(_) => (
+            code::BAD_INPUT,
+            "SSL_CERT_FILE names the certificates of a network that has its own",
+        ),
+        _ => return (code::BAD_INPUT, None),
+    };
+    (code, Some(hint.to_owned()))
 }
 
 fn cuda_hint(missing: &runtime::engine::CudaMissing) -> &'static str {

@@ -63,11 +63,20 @@ enum Verb {
     Scan(commands::scan::ScanArgs),
     /// Whether a checkpoint is whole: CRCs, sizes, extents; exit code 1 where it is not
     Verify(commands::verify::VerifyArgs),
+    /// Weights from a URL, checked by their digest, resumed where they were cut
+    Get(commands::get::GetArgs),
     /// Which ONNX Runtime is found; --install gets it
     Doctor(commands::doctor::DoctorArgs),
 }
 
 fn main() -> ExitCode {
+    let tell = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        // What a decoder panics with on a damaged file is said once, as that file's error.
+        if !runtime::is_contained() {
+            tell(panic);
+        }
+    }));
     let result = match Verb::parse() {
         Verb::Fit(args) => commands::fit::run(&args),
         Verb::Extract(args) => commands::extract::run(&args),
@@ -89,6 +98,7 @@ fn main() -> ExitCode {
         Verb::Diff(args) => commands::diff::run(&args),
         Verb::Scan(args) => commands::scan::run(&args),
         Verb::Verify(args) => commands::verify::run(&args),
+        Verb::Get(args) => commands::get::run(&args),
         Verb::Doctor(args) => commands::doctor::run(&args),
     };
     ExitCode::from(result.unwrap_or_else(|error| errors::report(&error)))

@@ -156,6 +156,7 @@ impl Watch {
             Stage::Select => "choosing C",
             Stage::Train => "fitting",
             Stage::Verify => "running the model",
+            Stage::Fetch => "download",
         };
         if state.stage != Some(progress.stage) {
             state.close();

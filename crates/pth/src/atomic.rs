@@ -114,19 +114,8 @@ impl AtomicFile {
         self.file
             .sync_all()
             .map_err(FileError::at("write", &self.target))?;
-        match self.existing {
-            Existing::Replace => fs::rename(&self.temp, &self.target),
-            Existing::Refuse => match fs::hard_link(&self.temp, &self.target) {
-                Ok(()) => fs::remove_file(&self.temp),
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Err(error),
-                // A file system without hard links cannot refuse in one step; the window is then this line.
-                Err(_) if self.target.exists() => Err(io::ErrorKind::AlreadyExists.into()),
-                Err(_) => fs::rename(&self.temp, &self.target),
-            },
-        }
-        .map_err(FileError::at("create", &self.target))?;
+        put_in_place(&self.temp, &self.target, self.existing)?;
         self.committed = true;
-        sync_folder(&self.target);
         Ok(())
     }
 }
@@ -153,6 +142,26 @@ impl Drop for AtomicFile {
             let _ = fs::remove_file(&self.temp);
         }
     }
+}
+
+/// Gives a whole and durable sibling of `target` that file's name, and makes that durable too.
+///
+/// # Errors
+/// The target exists and `existing` is [`Existing::Refuse`]; the sibling is left where it is then.
+pub fn put_in_place(sibling: &Path, target: &Path, existing: Existing) -> Result<(), FileError> {
+    match existing {
+        Existing::Replace => fs::rename(sibling, target),
+        Existing::Refuse => match fs::hard_link(sibling, target) {
+            Ok(()) => fs::remove_file(sibling),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Err(error),
+            // A file system without hard links cannot refuse in one step; the window is then this line.
+            Err(_) if target.exists() => Err(io::ErrorKind::AlreadyExists.into()),
+            Err(_) => fs::rename(sibling, target),
+        },
+    }
+    .map_err(FileError::at("create", target))?;
+    sync_folder(target);
+    Ok(())
 }
 
 /// Makes the name of a new file durable. Some file systems refuse to sync a folder; the file itself is safe by then.

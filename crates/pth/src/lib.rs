@@ -36,7 +36,7 @@ mod walk;
 mod weights_only;
 
 pub use archive::{Archive, Slot};
-pub use atomic::{AtomicFile, Existing, FileError, sync_folder};
+pub use atomic::{AtomicFile, Existing, FileError, put_in_place, sync_folder};
 pub use bare::read_pickle;
 pub use checkpoint::{Checkpoint, Other, Problem};
 pub use container::{Format, ModuleSource, OpenOptions};

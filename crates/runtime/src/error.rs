@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use pth::FileError;
 
 use crate::engine::{CudaMissing, Device};
+use crate::fetch::Fault;
 
 /// The errors of this crate.
 #[derive(Debug, thiserror::Error)]
@@ -232,7 +233,22 @@ pub enum Error {
     #[error(transparent)]
     File(#[from] FileError),
 
+    /// A file that could not be had from the network.
+    #[error("`{url}`: {fault}")]
+    Fetch {
+        /// Where from, without what may be secret in it.
+        url: String,
+        /// What went wrong.
+        fault: Fault,
+    },
+
     // Run again.
+    /// Cancelled while a file was downloaded.
+    #[error("interrupted after {n_bytes} bytes; what has arrived is kept")]
+    Stopped {
+        /// Bytes that have arrived in all.
+        n_bytes: u64,
+    },
     /// Cancelled between two steps; what was finished is kept.
     #[error("interrupted after {done} of {total} pictures; what is finished is kept")]
     Interrupted {

@@ -6,6 +6,7 @@
 //!
 //! Deliberately absent: fine-tuning of the backbone.
 
+mod contained;
 pub mod data;
 pub mod device;
 pub mod engine;
@@ -13,6 +14,7 @@ mod error;
 pub mod exchange;
 pub mod export;
 pub mod features;
+pub mod fetch;
 pub mod head;
 pub mod history;
 pub mod image;
@@ -29,6 +31,7 @@ mod targets;
 pub mod text;
 pub mod train;
 
+pub use contained::is_contained;
 pub use error::Error;
 pub use monitor::{Monitor, Progress, Stage};
 pub use targets::{Targets, Task};

@@ -13,6 +13,8 @@ pub enum Stage {
     Train,
     /// Running the exported model against the trained head.
     Verify,
+    /// Bytes of a file from the network.
+    Fetch,
 }
 
 /// How far a stage is.
@@ -20,7 +22,7 @@ pub enum Stage {
 pub struct Progress {
     /// Which.
     pub stage: Stage,
-    /// Units done: pictures, fits or passes.
+    /// Units done: pictures, fits, passes or bytes.
     pub done: usize,
     /// Units in all, zero where that is not known before.
     pub total: usize,

@@ -55,10 +55,11 @@ impl ViewArgs {
             }
             AugmentArg::Flip => Augment::mirror(),
         };
-        augment.check().map_err(UsageError::new)?;
-        Ok(Some(Views {
+        let views = Views {
             augment,
             count: self.views,
-        }))
+        };
+        views.check().map_err(UsageError::new)?;
+        Ok(Some(views))
     }
 }

@@ -218,7 +218,7 @@ fn verify(args: &VerifyArgs) -> anyhow::Result<u8> {
             ));
         }
         text::remark(&format!(
-            "{} entries, {} files, {} rows ({} of them twice): {}",
+            "{} entries, {} files, {} rows (and {} of them again): {}",
             seen.n_entries,
             seen.n_files,
             text::grouped(seen.n_rows),

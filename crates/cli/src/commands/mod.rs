@@ -11,6 +11,7 @@ pub(crate) mod eval;
 pub(crate) mod export;
 pub(crate) mod extract;
 pub(crate) mod fit;
+pub(crate) mod get;
 pub(crate) mod inspect;
 pub(crate) mod merge;
 pub(crate) mod predict;

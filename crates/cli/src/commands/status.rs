@@ -103,6 +103,12 @@ pub(crate) fn status(args: &StatusArgs) -> anyhow::Result<u8> {
         if !state.missing.is_empty() {
             line.push_str(&format!("  missing {}", to_array_expression(&state.missing)));
         }
+        if !state.absent_entries.is_empty() {
+            line.push_str(&format!(
+                "; not in the cache any more: {}",
+                state.absent_entries.join(", ")
+            ));
+        }
         line.push_str(&format!("  {}\n", text::plain(&state.source.to_string_lossy())));
         text::print(&line)?;
     }

@@ -3,7 +3,6 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::ffi::c_void;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use cudarc::cublaslt::result::{self, CublasError};
 use cudarc::cublaslt::sys;
@@ -11,6 +10,7 @@ use cudarc::driver::sys::CUstream;
 
 use super::backend::{Kind, Operand, Product};
 use super::cuda::Buffer;
+use crate::contained::contain;
 use crate::engine::Device;
 use crate::error::Error;
 
@@ -46,12 +46,12 @@ impl Blas {
     /// The library, where the system's loader finds it.
     pub(super) fn open(zeros: impl Fn(usize) -> Result<Buffer, Error>) -> Result<Option<Blas>, Error> {
         // SAFETY: loading NVIDIA's library runs its initialisers, as in any program that uses it.
-        let is_present = catch_unwind(|| unsafe { sys::is_culib_present() }).unwrap_or(false);
+        let is_present = contain(|| unsafe { sys::is_culib_present() }).unwrap_or(false);
         if !is_present {
             return Ok(None);
         }
         // A library that lacks a symbol, or does not start on this GPU, is as good as none.
-        let Ok(Ok(handle)) = catch_unwind(result::create_handle) else {
+        let Ok(Ok(handle)) = contain(result::create_handle) else {
             return Ok(None);
         };
         Ok(Some(Blas {
@@ -78,7 +78,7 @@ impl Blas {
         };
         let mut plans = self.plans.borrow_mut();
         let plan = plans.entry(key).or_insert_with(|| {
-            let made = catch_unwind(AssertUnwindSafe(|| Plan::new(self.handle, product)));
+            let made = contain(|| Plan::new(self.handle, product));
             made.ok().and_then(Result::ok)
         });
         let Some(plan) = plan else {

@@ -5,7 +5,6 @@
 
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -14,6 +13,7 @@ use cudarc::driver::{CudaContext, DriverError, result, sys};
 use super::backend::{Arg, Backend, Product, Shape};
 use super::blas::Blas;
 use super::gemm;
+use crate::contained::contain;
 use crate::engine::{CudaMissing, Device, driver_devices};
 use crate::error::Error;
 
@@ -94,7 +94,7 @@ impl Cuda {
             .nth(at)
             .ok_or_else(|| missing(CudaMissing::Index { n_devices }))?;
         // cudarc looks for the driver under names of its own, and panics where it does not find one or lacks a symbol.
-        let opened = catch_unwind(AssertUnwindSafe(|| Cuda::start(device, at)));
+        let opened = contain(|| Cuda::start(device, at));
         let (inner, functions) = opened.unwrap_or_else(|panic| {
             let words = panic
                 .downcast_ref::<String>()

@@ -1,6 +1,6 @@
 //! Getting ONNX Runtime with pip from the user's configured index, and keeping only the library.
 //!
-//! pip brings the user's mirrors, proxies, certificates and hash checks; nothing here speaks HTTP.
+//! pip brings the user's mirrors, proxies, certificates and hash checks, as `fetch` does not know them.
 
 use std::fs;
 use std::io;

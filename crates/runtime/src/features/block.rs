@@ -207,7 +207,7 @@ impl Block {
         })
     }
 
-    fn bad(&self, reason: impl ToString) -> Error {
+    pub(super) fn bad(&self, reason: impl ToString) -> Error {
         Error::BadFile {
             path: self.path.clone(),
             reason: reason.to_string(),

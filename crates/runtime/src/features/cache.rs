@@ -1,6 +1,5 @@
 //! A folder of cache entries as a whole: what is in it, whether it is sound, what can go, and why something was missed.
 
-use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -10,10 +9,11 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use super::block::{Block, check_name};
+use super::index::RowIndex;
 use super::job::{JOBS, Job};
 use super::key::{Difference, Key};
 use super::manifest::Manifest;
-use super::store::{RowId, USED, block_names, folder_size, is_in_use};
+use super::store::{USED, block_names, folder_size, is_in_use};
 use crate::error::Error;
 
 /// One entry, from names and headers alone: no row is read.
@@ -130,13 +130,13 @@ pub struct Verification {
     pub n_entries: usize,
     /// Blocks whose every byte was read.
     pub n_blocks: usize,
-    /// Rows in sound blocks.
+    /// Distinct rows in sound blocks.
     pub n_rows: usize,
-    /// Rows that are there twice, with equal bytes.
+    /// Beyond them, rows that are there again with equal bytes: racing writers leave such.
     pub n_duplicates: usize,
     /// Files whose every byte was read: blocks, keys, manifests, shard markers.
     pub n_files: usize,
-    /// Rows that are there twice with other numbers: another processor, ONNX Runtime or batch size computed them.
+    /// Beyond them, rows that are there again with other numbers: another processor, ONNX Runtime or batch size computed them.
     pub n_disagreeing: usize,
     /// What is wrong.
     pub problems: Vec<Problem>,
@@ -170,7 +170,7 @@ pub fn verify_cache(cache: &Path) -> Result<Verification, Error> {
                 .map_err(|error| problem(&path, &error))
             })
             .collect();
-        let mut rows: HashMap<RowId, (usize, usize), foldhash::fast::RandomState> = HashMap::default();
+        let mut rows = RowIndex::default();
         let mut sound: Vec<Block> = Vec::new();
         for (block, name) in blocks.into_iter().zip(&names) {
             seen.n_files += 1;
@@ -185,6 +185,7 @@ pub fn verify_cache(cache: &Path) -> Result<Verification, Error> {
                 Err(problem) => seen.problems.push(problem),
             }
         }
+        seen.n_rows += rows.len();
         for path in Manifest::list(&folder)? {
             seen.n_files += 1;
             if let Err(error) = Manifest::open(&path) {
@@ -210,23 +211,16 @@ pub fn verify_cache(cache: &Path) -> Result<Verification, Error> {
 }
 
 /// Adds a block's rows; those that are there already must have equal bytes.
-fn compare_rows(
-    seen: &mut Verification,
-    rows: &mut HashMap<RowId, (usize, usize), foldhash::fast::RandomState>,
-    sound: &[Block],
-    block: &Block,
-    path: &Path,
-) {
+fn compare_rows(seen: &mut Verification, rows: &mut RowIndex, sound: &[Block], block: &Block, path: &Path) {
     let mut repeated = Vec::new();
-    let read = block.for_each_id(|row, id| {
-        seen.n_rows += 1;
-        match rows.get(&id) {
-            None => {
-                rows.insert(id, (sound.len(), row));
+    let read = rows.check_room(block).and_then(|()| {
+        block.for_each_id(|row, id| {
+            if let Err(known) = rows.insert(id, (sound.len() as u32, row as u32)) {
+                // In this very block perhaps.
+                let (of, first) = rows.place_at(known);
+                repeated.push((row, of as usize, first as usize));
             }
-            // Twice in this very block: a picture that the data set holds twice.
-            Some(&(of, first)) => repeated.push((row, of, first)),
-        }
+        })
     });
     if let Err(error) = read {
         seen.problems.push(problem(path, &error));
@@ -289,105 +283,121 @@ pub struct Removed {
 /// A temporary file this old belongs to no running writer.
 const STALE: Duration = Duration::from_secs(3600);
 
-/// Removes leftovers of killed writers, blocks whose rows are all in other blocks, and what `options` name.
+/// Removes leftovers of killed writers, blocks whose rows are all in other blocks, and what `options` name. All of it is
+/// decided before anything goes, so that a dry run tells what a real one does.
 ///
 /// # Errors
 /// A folder that cannot be read, a file that cannot be removed.
 pub fn collect_garbage(cache: &Path, options: GarbageOptions) -> Result<Vec<Removed>, Error> {
+    let planned = Sweep::of(cache, options)?.removed;
+    if options.dry_run {
+        return Ok(planned);
+    }
     let mut removed = Vec::new();
-    let mut remove = |path: PathBuf, reason: String| -> Result<u64, Error> {
-        let is_folder = path.is_dir();
-        let n_bytes = if is_folder {
+    for item in planned {
+        let is_folder = item.path.is_dir();
+        // Someone may have opened it since.
+        if is_folder && is_in_use(&item.path) {
+            continue;
+        }
+        let done = if is_folder {
+            fs::remove_dir_all(&item.path)
+        } else {
+            fs::remove_file(&item.path)
+        };
+        match done {
+            Ok(()) => removed.push(item),
+            // Another collector was faster.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => return Err(FileError::at("remove", &item.path)(error).into()),
+        }
+    }
+    Ok(removed)
+}
+
+/// What is to go, none of it twice.
+#[derive(Debug, Default)]
+struct Sweep {
+    removed: Vec<Removed>,
+}
+
+impl Sweep {
+    fn of(cache: &Path, options: GarbageOptions) -> Result<Sweep, Error> {
+        let mut sweep = Sweep::default();
+        let folders = entry_folders(cache)?;
+        for folder in folders.iter().chain(&Job::list(cache)?) {
+            for path in stale_files(folder)? {
+                sweep.add(path, "left by a writer that was killed")?;
+            }
+        }
+        if options.damaged {
+            let problems = verify_cache(cache)?.problems.into_iter();
+            for problem in problems.filter(|problem| problem.is_damage) {
+                // Without its key nobody knows what the rows of an entry are.
+                let path = match problem.path.parent() {
+                    Some(entry) if problem.path.ends_with("key.json") => entry.to_owned(),
+                    _ => problem.path,
+                };
+                if !is_in_use(&path) {
+                    sweep.add(path, &problem.reason)?;
+                }
+            }
+        }
+        for folder in &folders {
+            for name in redundant_blocks(folder)? {
+                sweep.add(folder.join(name), "all its rows are in other blocks")?;
+            }
+        }
+        let mut entries: Vec<(PathBuf, SystemTime)> = folders
+            .into_iter()
+            .filter(|folder| !is_in_use(folder))
+            .map(|folder| {
+                let used = last_used(&folder);
+                (folder, used)
+            })
+            .collect();
+        // The last used first.
+        entries.sort_by(|a, b| b.1.cmp(&a.1).then(a.0.cmp(&b.0)));
+        if let Some(unused_for) = options.unused_for {
+            let now = SystemTime::now();
+            for (folder, used) in &entries {
+                if now.duration_since(*used).is_ok_and(|age| age > unused_for) {
+                    sweep.add(folder.clone(), "not used for that long")?;
+                }
+            }
+        }
+        if let Some(max_bytes) = options.max_bytes {
+            let in_all = folder_size(cache)?;
+            while in_all.saturating_sub(sweep.n_bytes()) > max_bytes {
+                let Some((folder, _)) = entries.pop() else { break };
+                sweep.add(folder, "the least recently used, to make room")?;
+            }
+        }
+        Ok(sweep)
+    }
+
+    /// Adds a file or a folder; a folder takes the place of what was to go from it.
+    fn add(&mut self, path: PathBuf, reason: &str) -> Result<(), Error> {
+        if self.removed.iter().any(|known| path.starts_with(&known.path)) {
+            return Ok(());
+        }
+        self.removed.retain(|known| !known.path.starts_with(&path));
+        let n_bytes = if path.is_dir() {
             folder_size(&path)?
         } else {
             fs::metadata(&path).map_or(0, |metadata| metadata.len())
         };
-        if !options.dry_run {
-            let done = if is_folder {
-                fs::remove_dir_all(&path)
-            } else {
-                fs::remove_file(&path)
-            };
-            match done {
-                Ok(()) => {}
-                // Another collector was faster.
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(0),
-                Err(error) => return Err(FileError::at("remove", &path)(error).into()),
-            }
-        }
-        removed.push(Removed {
+        self.removed.push(Removed {
             path,
             n_bytes,
-            reason,
+            reason: reason.to_owned(),
         });
-        Ok(n_bytes)
-    };
-    let folders = entry_folders(cache)?;
-    let jobs = Job::list(cache)?;
-    for folder in folders
-        .iter()
-        .map(PathBuf::as_path)
-        .chain(jobs.iter().map(PathBuf::as_path))
-    {
-        for path in stale_files(folder)? {
-            remove(path, "left by a writer that was killed".to_owned())?;
-        }
+        Ok(())
     }
-    if options.damaged {
-        for problem in verify_cache(cache)?
-            .problems
-            .into_iter()
-            .filter(|problem| problem.is_damage)
-        {
-            let name = problem
-                .path
-                .file_name()
-                .unwrap_or_default()
-                .to_string_lossy()
-                .into_owned();
-            match name.as_str() {
-                // Without its key nobody knows what the rows are.
-                "key.json" => {
-                    let entry = problem.path.parent().unwrap_or(&problem.path).to_owned();
-                    remove(entry, problem.reason)?
-                }
-                _ => remove(problem.path, problem.reason)?,
-            };
-        }
+
+    fn n_bytes(&self) -> u64 {
+        self.removed.iter().map(|item| item.n_bytes).sum()
     }
-    for folder in &folders {
-        for name in redundant_blocks(folder)? {
-            remove(folder.join(name), "all its rows are in other blocks".to_owned())?;
-        }
-    }
-    let mut entries = list_entries(cache)?;
-    if let Some(unused_for) = options.unused_for {
-        let now = SystemTime::now();
-        let is_old = |entry: &EntryInfo| {
-            now.duration_since(entry.last_used)
-                .is_ok_and(|age| age > unused_for)
-        };
-        for entry in entries.iter().filter(|entry| is_old(entry)) {
-            let folder = cache.join(&entry.name);
-            if !is_in_use(&folder) {
-                remove(folder, "not used for that long".to_owned())?;
-            }
-        }
-        entries.retain(|entry| !is_old(entry));
-    }
-    if let Some(max_bytes) = options.max_bytes {
-        let mut total: u64 = entries.iter().map(|entry| entry.n_bytes).sum();
-        while total > max_bytes {
-            let Some(entry) = entries.pop() else { break };
-            let folder = cache.join(&entry.name);
-            if is_in_use(&folder) {
-                continue;
-            }
-            remove(folder, "the least recently used, to make room".to_owned())?;
-            total -= entry.n_bytes;
-        }
-    }
-    Ok(removed)
 }
 
 fn stale_files(folder: &Path) -> Result<Vec<PathBuf>, Error> {
@@ -412,37 +422,49 @@ fn redundant_blocks(folder: &Path) -> Result<Vec<String>, Error> {
     let Ok(key) = Key::open(folder) else {
         return Ok(Vec::new());
     };
+    let mut rows = RowIndex::default();
+    // Per distinct row, the blocks that hold it.
+    let mut n_holders: Vec<u32> = Vec::new();
     let mut blocks: Vec<(String, Block)> = Vec::new();
-    let mut n_holders: HashMap<RowId, u32, foldhash::fast::RandomState> = HashMap::default();
     for name in block_names(folder)? {
         // A damaged one must not be what makes a sound one look redundant.
         let Ok(block) = Block::open(&folder.join(&name), key.dtype()) else {
             continue;
         };
-        let mut own = std::collections::HashSet::new();
-        let read = block.for_each_id(|_, id| {
-            own.insert(id);
-        });
-        if read.is_ok() {
-            own.into_iter()
-                .for_each(|id| *n_holders.entry(id).or_insert(0) += 1);
-            blocks.push((name, block));
-        }
+        let Ok(own) = distinct_rows(&block, &mut rows) else {
+            continue;
+        };
+        n_holders.resize(rows.len(), 0);
+        own.iter().for_each(|&row| n_holders[row] += 1);
+        blocks.push((name, block));
     }
     blocks.sort_by(|a, b| a.1.n_rows().cmp(&b.1.n_rows()).then(a.0.cmp(&b.0)));
     let mut redundant = Vec::new();
     for (name, block) in blocks {
-        let mut own = std::collections::HashSet::new();
-        let read = block.for_each_id(|_, id| {
-            own.insert(id);
-        });
-        if read.is_ok() && own.iter().all(|id| n_holders.get(id).is_some_and(|&n| n > 1)) {
-            own.iter()
-                .for_each(|id| *n_holders.get_mut(id).expect("counted above") -= 1);
+        let Ok(own) = distinct_rows(&block, &mut rows) else {
+            continue;
+        };
+        n_holders.resize(rows.len(), 0);
+        if own.iter().all(|&row| n_holders[row] > 1) {
+            own.iter().for_each(|&row| n_holders[row] -= 1);
             redundant.push(name);
         }
     }
     Ok(redundant)
+}
+
+/// The rows of a block, each once, as `rows` counts them; those that are new to it are added.
+fn distinct_rows(block: &Block, rows: &mut RowIndex) -> Result<Vec<usize>, Error> {
+    let mut own = Vec::with_capacity(block.n_rows());
+    rows.check_room(block)?;
+    block.for_each_id(|_, id| {
+        let next = rows.len();
+        // Where a row lies is not asked here: all of them make one run.
+        own.push(rows.insert(id, (0, next as u32)).err().unwrap_or(next));
+    })?;
+    own.sort_unstable();
+    own.dedup();
+    Ok(own)
 }
 
 /// The other entries of a cache and in what their keys differ from `key`, the nearest first.

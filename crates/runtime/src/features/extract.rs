@@ -14,6 +14,7 @@ use super::job::{Job, Plan};
 use super::key::{FeatureType, Key, KeySpec, Recipe, ViewKey};
 use super::pipeline::{Pipeline, Spent};
 use super::pool::Pool;
+use super::reasons::Reasons;
 use super::shard::Shard;
 use super::store::{Budget, RowId, Store};
 use super::texts::Texts;
@@ -48,6 +49,28 @@ pub struct Views {
     pub augment: Augment,
     /// How many per sample.
     pub count: u32,
+}
+
+impl Views {
+    /// Whether every part is in range and no view is a picture that is there already; says which is not.
+    ///
+    /// # Errors
+    /// A sentence for the caller.
+    pub fn check(&self) -> Result<(), String> {
+        self.augment.check()?;
+        let n = self.count;
+        if self.augment.is_random() {
+            Ok(())
+        } else if self.augment.crop.is_none() && self.augment.flip == 0.0 {
+            Err("a view that is neither cropped nor mirrored is the plain picture once more".to_owned())
+        } else if n > 1 {
+            Err(format!(
+                "nothing of these views is random: all {n} would be the same picture, and one is enough"
+            ))
+        } else {
+            Ok(())
+        }
+    }
 }
 
 /// How samples become input.
@@ -145,6 +168,9 @@ pub fn extract<'d>(
     monitor: Monitor<'_>,
 ) -> Result<Extraction<'d>, Error> {
     let start = Instant::now();
+    if let Some(views) = config.views {
+        views.check().map_err(Error::Usage)?;
+    }
     let batch_size = match config.input {
         Preparation::Pictures(preprocess) => check_input(model, preprocess, config.batch_size)?,
         Preparation::Texts(_) => check_text(config)?,
@@ -206,7 +232,7 @@ pub fn extract<'d>(
         misses: AtomicUsize::new(0),
         outcomes: Mutex::new(Outcomes {
             ids: vec![RowId::default(); range.len()],
-            left_out: std::collections::BTreeMap::new(),
+            left_out: Reasons::default(),
         }),
     };
     let note = serde_json::json!({
@@ -247,7 +273,8 @@ pub fn extract<'d>(
     }
 
     let misses = work.misses.into_inner();
-    let outcomes = work.outcomes.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let mut outcomes = work.outcomes.into_inner().unwrap_or_else(PoisonError::into_inner);
+    outcomes.left_out.sort();
     let mut stores = entries
         .into_iter()
         .map(|entry| entry.store.into_inner().unwrap_or_else(PoisonError::into_inner))
@@ -390,4 +417,39 @@ pub(crate) fn sessions_for(model: &Model, device: Device, threads: usize) -> (us
     }
     let n_sessions = (SESSIONS_BYTES / model.n_bytes().max(1)).clamp(1, threads.max(1));
     (n_sessions, (threads / n_sessions).max(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::image::RandomCrop;
+
+    #[test]
+    fn views_that_would_be_one_picture_are_refused() {
+        let check = |crop: Option<(f64, f64)>, flip: f64, count: u32| {
+            let crop = crop.map(|(scale, ratio)| RandomCrop {
+                scale: [scale, 1.0],
+                ratio: [1.0, ratio],
+            });
+            let augment = Augment { seed: 0, crop, flip };
+            Views { augment, count }.check().err().unwrap_or_default()
+        };
+        for random in [
+            check(Some((0.08, 1.0)), 0.0, 9),
+            check(Some((1.0, 1.5)), 0.0, 9),
+            check(Some((1.0, 1.0)), 0.5, 9),
+            check(None, 0.5, 9),
+            // One picture each, and another than the plain one.
+            check(None, 1.0, 1),
+            check(Some((1.0, 1.0)), 0.0, 1),
+        ] {
+            assert_eq!(random, "");
+        }
+        let all_alike =
+            "nothing of these views is random: all 2 would be the same picture, and one is enough";
+        assert_eq!(check(None, 1.0, 2), all_alike);
+        assert_eq!(check(Some((1.0, 1.0)), 1.0, 2), all_alike);
+        let plain = "a view that is neither cropped nor mirrored is the plain picture once more";
+        assert_eq!(check(None, 0.0, 1), plain);
+    }
 }

@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::job::Job;
 use super::manifest::{Header, Line, Manifest, save_manifest};
+use super::reasons::Reasons;
 use super::shard::Shard;
 use super::store::{RowId, Store};
 use crate::data::{Dataset, LeftOut};
@@ -16,7 +17,8 @@ use crate::error::Error;
 #[derive(Debug)]
 pub(super) struct Outcomes {
     pub(super) ids: Vec<RowId>,
-    pub(super) left_out: std::collections::BTreeMap<usize, String>,
+    /// By the sample's place among them.
+    pub(super) left_out: Reasons,
 }
 
 /// What came of an extraction.
@@ -54,7 +56,7 @@ impl Extraction<'_> {
     /// Whether a sample's features are there, by its number in the data set.
     pub fn has_row(&self, sample: usize) -> bool {
         sample.checked_sub(self.first).is_some_and(|offset| {
-            offset < self.outcomes.ids.len() && !self.outcomes.left_out.contains_key(&offset)
+            offset < self.outcomes.ids.len() && self.outcomes.left_out.get(offset).is_none()
         })
     }
 
@@ -64,15 +66,18 @@ impl Extraction<'_> {
     }
 
     pub(super) fn lines(&self) -> impl Iterator<Item = Line<'_>> {
-        self.outcomes.ids.iter().enumerate().map(|(offset, id)| {
+        let mut left_out = self.outcomes.left_out.iter().peekable();
+        self.outcomes.ids.iter().enumerate().map(move |(offset, id)| {
             let sample = self.first + offset;
-            let reason = self.outcomes.left_out.get(&offset);
+            let reason = left_out
+                .next_if(|&(at, _)| at == offset)
+                .map(|(_, reason)| reason);
             Line {
                 name: self.data.name(sample),
                 id: reason.is_none().then_some(*id),
                 label: self.data.label(sample),
                 split: self.data.split(sample),
-                left_out: reason.map(|reason| reason.as_str().into()),
+                left_out: reason.map(Into::into),
             }
         })
     }
@@ -113,7 +118,7 @@ impl Extraction<'_> {
     pub fn left_out(&self) -> impl Iterator<Item = LeftOut> {
         let unread = self.outcomes.left_out.iter().map(|(offset, reason)| LeftOut {
             name: self.data.name(self.first + offset).into_owned(),
-            reason: reason.clone(),
+            reason: reason.to_owned(),
         });
         self.data.left_out().iter().cloned().chain(unread)
     }

@@ -142,7 +142,7 @@ pub struct JobStatus {
     pub source: PathBuf,
     /// Parts in all.
     pub shards: usize,
-    /// Parts with a marker.
+    /// Parts with a marker whose rows can still be there.
     pub done: usize,
     /// Samples in all.
     pub n: usize,
@@ -150,8 +150,10 @@ pub struct JobStatus {
     pub n_done: usize,
     /// Of those, samples that were left out.
     pub n_left_out: usize,
-    /// Parts without a marker, in order.
+    /// Parts that are to be run, in order: those without a marker, and all of them where an entry is absent.
     pub missing: Vec<usize>,
+    /// Entries of the job, those of its views among them, that are not in the cache any more.
+    pub absent_entries: Vec<String>,
 }
 
 impl Job {
@@ -328,7 +330,18 @@ impl Job {
         Ok(Some(Manifest::new(header, lines.into_iter())))
     }
 
-    /// How far the job is.
+    /// Entries of the job that are not in its cache.
+    fn absent_entries(&self) -> Vec<String> {
+        let cache = self.folder.ancestors().nth(2).unwrap_or(Path::new(""));
+        let views = self.plan.views.iter().flatten();
+        let names = self.plan.entries.iter().chain(views);
+        names
+            .filter(|name| !cache.join(name).join("key.json").exists())
+            .cloned()
+            .collect()
+    }
+
+    /// How far the job is. An entry that was removed since takes the rows of all parts with it.
     ///
     /// # Errors
     /// [`Error::Damaged`] for a marker.
@@ -342,7 +355,12 @@ impl Job {
             n_done: 0,
             n_left_out: 0,
             missing: Vec::new(),
+            absent_entries: self.absent_entries(),
         };
+        if !status.absent_entries.is_empty() {
+            status.missing.extend(0..self.plan.shards);
+            return Ok(status);
+        }
         for index in 0..self.plan.shards {
             match self.part(index)? {
                 None => status.missing.push(index),

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::block::check_name;
 use super::matrix::Features;
+use super::reasons::Reasons;
 use super::store::{RowId, Store};
 use crate::data::Split;
 use crate::error::Error;
@@ -79,7 +80,7 @@ pub struct Manifest {
     pub header: Header,
     names: String,
     rows: Vec<Row>,
-    left_out: Vec<(usize, String)>,
+    left_out: Reasons,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -116,7 +117,7 @@ impl Manifest {
             header,
             names: String::new(),
             rows: Vec::new(),
-            left_out: Vec::new(),
+            left_out: Reasons::default(),
         };
         lines.for_each(|line| manifest.push(line));
         manifest
@@ -125,8 +126,8 @@ impl Manifest {
     fn push(&mut self, line: Line<'_>) {
         self.names.push_str(&line.name);
         if line.id.is_none() {
-            let reason = line.left_out.unwrap_or_default().into_owned();
-            self.left_out.push((self.rows.len(), reason));
+            let reason = line.left_out.unwrap_or_default();
+            self.left_out.push(self.rows.len(), &reason);
         }
         self.rows.push(Row {
             id: line.id.unwrap_or_default(),
@@ -158,13 +159,13 @@ impl Manifest {
         self.rows.iter().enumerate().map(move |(sample, row)| {
             let name = &self.names[name_start..row.name_end];
             name_start = row.name_end;
-            let reason = left_out.next_if(|(at, _)| *at == sample);
+            let reason = left_out.next_if(|&(at, _)| at == sample);
             Line {
                 name: Cow::Borrowed(name),
                 id: reason.is_none().then_some(row.id),
                 label: (row.label != UNLABELLED).then_some(row.label),
                 split: row.split,
-                left_out: reason.map(|(_, reason)| Cow::Borrowed(reason.as_str())),
+                left_out: reason.map(|(_, reason)| Cow::Borrowed(reason)),
             }
         })
     }

@@ -4,7 +4,7 @@
 //! the block that was being filled. Rows are found by the BLAKE3 digest of what they were made of (a picture's bytes):
 //! renaming or relabelling changes nothing.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -15,6 +15,7 @@ use pth::{AtomicFile, Existing, FileError};
 use rayon::prelude::*;
 
 use super::block::{Block, ENDING, PREFIX, Rows};
+use super::index::RowIndex;
 use super::key::{FeatureType, Key};
 use super::matrix::{Features, Piece};
 use crate::error::Error;
@@ -92,8 +93,7 @@ pub struct Store {
     dtype: FeatureType,
     blocks: Vec<Block>,
     names: HashSet<String>,
-    /// Block and row by id.
-    rows: HashMap<RowId, (u32, u32), foldhash::fast::RandomState>,
+    rows: RowIndex,
     row_shape: Option<Vec<usize>>,
     /// Locked as long as the entry is open, so that `gc` leaves it; where a file system has no locks nothing is lost but
     /// that.
@@ -132,7 +132,7 @@ impl Store {
             dtype: key.dtype(),
             blocks: Vec::new(),
             names: HashSet::new(),
-            rows: HashMap::default(),
+            rows: RowIndex::default(),
             row_shape: None,
         };
         store.refresh()?;
@@ -177,7 +177,7 @@ impl Store {
         name.to_string_lossy().into_owned()
     }
 
-    /// Rows in the entry.
+    /// Rows in the entry; one that several blocks hold counts once.
     pub fn n_rows(&self) -> usize {
         self.rows.len()
     }
@@ -199,12 +199,12 @@ impl Store {
 
     /// Whether there is a row of that id.
     pub fn contains(&self, id: &RowId) -> bool {
-        self.rows.contains_key(id)
+        self.rows.contains(id)
     }
 
     /// Block and row of an id, none where there is no such row.
     pub(super) fn place(&self, id: &RowId) -> Option<(u32, u32)> {
-        self.rows.get(id).copied()
+        self.rows.place(id)
     }
 
     /// The rows of every block, mapped where they lie.
@@ -262,12 +262,13 @@ impl Store {
                 format!("rows of shape {shape:?} among rows of {known:?}"),
             ));
         }
-        let too_many = "more blocks or rows than the index can count";
-        let block_idx = u32::try_from(self.blocks.len()).map_err(|_| bad(&path, too_many))?;
-        u32::try_from(block.n_rows()).map_err(|_| bad(&path, too_many))?;
+        let block_idx = u32::try_from(self.blocks.len())
+            .map_err(|_| bad(&path, "more blocks than an entry's index can count"))?;
+        self.rows.check_room(&block)?;
         let rows = &mut self.rows;
         block.for_each_id(|row, id| {
-            rows.entry(id).or_insert((block_idx, row as u32));
+            // The first block that has a row gives it.
+            let _ = rows.insert(id, (block_idx, row as u32));
         })?;
         self.names.insert(name);
         self.blocks.push(block);
@@ -298,7 +299,7 @@ pub(super) fn block_names(folder: &Path) -> Result<Vec<String>, Error> {
     Ok(names)
 }
 
-pub(super) fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
+pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
     let mut file = AtomicFile::create(path, Existing::Replace)?;
     file.write_all(bytes).map_err(FileError::at("write", path))?;
     file.commit()

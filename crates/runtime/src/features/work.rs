@@ -151,7 +151,7 @@ impl Work<'_> {
         let mut outcomes = self.outcomes.lock().unwrap_or_else(PoisonError::into_inner);
         match outcome {
             Ok(id) => outcomes.ids[offset] = id,
-            Err(reason) => drop(outcomes.left_out.insert(offset, reason)),
+            Err(reason) => outcomes.left_out.push(offset, &reason),
         }
         drop(outcomes);
         let done = self.done.fetch_add(1, Ordering::Relaxed) + 1;

@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use super::exif::Orientation;
 use super::resize::PIXEL;
+use super::room::ROOM;
 use super::{bmp, gif, jpeg, png, pnm, webp};
 
 /// Eight-bit pixels, four bytes each (red, green, blue, unused), rows top down.
@@ -176,6 +177,21 @@ impl<'b> Picture<'b> {
         }
     }
 
+    /// Bytes that [`rows`](Picture::rows) holds at once of a picture that does not come row by row.
+    fn n_held_bytes(&self) -> usize {
+        /// What decoders make first has at most as much.
+        const DEFERRED: usize = 2 * PIXEL;
+        let (width, height) = self.size();
+        match self {
+            Picture::Jpeg(reader) => reader.n_held_bytes(),
+            Picture::Png(reader) => reader.n_held_bytes(),
+            Picture::Deferred { .. } => width * height * DEFERRED,
+            // As it lay, and turned.
+            Picture::Turned(picture, _) => width * height * 2 * PIXEL + picture.n_held_bytes(),
+            Picture::Whole(_) => 0,
+        }
+    }
+
     pub(super) fn into_pixels(self) -> Result<Pixels, DecodeError> {
         let (width, height) = self.size();
         match self {
@@ -220,6 +236,7 @@ impl<'b> Picture<'b> {
     ) -> Result<(), DecodeError> {
         /// Enough to filter several at once, few enough to stay in the cache.
         const AT_ONCE: usize = 8;
+        let _room = ROOM.take(self.n_held_bytes());
         match self {
             Picture::Jpeg(mut reader) => {
                 let held = reader.start(columns)?;

@@ -259,6 +259,17 @@ impl<'b> Reader<'b> {
         self.next(&mut vec![0; stride], stride, 1).map(drop)
     }
 
+    /// Of a picture in several scans all coefficients are held, two bytes each; at most as many as there are pixels times
+    /// components.
+    pub(super) fn n_held_bytes(&self) -> usize {
+        let info = self.info();
+        let n_components = usize::try_from(info.num_components).unwrap_or(4);
+        match self.has_multiple_scans() {
+            true => info.image_width as usize * info.image_height as usize * n_components * 2,
+            false => 0,
+        }
+    }
+
     fn has_multiple_scans(&self) -> bool {
         // SAFETY: only a flag is read, once the header has been.
         unsafe { ffi::jpeg_has_multiple_scans(self.info()) != 0 }

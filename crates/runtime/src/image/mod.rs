@@ -20,6 +20,7 @@ mod pnm;
 mod prepare;
 mod presets;
 mod resize;
+mod room;
 mod spec;
 mod timm;
 mod view;

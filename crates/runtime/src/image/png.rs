@@ -63,6 +63,14 @@ impl<'b> Reader<'b> {
         (self.width, self.height)
     }
 
+    /// An interlaced picture is held whole.
+    pub(super) fn n_held_bytes(&self) -> usize {
+        match self.reader.info().interlaced {
+            true => self.reader.output_buffer_size().unwrap_or(0),
+            false => 0,
+        }
+    }
+
     /// Passes over `n_rows` rows.
     pub(super) fn skip(&mut self, n_rows: usize) -> Result<(), DecodeError> {
         (0..n_rows).try_for_each(|_| self.row(&mut []))

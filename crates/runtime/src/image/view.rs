@@ -102,6 +102,16 @@ impl Augment {
         Ok(())
     }
 
+    /// Whether the views of a picture can differ from each other.
+    pub fn is_random(&self) -> bool {
+        let flips = self.flip > 0.0 && self.flip < 1.0;
+        let crops = self.crop.is_some_and(|crop| {
+            let [narrowest, widest] = crop.ratio;
+            crop.scale != [1.0, 1.0] || narrowest < widest
+        });
+        flips || crops
+    }
+
     /// View `index` of the picture `id` (the BLAKE3 digest of its bytes), whose size is (width, height) as
     /// [`Preprocess::source_size`](super::Preprocess::source_size) gives it.
     pub fn view(&self, id: &[u8; 32], index: u32, size: (usize, usize)) -> View {

@@ -25,6 +25,9 @@ pub struct TextOptions {
 pub struct TextRecipe {
     /// BLAKE3 of `tokenizer.json`'s content, whatever the order and the spacing of it, padding and truncation left out.
     tokenizer: String,
+    /// The token that stands where there is none; some graphs count what is not it. Entries of before do not say.
+    #[serde(default)]
+    pad_id: Option<u32>,
     lowercase: bool,
     prompt: String,
     max_length: usize,
@@ -42,7 +45,7 @@ const DEFAULT_MAX_LENGTH: usize = 512;
 impl TextRecipe {
     /// Options before files before defaults; what was assumed is said in `notes`.
     pub(super) fn new(
-        tokenizer: String,
+        (tokenizer, pad_id): (String, u32),
         in_tokenizer: Option<usize>,
         config: &FolderConfig,
         options: &TextOptions,
@@ -62,6 +65,7 @@ impl TextRecipe {
         });
         TextRecipe {
             tokenizer,
+            pad_id: Some(pad_id),
             lowercase: config.lowercase,
             prompt: options
                 .prompt
@@ -95,6 +99,10 @@ impl TextRecipe {
     /// What is put in front of each text.
     pub fn prompt(&self) -> &str {
         &self.prompt
+    }
+
+    pub(super) fn pad_id(&self) -> u32 {
+        self.pad_id.unwrap_or(0)
     }
 
     pub(super) fn lowercase(&self) -> bool {

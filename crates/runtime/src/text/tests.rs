@@ -484,6 +484,8 @@ fn the_recipe_is_the_content_and_not_the_file() {
             json!({"max_seq_length": 48, "do_lower_case": true}),
         ),
         ("tokenizer_config.json", json!({"truncation_side": "left"})),
+        // Another padding token, and nothing else of these files.
+        ("tokenizer_config.json", json!({"pad_token": "[MASK]"})),
         (
             "modules.json",
             json!([{"type": "x.Pooling", "path": "1_Pooling"}]),

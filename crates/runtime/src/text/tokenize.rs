@@ -12,6 +12,7 @@ use super::batch::TextBatch;
 use super::config::{FolderConfig, bad, read};
 use super::pool::{normalize, pool_text};
 use super::recipe::{TextOptions, TextRecipe};
+use crate::contained::contain;
 use crate::error::Error;
 
 /// A text beyond this is refused: tokenizing takes a hundred times its size before the rest is cut off.
@@ -22,7 +23,6 @@ pub struct TextEncoder {
     path: PathBuf,
     tokenizer: Tokenizer,
     recipe: TextRecipe,
-    pad_id: u32,
     n_prompt_tokens: usize,
     notes: Vec<String>,
 }
@@ -83,13 +83,18 @@ impl TextEncoder {
             .and_then(|n| usize::try_from(n).ok());
         let pad_id = pad_id(&content, &config, &tokenizer);
         let mut notes = Vec::new();
-        let recipe = TextRecipe::new(digest(&mut content), in_tokenizer, &config, options, &mut notes);
+        let recipe = TextRecipe::new(
+            (digest(&mut content), pad_id),
+            in_tokenizer,
+            &config,
+            options,
+            &mut notes,
+        );
         set_up(&mut tokenizer, &recipe)?;
         let mut encoder = TextEncoder {
             path,
             tokenizer,
             recipe,
-            pad_id,
             n_prompt_tokens: 0,
             notes,
         };
@@ -136,7 +141,7 @@ impl TextEncoder {
 
     /// The token that stands where there is none.
     pub fn pad_id(&self) -> u32 {
-        self.pad_id
+        self.recipe.pad_id()
     }
 
     /// Makes tokens of a text.
@@ -228,7 +233,7 @@ impl TextEncoder {
 /// Does what the `tokenizers` crate may panic in, since it takes much of a file at its word.
 fn guarded<T>(work: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, String> {
     // What is borrowed is only read, or thrown away after a panic.
-    match std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)) {
+    match contain(work) {
         Ok(result) => result.map_err(|error| error.to_string()),
         Err(_) => Err("its parts do not fit together".to_owned()),
     }

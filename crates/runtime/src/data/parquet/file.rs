@@ -3,7 +3,6 @@
 
 use std::fs::File;
 use std::io::{BufReader, Read};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 use super::super::positional;
@@ -15,6 +14,8 @@ use parquet::file::metadata::ParquetMetaData;
 use parquet::file::properties::ReaderProperties;
 use parquet::file::reader::{ChunkReader, FileReader, Length};
 use parquet::file::serialized_reader::{ReadOptionsBuilder, SerializedFileReader};
+
+use crate::contained::contain;
 
 /// A page of a hundred large pictures is far below this.
 const MAX_PAGE_BYTES: i64 = 1 << 30;
@@ -103,7 +104,7 @@ impl ParquetFile {
 
 /// Runs the decoder; what it says, and a panic of it, is the reason.
 pub(super) fn guarded<T>(decode: impl FnOnce() -> ParquetResult<T>) -> Result<T, String> {
-    match catch_unwind(AssertUnwindSafe(decode)) {
+    match contain(decode) {
         Ok(Ok(value)) => Ok(value),
         Ok(Err(error)) => Err(reason(&error)),
         Err(_) => Err("its bytes make no sense".to_owned()),
