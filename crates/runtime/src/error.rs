@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use pth::FileError;
 
 use crate::engine::{CudaMissing, Device};
+use crate::template::{NoTemplate, TemplateError};
 
 /// The errors of this crate.
 #[derive(Debug, thiserror::Error)]
@@ -158,6 +159,12 @@ pub enum Error {
         /// The rows of the step.
         rows: String,
     },
+    /// A checkpoint that no template fits, with the nearest.
+    #[error("{0}")]
+    NoTemplate(Box<NoTemplate>),
+    /// A template that cannot be read, or not be made a network of.
+    #[error(transparent)]
+    Template(Box<TemplateError>),
     /// The state-dict layer below.
     #[error(transparent)]
     Surgery(Box<surgery::Error>),

@@ -1,0 +1,1 @@
+//! Templates from text to graph.
