@@ -145,3 +145,16 @@ fn value_info((name, axes): &(String, Vec<Axis>)) -> Vec<u8> {
     wire::put_bytes(&mut out, 2, &type_proto);
     out
 }
+
+#[cfg(test)]
+impl Model {
+    /// What the nodes are called, in order.
+    pub(crate) fn node_names(&self) -> impl Iterator<Item = &str> {
+        self.nodes.iter().map(|node| node.name.as_str())
+    }
+
+    /// Whether a weight is called so.
+    pub(crate) fn has_initializer(&self, name: &str) -> bool {
+        self.initializers.contains_key(name)
+    }
+}

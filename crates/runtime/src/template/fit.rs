@@ -292,10 +292,11 @@ fn search(
         return Err(no_such(choice, &candidates));
     }
     let is_asked_for = chosen.len() == 1 && *choice != Choice::Shipped;
+    let n_loaded = interpreter.modules.len();
     let mut best: Option<NoTemplate> = None;
     for (file, name) in chosen {
         // What one network leaves behind is no part of the next.
-        interpreter.modules.clear();
+        interpreter.modules.truncate(n_loaded);
         let wanted = interpreter
             .build(*file, name)
             .map(|root| wanted(&interpreter, root));

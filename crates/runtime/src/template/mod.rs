@@ -15,8 +15,10 @@ mod fit;
 mod functions;
 mod interpreter;
 mod lex;
+mod open;
 mod parse;
 mod shipped;
+mod summary;
 mod syntax;
 #[cfg(test)]
 mod tests;
@@ -26,3 +28,5 @@ mod value;
 pub use emit::InputSize;
 pub use fault::TemplateError;
 pub use fit::{Choice, NoTemplate, Template};
+pub use open::{GraphOptions, open_graph};
+pub use summary::{BatchSize, Column, NetworkRow, NetworkSummary, SummaryFormat};

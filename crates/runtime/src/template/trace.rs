@@ -57,16 +57,19 @@ pub(super) enum Values {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Call {
     pub(super) module: ModuleId,
+    /// Sizes of what it was given first.
+    pub(super) input: Vec<Dim>,
     /// Sizes of what it gave, of the first where it gave several; empty until it ends.
     pub(super) output: Vec<Dim>,
 }
 
 impl Trace {
     /// Begins a call of a module that is at `path` in the network; empty for the network itself.
-    pub(super) fn enter(&mut self, module: ModuleId, path: &str) {
+    pub(super) fn enter(&mut self, module: ModuleId, path: &str, input: Vec<Dim>) {
         self.open.push(self.calls.len());
         self.calls.push(Call {
             module,
+            input,
             output: Vec::new(),
         });
         let name = scope_name(path);

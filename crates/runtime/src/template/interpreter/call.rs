@@ -190,7 +190,8 @@ impl Interpreter<'_> {
     /// What a module gives for its input, written into the trace.
     pub(in crate::template) fn call_module(&mut self, id: ModuleId, args: Args) -> Result<Value, Fault> {
         let path = self.paths.get(&id).cloned().unwrap_or_default();
-        self.trace.enter(id, &path);
+        let input = args.positional.first().map(first_shape).unwrap_or_default();
+        self.trace.enter(id, &path, input);
         let out = self.forward(id, args)?;
         let shape = first_shape(&out);
         self.trace.exit(&shape);
