@@ -1,6 +1,7 @@
 //! What the end-to-end tests share: the binary, ONNX Runtime, a scratch folder, and checks of what a command says.
 
 pub mod checkpoints;
+pub mod digits;
 pub mod onnx;
 pub mod runs;
 

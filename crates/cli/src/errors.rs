@@ -148,7 +148,7 @@ fn judge_io(error: &io::Error) -> (u8, Option<String>) {
 fn judge_runtime(error: &runtime::Error) -> Option<(u8, Option<String>)> {
     use runtime::Error::{
         CacheFull, Cancelled, CropMismatch, CudaMissing, Damaged, Exists, Gpu, GpuMemory, HalfOverflow,
-        Install, Interrupted, JobDiffers, JobUnfinished, NoSplit, NotFinite, OrtMissing, OrtUnusable,
+        Install, Interrupted, JobDiffers, JobUnfinished, NoSplit, NoTemplate, NotFinite, OrtMissing, OrtUnusable,
         UnknownTensor, Usage,
     };
     Some(match error {

@@ -11,7 +11,8 @@ use crate::template::value::{Scope, Value};
 
 impl Interpreter<'_> {
     pub(super) fn eval(&mut self, expr: &Expr, scope: Option<&Rc<Scope>>) -> Result<Value, Fault> {
-        self.value_of(expr, scope).map_err(|fault| fault.at(&expr.span))
+        self.nested(|interpreter| interpreter.value_of(expr, scope))
+            .map_err(|fault| fault.at(&expr.span))
     }
 
     fn value_of(&mut self, expr: &Expr, scope: Option<&Rc<Scope>>) -> Result<Value, Fault> {

@@ -26,6 +26,8 @@ use super::value::{Base, Class, Closure, Module, ModuleId, Parent, Scope, Value}
 const MAX_STEPS: usize = 5_000_000;
 /// Calls within calls.
 const MAX_CALLS: usize = 64;
+/// Expressions and blocks within each other, over all calls: what the stack of a thread has room for.
+const MAX_NESTING: usize = 400;
 /// Modules of one network.
 const MAX_MODULES: usize = 100_000;
 
@@ -44,6 +46,7 @@ pub(super) struct Interpreter<'s> {
     pub(super) sizes: &'s Sizes<'s>,
     steps: usize,
     depth: usize,
+    nesting: usize,
 }
 
 struct File {
@@ -75,6 +78,7 @@ impl<'s> Interpreter<'s> {
             sizes,
             steps: 0,
             depth: 0,
+            nesting: 0,
         }
     }
 
@@ -157,7 +161,23 @@ impl<'s> Interpreter<'s> {
         Ok(())
     }
 
+    /// Does something within what is being done.
+    fn nested<T>(&mut self, work: impl FnOnce(&mut Self) -> Result<T, Fault>) -> Result<T, Fault> {
+        self.nesting += 1;
+        let out = if self.nesting > MAX_NESTING {
+            Err(Fault::new("too much within each other"))
+        } else {
+            work(self)
+        };
+        self.nesting -= 1;
+        out
+    }
+
     fn block(&mut self, statements: &[Statement], scope: Option<&Rc<Scope>>) -> Result<Flow, Fault> {
+        self.nested(|interpreter| interpreter.statements(statements, scope))
+    }
+
+    fn statements(&mut self, statements: &[Statement], scope: Option<&Rc<Scope>>) -> Result<Flow, Fault> {
         for statement in statements {
             self.step()?;
             let flow = self

@@ -110,6 +110,7 @@ fn nothing_runs_for_ever_or_too_deep() {
             "def f(n):\n    for a in range(90000):\n        for b in range(90000):\n            pass\n\n\n@model\ndef g():\n    return f(1)\n",
             "steps",
         ),
+        (calls.as_str(), "within each other"),
         ("x = range(10 ** 12)\n", "a range of more than"),
         ("x = [0] * 10 ** 12\n", "a list of more than"),
         ("x = 9223372036854775807 + 1\n", "too large"),
