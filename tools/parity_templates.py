@@ -166,7 +166,7 @@ def compare_names(label, net, model, size, folder):
     except Exception as error:  # a release without the exporter
         print(f"  {label}: torch's exporter: {str(error)[:80]}")
         return
-    kinds = {"Conv", "BatchNormalization", "Relu", "Add", "Gemm", "MaxPool", "GlobalAveragePool", "Clip", "HardSwish", "LayerNormalization", "Flatten"}
+    kinds = {"Conv", "BatchNormalization", "Relu", "Add", "Gemm", "MaxPool", "GlobalAveragePool", "Clip", "HardSwish", "LayerNormalization"}
     names = lambda graph: [(node.op_type, node.name) for node in graph.node if node.op_type in kinds]
     theirs = names(onnx.load(str(path)).graph)
     check(f"{label}: names of nodes", names(model.graph), theirs)

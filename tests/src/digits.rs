@@ -10,8 +10,8 @@ pub fn check_features(entry: &Path) {
     let store = runtime::features::Store::open_entry(entry).expect("an entry");
     let manifests = runtime::features::Manifest::list(entry).expect("its manifests");
     let manifest = runtime::features::Manifest::open(&manifests[0]).expect("a manifest");
-    let (expected, _) = surgery::open_safetensors(&fixture("digits/expected_features.safetensors"))
-        .expect("the features");
+    let (expected, _) =
+        surgery::open_safetensors(&fixture("digits/expected_features.safetensors")).expect("the features");
     let expected = expected.get("features").expect("features");
     let described = fs::read(fixture("digits/expected_features.json")).expect("their paths");
     let described: serde_json::Value = serde_json::from_slice(&described).expect("JSON");

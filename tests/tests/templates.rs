@@ -67,10 +67,11 @@ fn features_of_a_checkpoint_are_pytorchs_and_those_of_the_graph_made_of_it() {
         command.arg("--data").arg(fixture("digits/pictures"));
         command
     };
-    let checkpoint = extract(fixture("digits/backbone.pth"), &["--input-size", "32"]);
+    let checkpoint = extract(fixture("digits/backbone.pth"), &[]);
     let said = run(with_template(checkpoint)).ok();
     assert!(
-        said.stderr.contains("is a DigitsCnn, for pictures of 3 x 32 x 32"),
+        said.stderr
+            .contains("is a DigitsCnn, for pictures of 3 x 32 x 32"),
         "{}",
         said.stderr
     );
@@ -85,11 +86,13 @@ fn features_of_a_checkpoint_are_pytorchs_and_those_of_the_graph_made_of_it() {
 #[test]
 fn the_table_has_shapes_and_marks() {
     let scratch = Scratch::new();
-    let mut edit = scratch.command_without_runtime(["convert", "--freeze", "conv1.**", "--freeze", "conv2.**"]);
+    let mut edit =
+        scratch.command_without_runtime(["convert", "--freeze", "conv1.**", "--freeze", "conv2.**"]);
     edit.arg(fixture("digits/backbone.pth")).arg("frozen.pth");
     run(edit).ok();
     let table = |more: &[&str]| {
-        let mut command = scratch.command_without_runtime(["summary", "frozen.pth", "--input-size", "10,3,32,32"]);
+        let mut command =
+            scratch.command_without_runtime(["summary", "frozen.pth", "--input-size", "10,3,32,32"]);
         command.args(more);
         run(with_template(command)).ok().stdout
     };
@@ -120,7 +123,10 @@ Estimated Total Size (MB): 5.04
 ";
     assert_eq!(table(&["--depth", "1"]), expected);
     let wide = table(&["--columns", "kernel_size,mult_adds", "--var-names"]);
-    assert!(wide.contains("│    └─Conv2d (conv): 2-1                [3, 3]                    4,423,680\n"), "{wide}");
+    assert!(
+        wide.contains("│    └─Conv2d (conv): 2-1                [3, 3]                    4,423,680\n"),
+        "{wide}"
+    );
 }
 
 #[test]
@@ -130,20 +136,36 @@ fn what_fits_no_template_is_said() {
     let mut command = scratch.command_without_runtime(["convert"]);
     command.arg(&checkpoint).arg("m.onnx");
     let said = run(command).fails(3, "backbone.pth` fits no template, and `");
-    assert!(said.stderr.contains("is the nearest: ") && said.stderr.contains(" missing ("), "{}", said.stderr);
+    assert!(
+        said.stderr.contains("is the nearest: ") && said.stderr.contains(" missing ("),
+        "{}",
+        said.stderr
+    );
     assert!(said.stderr.contains("hint: --template FILE"), "{}", said.stderr);
     assert!(!scratch.path("m.onnx").exists());
 
-    let mut command = scratch.command_without_runtime(["summary", "--input-size", "1,3,32,32", "--template", "resnet18"]);
+    let mut command =
+        scratch.command_without_runtime(["summary", "--input-size", "1,3,32,32", "--template", "resnet18"]);
     command.arg(&checkpoint);
     run(command).fails(3, "does not fit the template `resnet18`");
 
-    let bad = scratch.write("net.template", b"class Net(nn.Module):\n    def __init__(self):\n        self.fc = nn.Linear(64)\n");
+    let bad = scratch.write(
+        "net.template",
+        b"class Net(nn.Module):\n    def __init__(self):\n        self.fc = nn.Linear(64)\n",
+    );
     let mut command = scratch.command_without_runtime(["convert"]);
     command.arg(&checkpoint).arg("m.onnx").arg("--template").arg(&bad);
     let said = run(command).fails(3, "`__init__` needs `out_features`");
-    assert!(said.stderr.contains("net.template, line 3, column 19\n"), "{}", said.stderr);
-    assert!(said.stderr.contains("3 |         self.fc = nn.Linear(64)\n"), "{}", said.stderr);
+    assert!(
+        said.stderr.contains("net.template, line 3, column 19\n"),
+        "{}",
+        said.stderr
+    );
+    assert!(
+        said.stderr.contains("3 |         self.fc = nn.Linear(64)\n"),
+        "{}",
+        said.stderr
+    );
 
     let mut command = scratch.command_without_runtime(["convert", "--dtype", "float16"]);
     command.arg(&checkpoint).arg("m.onnx");

@@ -148,8 +148,8 @@ fn judge_io(error: &io::Error) -> (u8, Option<String>) {
 fn judge_runtime(error: &runtime::Error) -> Option<(u8, Option<String>)> {
     use runtime::Error::{
         CacheFull, Cancelled, CropMismatch, CudaMissing, Damaged, Exists, Gpu, GpuMemory, HalfOverflow,
-        Install, Interrupted, JobDiffers, JobUnfinished, NoSplit, NoTemplate, NotFinite, OrtMissing, OrtUnusable,
-        UnknownTensor, Usage,
+        Install, Interrupted, JobDiffers, JobUnfinished, NoSplit, NoTemplate, NotFinite, OrtMissing,
+        OrtUnusable, UnknownTensor, Usage,
     };
     Some(match error {
         UnknownTensor { suggestions, .. } => {
@@ -162,7 +162,7 @@ fn judge_runtime(error: &runtime::Error) -> Option<(u8, Option<String>)> {
         }
         CropMismatch { .. } => (
             code::USAGE,
-            Some("--crop SIDE, and --resize SIDE to match (often the same or 8/7 of it)".to_owned()),
+            Some("--crop SIDE, and --resize SIDE to match (often the same or 8/7 of it); --input-size for a checkpoint".to_owned()),
         ),
         NoTemplate(found) => (
             code::BAD_INPUT,

@@ -74,10 +74,15 @@ impl TemplateArgs {
     }
 
     /// The graph in a file, an ONNX model or a checkpoint; which template fits is said.
-    pub(crate) fn open(&self, path: &Path, open: &OpenArgs) -> anyhow::Result<Model> {
+    pub(crate) fn open(
+        &self,
+        path: &Path,
+        size: Option<InputSize>,
+        open: &OpenArgs,
+    ) -> anyhow::Result<Model> {
         let options = GraphOptions {
             choice: self.choice(),
-            size: self.input_size,
+            size: self.input_size.or(size),
             open: open.options(),
         };
         let (model, template) = open_graph(path, &options)?;
@@ -122,16 +127,21 @@ pub(crate) fn remark_on_template(path: &Path, template: &Template, model: &Model
 }
 
 impl BackboneArgs {
-    /// The model as it will be run, and where it is cut; what was put into it is said.
-    pub(crate) fn open(&self) -> anyhow::Result<(Model, Vec<String>)> {
-        self.graph.open(&self.backbone)
+    /// The model as it will be run, and where it is cut; what was put into it is said. A checkpoint becomes a graph for pictures
+    /// of `size`, unless its own flag says otherwise.
+    pub(crate) fn open(&self, size: Option<InputSize>) -> anyhow::Result<(Model, Vec<String>)> {
+        self.graph.open(&self.backbone, size)
     }
 }
 
 impl GraphArgs {
     /// The model in a file as it will be run, and where it is cut; what was put into it is said.
-    pub(crate) fn open(&self, backbone: &Path) -> anyhow::Result<(Model, Vec<String>)> {
-        let model = self.template.open(backbone, &self.open)?;
+    pub(crate) fn open(
+        &self,
+        backbone: &Path,
+        size: Option<InputSize>,
+    ) -> anyhow::Result<(Model, Vec<String>)> {
+        let model = self.template.open(backbone, size, &self.open)?;
         let cuts = if self.cut.is_empty() {
             vec![model.default_boundary()?]
         } else {

@@ -23,7 +23,7 @@ pub(crate) struct CutsArgs {
 }
 
 pub(crate) fn run(args: &CutsArgs) -> anyhow::Result<u8> {
-    let boundaries = args.template.open(&args.backbone, &args.open)?.boundaries();
+    let boundaries = args.template.open(&args.backbone, None, &args.open)?.boundaries();
     if args.json {
         text::json(&boundaries)?;
         return Ok(0);

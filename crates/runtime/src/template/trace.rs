@@ -11,7 +11,7 @@ use super::value::{Dim, ModuleId, Tensor};
 pub(super) struct Trace {
     pub(super) nodes: Vec<Node>,
     pub(super) constants: Vec<Constant>,
-    /// What the nodes give.
+    /// What the nodes give, of float32.
     pub(super) tensors: Vec<Tensor>,
     /// In the order in which they began.
     pub(super) calls: Vec<Call>,
@@ -127,6 +127,22 @@ impl Trace {
         });
         self.tensors.extend(tensors.iter().cloned());
         tensors
+    }
+
+    /// A node whose one output are whole numbers: sizes that are known when the network runs.
+    pub(super) fn sizes_node(
+        &mut self,
+        op_type: &'static str,
+        inputs: &[&str],
+        attributes: Vec<(&'static str, Attribute)>,
+    ) -> String {
+        let n_listed = self.tensors.len();
+        let outputs = self.node_of(op_type, inputs, attributes, vec![Vec::new()]);
+        self.tensors.truncate(n_listed);
+        outputs
+            .into_iter()
+            .next()
+            .map_or_else(String::new, |output| output.name)
     }
 
     /// Whole numbers for the next node; the name that it reads them by.

@@ -302,31 +302,24 @@ fn expand(interpreter: &mut Interpreter<'_>, args: &[Value]) -> Result<Value, Fa
     let is_batch = shape.iter().any(|dim| dim.is_batch);
     let sizes: Vec<i64> = shape.iter().map(|dim| dim.n as i64).collect();
     let name = if is_batch && interpreter.is_tracing() {
-        let first = interpreter.input_name();
-        let batch = interpreter.emit(
-            "Shape",
-            &[&first],
-            vec![("end", Attribute::Int(1)), ("start", Attribute::Int(0))],
-            vec![Dim::fixed(1)],
-        )?;
+        let input = interpreter.input_name();
+        let trace = &mut interpreter.trace;
+        let ends = vec![("end", Attribute::Int(1)), ("start", Attribute::Int(0))];
+        let batch = trace.sizes_node("Shape", &[&input], ends);
         // As many times the batch where it is one of the sizes, and the size itself where it is not.
         let mut parts = Vec::new();
         for (dim, &n) in shape.iter().zip(&sizes) {
-            if !dim.is_batch {
-                parts.push(interpreter.trace.ints("Expand.size", &[n]));
-            } else if n == 1 {
-                parts.push(batch.name.clone());
-            } else {
-                let times = interpreter.trace.ints("Expand.times", &[n]);
-                let product =
-                    interpreter.emit("Mul", &[&batch.name, &times], Vec::new(), vec![Dim::fixed(1)])?;
-                parts.push(product.name.clone());
-            }
+            parts.push(match (dim.is_batch, n) {
+                (false, n) => trace.ints("Expand.size", &[n]),
+                (true, 1) => batch.clone(),
+                (true, n) => {
+                    let times = trace.ints("Expand.times", &[n]);
+                    trace.sizes_node("Mul", &[&batch, &times], Vec::new())
+                }
+            });
         }
         let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
-        let all = vec![Dim::fixed(shape.len())];
-        let sizes = interpreter.emit("Concat", &parts, vec![("axis", Attribute::Int(0))], all)?;
-        sizes.name.clone()
+        trace.sizes_node("Concat", &parts, vec![("axis", Attribute::Int(0))])
     } else {
         interpreter.trace.ints("Expand.shape", &sizes)
     };
