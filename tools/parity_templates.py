@@ -210,7 +210,7 @@ def other_files(binary, folder):
     torch.save({"state_dict": {f"module.{name}": value for name, value in state.items()}, "epoch": 3}, folder / "wrapped.pth")
     code, _, err = run(binary, "convert", folder / "wrapped.pth", folder / "w.onnx")
     check("a prefix: exit", code, 3)
-    check("a prefix: said", "without `module.` in front of its names it fits `resnet18`" in err, True)
+    check("a prefix: said", "fits the template `resnet18` but for `module.` in front of all its names" in err, True)
     code, _, err = run(binary, "convert", folder / "wrapped.pth", folder / "w.onnx", "--strip-prefix", "module.")
     check(f"a prefix taken off: exit, {err}", code, 0)
     compare_logits("a prefix taken off", net, folder / "w.onnx", None)

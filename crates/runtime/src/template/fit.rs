@@ -63,6 +63,8 @@ pub struct NoTemplate {
     pub nearest: String,
     /// Whether it was asked for, and no other was looked at.
     pub is_asked_for: bool,
+    /// How many names both have.
+    pub n_common: usize,
     /// Names that the template has and the checkpoint lacks.
     pub missing: Vec<String>,
     /// Names that the checkpoint has and the template lacks.
@@ -88,6 +90,20 @@ impl std::fmt::Display for NoTemplate {
             some(shown.collect(), names.len())
         };
         let path = self.path.display();
+        if let Some((prefix, template)) = &self.prefix {
+            return write!(
+                f,
+                "`{path}` fits the template `{template}` but for `{prefix}` in front of all its names"
+            );
+        }
+        if self.n_common == 0 && !self.is_asked_for {
+            return write!(
+                f,
+                "`{path}` fits no template: none has a tensor called like one of its {} ({})",
+                self.unexpected.len(),
+                quoted(&self.unexpected)
+            );
+        }
         match self.is_asked_for {
             true => write!(f, "`{path}` does not fit the template `{}`", self.nearest)?,
             false => write!(
@@ -120,14 +136,7 @@ impl std::fmt::Display for NoTemplate {
                 some(shown.collect(), self.mismatched.len())
             ));
         }
-        write!(f, ": {}", parts.join(", "))?;
-        if let Some((prefix, template)) = &self.prefix {
-            write!(
-                f,
-                "; without `{prefix}` in front of its names it fits `{template}`"
-            )?;
-        }
-        Ok(())
+        write!(f, ": {}", parts.join(", "))
     }
 }
 
@@ -310,10 +319,7 @@ fn search(
         if found.distance() == 0 {
             return Ok(Found::Exact(*file, name.clone()));
         }
-        if best
-            .as_ref()
-            .is_none_or(|best| found.distance() < best.distance())
-        {
+        if best.as_ref().is_none_or(|best| found.rank() < best.rank()) {
             best = Some(found);
         }
     }
@@ -347,6 +353,11 @@ fn wanted(interpreter: &Interpreter<'_>, root: ModuleId) -> HashMap<String, Want
 }
 
 impl NoTemplate {
+    /// Less is nearer: one with nothing in common is farther than any other.
+    fn rank(&self) -> (bool, usize) {
+        (self.n_common == 0, self.distance())
+    }
+
     fn distance(&self) -> usize {
         self.missing.len() + self.unexpected.len() + self.mismatched.len()
     }
@@ -357,6 +368,7 @@ fn compare(name: &str, wanted: &HashMap<String, Wanted>, sizes: &HashMap<String,
         path: PathBuf::new(),
         nearest: name.to_owned(),
         is_asked_for: false,
+        n_common: wanted.keys().filter(|name| sizes.contains_key(*name)).count(),
         missing: Vec::new(),
         unexpected: Vec::new(),
         mismatched: Vec::new(),
