@@ -96,6 +96,11 @@ fn an_error_shows_its_line_and_who_called() {
 
 #[test]
 fn nothing_runs_for_ever_or_too_deep() {
+    let calls = format!(
+        "def f(n):\n    return {}f(n){}\n\n\n@model\ndef g():\n    return f(1)\n",
+        "(1 + ".repeat(40),
+        ")".repeat(40)
+    );
     let deep = format!("x = {}1{}\n", "(".repeat(5000), ")".repeat(5000));
     let long_chain = format!("x = {}1\n", "-".repeat(100_000));
     let blocks: String = (0..5000)
