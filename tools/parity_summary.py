@@ -12,6 +12,10 @@ Three things are torchinfo's alone and are computed here from the model instead:
 - it counts a tied tensor once in each module, so that its totals are too high; here they come from `model.parameters()`;
 - by the same slip, a module's own parameters vanish where tied ones in it outnumber them;
 - it marks a module as recursive where the module is used again, not where all of its tensors are.
+
+With `--input-size` the whole text must be equal, in every column and at every depth, for the notebook's module before and after its last
+frozen block is unfrozen and for networks of every family that a template is shipped of. From Python 3.11 on torchinfo prints the unit of
+the multiply-adds as `Units.GIGABYTES`, which is read as the `G` that it means.
 """
 
 import argparse
@@ -22,10 +26,12 @@ from collections import OrderedDict
 
 import torch
 import torchinfo
+import timm
 import torchvision
 from torch import nn
 
 from parity_common import check, finish, run
+from parity_templates import NOTEBOOK, MyNet_pretrained
 
 COLUMNS = ("kernel_size", "num_params", "trainable")
 DEPTHS = [0, 1, 2, 3, 9]
@@ -251,6 +257,56 @@ def compare_unmarked(binary, name, model, path):
         check(f"{name}, no marks: totals", totals[1:4], expected_totals(model))
 
 
+ALL_COLUMNS = ["kernel_size", "input_size", "output_size", "num_params", "params_percent", "mult_adds", "trainable"]
+
+
+def printed(statistics):
+    units = {"Units.MEGABYTES": "M", "Units.GIGABYTES": "G", "Units.TERABYTES": "T"}
+    text = str(statistics)
+    for unit, letter in units.items():
+        text = text.replace(unit, letter)
+    return text + "\n"
+
+
+def with_input(binary, label, net, path, size, arguments=()):
+    torch.save(net.state_dict(keep_vars=True), path)
+    sizes = ",".join(map(str, size))
+    for depth in [0, 1, 2, 3, 4, 9]:
+        for columns, var_names in [(["output_size", "num_params"], False), (ALL_COLUMNS, True)]:
+            settings = ["depth", "var_names"] if var_names else ["depth"]
+            theirs = printed(torchinfo.summary(net, input_size=size, depth=depth, col_names=columns, row_settings=settings, device="cpu", verbose=0))
+            flags = ["--columns", ",".join(columns), "--var-names"] if var_names else []
+            code, out, err = run(binary, "summary", path, "--input-size", sizes, "--depth", depth, *flags, *arguments)
+            check(f"{label}, input {size}, depth {depth}, {len(columns)} columns: exit {err}", code, 0)
+            for i, (a, b) in enumerate(zip(out.splitlines(), theirs.splitlines())):
+                check(f"{label}, input {size}, depth {depth}, {len(columns)} columns: line {i}", a, b)
+            check(f"{label}, input {size}, depth {depth}, {len(columns)} columns: whole text", out == theirs, True)
+
+
+def networks_with_input(binary, folder, only):
+    path = os.path.join(folder, "net.pth")
+    size = (10, 3, 224, 224)
+    if not only or "notebook" in only:
+        net = MyNet_pretrained()
+        notebook = ["--template", str(NOTEBOOK)]
+        with_input(binary, "notebook, frozen", net, path, size, notebook)
+        for param in net.pretrained[5][1].parameters():
+            param.requires_grad = True
+        with_input(binary, "notebook, one block unfrozen", net, path, size, notebook)
+    vision = torchvision.models
+    for name in ["resnet18", "resnet50", "vgg11_bn", "mobilenet_v2", "mobilenet_v3_small", "convnext_tiny", "vit_b_16"]:
+        if only and name not in only:
+            continue
+        net = getattr(vision, name)()
+        for i, param in enumerate(net.parameters()):
+            param.requires_grad = i % 5 != 0 and i > 20
+        with_input(binary, name, net, path, (2, 3, 224, 224))
+    if not only or "vit_tiny" in only:
+        with_input(binary, "vit_tiny", timm.create_model("vit_tiny_patch16_224"), path, (3, 3, 224, 224))
+    if not only:
+        with_input(binary, "resnet18, small", vision.resnet18(num_classes=3), path, (1, 3, 61, 80))
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--graftwork", required=True, help="the binary")
@@ -261,6 +317,7 @@ def main():
         for name, model in models().items():
             if not args.only or name in args.only:
                 one(args.graftwork, name, model, folder)
+        networks_with_input(args.graftwork, folder, args.only)
     print(f"torchinfo {torchinfo.__version__}")
     finish()
 

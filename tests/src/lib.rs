@@ -1,6 +1,8 @@
 //! What the end-to-end tests share: the binary, ONNX Runtime, a scratch folder, and checks of what a command says.
 
 pub mod checkpoints;
+
+pub mod digits;
 pub mod http;
 pub mod onnx;
 pub mod runs;

@@ -79,39 +79,7 @@ fn features_are_those_of_torchvision_and_onnxruntime() {
         .arg(fixture("digits/backbone.onnx"));
     command.arg("--data").arg(fixture("digits/pictures"));
     let entry = std::path::PathBuf::from(run(command).ok().stdout.trim());
-    let store = runtime::features::Store::open_entry(&scratch.path("").join(&entry)).unwrap();
-    let manifests = runtime::features::Manifest::list(&scratch.path("").join(&entry)).unwrap();
-    let manifest = runtime::features::Manifest::open(&manifests[0]).unwrap();
-
-    let (expected, _) = surgery::open_safetensors(&fixture("digits/expected_features.safetensors")).unwrap();
-    let expected = expected.get("features").unwrap();
-    let described: serde_json::Value =
-        serde_json::from_slice(&fs::read(fixture("digits/expected_features.json")).unwrap()).unwrap();
-    let paths = described["paths"].as_array().unwrap();
-    let bytes = expected.to_bytes().unwrap();
-    let rows: Vec<f32> = bytes
-        .chunks_exact(4)
-        .map(|b| f32::from_le_bytes(b.try_into().unwrap()))
-        .collect();
-    let n_features = expected.shape()[1];
-    assert_eq!(paths.len(), 200);
-    for (path, want) in paths.iter().zip(rows.chunks_exact(n_features)) {
-        let path = path.as_str().unwrap();
-        let row = manifest
-            .lines()
-            .find(|line| path.ends_with(&*line.name))
-            .expect(path);
-        let stored = store.features(&[row.id.unwrap()], |_| path.to_owned()).unwrap();
-        let mut got = Vec::new();
-        stored.gather(&[0], &mut got);
-        let scale = want.iter().fold(0f32, |top, value| top.max(value.abs()));
-        for (got, want) in got.iter().zip(want) {
-            assert!(
-                (got - want).abs() <= 1e-5 * want.abs().max(1e-3 * scale),
-                "{path}: {got} and {want}"
-            );
-        }
-    }
+    harness::digits::check_features(&scratch.path("").join(&entry));
 }
 
 #[test]

@@ -46,7 +46,14 @@ fn excerpt(error: &(dyn std::error::Error + 'static)) -> Option<String> {
             let lines: Vec<String> = error.excerpt().split('\n').map(plain).collect();
             Some(lines.join("\n"))
         }
-        _ => None,
+        _ => match error.downcast_ref() {
+            Some(runtime::Error::Template(error)) => {
+                let excerpt = error.excerpt();
+                let lines: Vec<String> = excerpt.split('\n').map(plain).collect();
+                Some(lines.join("\n"))
+            }
+            _ => None,
+        },
     }
 }
 
@@ -141,8 +148,8 @@ fn judge_io(error: &io::Error) -> (u8, Option<String>) {
 fn judge_runtime(error: &runtime::Error) -> Option<(u8, Option<String>)> {
     use runtime::Error::{
         CacheFull, Cancelled, CropMismatch, CudaMissing, Damaged, Exists, Fetch, Gpu, GpuMemory,
-        HalfOverflow, Install, Interrupted, JobDiffers, JobUnfinished, NoSplit, NotFinite, OrtMissing,
-        OrtUnusable, Stopped, UnknownTensor, Usage,
+        HalfOverflow, Install, Interrupted, JobDiffers, JobUnfinished, NoSplit, NoTemplate, NotFinite,
+        OrtMissing, OrtUnusable, Stopped, UnknownTensor, Usage,
     };
     Some(match error {
         UnknownTensor { suggestions, .. } => {
@@ -155,7 +162,14 @@ fn judge_runtime(error: &runtime::Error) -> Option<(u8, Option<String>)> {
         }
         CropMismatch { .. } => (
             code::USAGE,
-            Some("--crop SIDE, and --resize SIDE to match (often the same or 8/7 of it)".to_owned()),
+            Some("--crop SIDE, and --resize SIDE to match (often the same or 8/7 of it); --input-size for a checkpoint".to_owned()),
+        ),
+        NoTemplate(found) => (
+            code::BAD_INPUT,
+            Some(match &found.prefix {
+                Some((prefix, _)) => format!("graftwork edit IN OUT -e 'strip {prefix}'"),
+                None => "--template FILE describes another network, --template NAME shows how far it is from one".to_owned(),
+            }),
         ),
         NoSplit { .. } => (code::USAGE, Some("--val-fraction 0.2".to_owned())),
         Usage(_) => (code::USAGE, None),

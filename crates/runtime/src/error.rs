@@ -6,6 +6,7 @@ use pth::FileError;
 
 use crate::engine::{CudaMissing, Device};
 use crate::fetch::Fault;
+use crate::template::{NoTemplate, TemplateError};
 
 /// The errors of this crate.
 #[derive(Debug, thiserror::Error)]
@@ -159,6 +160,12 @@ pub enum Error {
         /// The rows of the step.
         rows: String,
     },
+    /// A checkpoint that no template fits, with the nearest.
+    #[error("{0}")]
+    NoTemplate(Box<NoTemplate>),
+    /// A template that cannot be read, or not be made a network of.
+    #[error(transparent)]
+    Template(Box<TemplateError>),
     /// The state-dict layer below.
     #[error(transparent)]
     Surgery(Box<surgery::Error>),

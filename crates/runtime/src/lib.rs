@@ -4,6 +4,8 @@
 //! [`features`] keeps the result ([`text`] is for graphs that take tokens), [`solve`] fits a head on all of them, [`export`] puts head and graph together and
 //! proves that they agree. [`job::fit`] is all of it in one call.
 //!
+//! [`template`] makes graphs of checkpoints.
+//!
 //! Deliberately absent: fine-tuning of the backbone.
 
 mod contained;
@@ -28,6 +30,7 @@ mod random;
 pub mod report;
 pub mod solve;
 mod targets;
+pub mod template;
 pub mod text;
 pub mod train;
 

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use pth::FileError;
 use runtime::onnx::{DEFAULT_BATCH_NORM_EPS, Model, WeightsFrom, WeightsReport};
+use runtime::template::{Choice, GraphOptions, InputSize, Template, open_graph};
 
 use super::OpenArgs;
 use crate::text;
@@ -14,8 +15,8 @@ use crate::usage::UsageError;
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Backbone")]
 pub(crate) struct BackboneArgs {
-    /// The ONNX backbone; weights in files beside it are found
-    #[arg(long, value_name = "M.onnx")]
+    /// The backbone: an ONNX model (weights in files beside it are found), or a checkpoint that a template fits
+    #[arg(long, value_name = "M.onnx|CKPT")]
     pub(crate) backbone: PathBuf,
     #[command(flatten)]
     graph: GraphArgs,
@@ -49,20 +50,98 @@ pub(crate) struct GraphArgs {
     #[arg(long, value_name = "EPS", default_value_t = DEFAULT_BATCH_NORM_EPS, requires = "weights")]
     bn_eps: f64,
     #[command(flatten)]
+    template: TemplateArgs,
+    #[command(flatten)]
     open: OpenArgs,
 }
 
+/// How a checkpoint becomes a graph.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Backbone")]
+pub(crate) struct TemplateArgs {
+    /// Of a checkpoint: the network that it is of, by name (resnet18) or a file that describes it [default: the one that fits]
+    #[arg(long, value_name = "NAME|FILE")]
+    pub(crate) template: Option<String>,
+    /// Of a checkpoint: the pictures that the network takes, 224 or HxW [default: the network's own]
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) input_size: Option<InputSize>,
+}
+
+impl TemplateArgs {
+    /// Which templates may fit.
+    pub(crate) fn choice(&self) -> Choice {
+        self.template.as_deref().map_or_else(Choice::default, Choice::of)
+    }
+
+    /// The graph in a file, an ONNX model or a checkpoint; which template fits is said.
+    pub(crate) fn open(
+        &self,
+        path: &Path,
+        size: Option<InputSize>,
+        open: &OpenArgs,
+    ) -> anyhow::Result<Model> {
+        let options = GraphOptions {
+            choice: self.choice(),
+            size: self.input_size.or(size),
+            open: open.options(),
+        };
+        let (model, template) = open_graph(path, &options)?;
+        match template {
+            Some(template) => remark_on_template(path, &template, &model),
+            None => self.check_unused(path)?,
+        }
+        Ok(model)
+    }
+
+    /// Refuses what is for checkpoints alone.
+    fn check_unused(&self, path: &Path) -> Result<(), UsageError> {
+        let given = [
+            ("--template", self.template.is_some()),
+            ("--input-size", self.input_size.is_some()),
+        ];
+        match given.iter().find(|(_, is_given)| *is_given) {
+            Some((flag, _)) => Err(UsageError::new(format!(
+                "{flag} is for checkpoints, and `{}` is an ONNX model",
+                path.display()
+            ))),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Says which template fits, on stderr.
+pub(crate) fn remark_on_template(path: &Path, template: &Template, model: &Model) {
+    let sizes = model.inputs().first().and_then(|input| input.shape.as_ref());
+    let sizes: Vec<String> = sizes
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(ToString::to_string)
+        .collect();
+    text::remark(&format!(
+        "`{}` is a {}, for pictures of {}",
+        path.display(),
+        template.name(),
+        sizes.join(" x ")
+    ));
+}
+
 impl BackboneArgs {
-    /// The model as it will be run, and where it is cut; what was put into it is said.
-    pub(crate) fn open(&self) -> anyhow::Result<(Model, Vec<String>)> {
-        self.graph.open(&self.backbone)
+    /// The model as it will be run, and where it is cut; what was put into it is said. A checkpoint becomes a graph for pictures
+    /// of `size`, unless its own flag says otherwise.
+    pub(crate) fn open(&self, size: Option<InputSize>) -> anyhow::Result<(Model, Vec<String>)> {
+        self.graph.open(&self.backbone, size)
     }
 }
 
 impl GraphArgs {
     /// The model in a file as it will be run, and where it is cut; what was put into it is said.
-    pub(crate) fn open(&self, backbone: &Path) -> anyhow::Result<(Model, Vec<String>)> {
-        let model = Model::open(backbone)?;
+    pub(crate) fn open(
+        &self,
+        backbone: &Path,
+        size: Option<InputSize>,
+    ) -> anyhow::Result<(Model, Vec<String>)> {
+        let model = self.template.open(backbone, size, &self.open)?;
         let cuts = if self.cut.is_empty() {
             vec![model.default_boundary()?]
         } else {

@@ -11,7 +11,7 @@ mod preprocess;
 mod text;
 mod views;
 
-pub(crate) use backbone::{BackboneArgs, GraphArgs};
+pub(crate) use backbone::{BackboneArgs, GraphArgs, TemplateArgs};
 pub(crate) use data::{ColumnArgs, DataArgs};
 pub(crate) use engine::{BatchArgs, EngineArgs, all_cores};
 pub(crate) use features::{CacheArg, KeepArgs, age, size};

@@ -1,16 +1,20 @@
-//! `graftwork convert IN OUT`: any readable checkpoint to safetensors or to a `.pth` that loads with `weights_only`.
+//! `graftwork convert IN OUT`: any readable checkpoint to safetensors, to a `.pth` that loads with `weights_only`, or by a template
+//! to an ONNX model.
 
 use std::mem::ManuallyDrop;
 use std::path::PathBuf;
 
 use anyhow::Result;
 use pth::{Checkpoint, DType, Existing, Profile, SaveOptions};
+use runtime::template::Template;
 use surgery::{LazyStateDict, OutputFormat, Plan};
 
-use crate::args::OpenArgs;
-use crate::text::{grouped, plain, print, remark};
+use crate::args::{OpenArgs, TemplateArgs};
+use crate::text::{self, grouped, plain, print, remark};
 use crate::usage::UsageError;
-use crate::writing::{Job, WriteArgs, check_complete, float_type, format_of, left_out};
+use crate::writing::{
+    Job, WriteArgs, check_complete, check_writable, existing, float_type, format_of, left_out,
+};
 
 /// Arguments of `convert`.
 #[derive(Debug, clap::Args)]
@@ -18,7 +22,8 @@ pub(crate) struct ConvertArgs {
     /// A checkpoint or safetensors file, whatever its name; the index or the folder of a set.
     #[arg(value_name = "IN")]
     input: PathBuf,
-    /// The file to write; its extension says the format: `.safetensors`, `.pth`, `.pt`, `.bin` or `.ckpt`; a folder gets safetensors.
+    /// The file to write; its extension says the format: `.safetensors`, `.pth`, `.pt`, `.bin`, `.ckpt` or `.onnx`; a folder gets
+    /// safetensors.
     #[arg(value_name = "OUT")]
     output: PathBuf,
     /// Take this prefix off every name that has it, such as `module.`.
@@ -43,6 +48,8 @@ pub(crate) struct ConvertArgs {
     #[arg(long)]
     partial: bool,
     #[command(flatten)]
+    template: TemplateArgs,
+    #[command(flatten)]
     write: WriteArgs,
     #[command(flatten)]
     open: OpenArgs,
@@ -50,6 +57,17 @@ pub(crate) struct ConvertArgs {
 
 /// Runs the verb; returns the exit code.
 pub(crate) fn run(args: &ConvertArgs) -> Result<u8> {
+    let is_onnx = args.output.extension().is_some_and(|ending| ending == "onnx");
+    if is_onnx {
+        return to_onnx(args);
+    }
+    let given = [
+        ("--template", args.template.template.is_some()),
+        ("--input-size", args.template.input_size.is_some()),
+    ];
+    if let Some((flag, _)) = given.iter().find(|(_, is_given)| *is_given) {
+        return Err(UsageError::new(format!("{flag} is for an OUT that ends in .onnx")).into());
+    }
     let format = target(args)?;
     if args.all {
         return keep_all(args);
@@ -71,6 +89,57 @@ pub(crate) fn run(args: &ConvertArgs) -> Result<u8> {
         args: &args.write,
     }
     .run()
+}
+
+/// A network whose names and shapes a template fits, as an ONNX model.
+fn to_onnx(args: &ConvertArgs) -> Result<u8> {
+    let stray = [
+        ("--all", args.all),
+        ("--plain", args.plain),
+        ("--partial", args.partial),
+        ("--dtype", args.dtype.is_some()),
+        ("--freeze", !args.freeze.is_empty()),
+        ("--max-shard-size", args.write.max_shard_size.is_some()),
+    ];
+    if let Some((flag, _)) = stray.iter().find(|(_, is_given)| *is_given) {
+        return Err(UsageError::new(format!("{flag} means nothing to an ONNX model")).into());
+    }
+    let existing = existing(args.write.force);
+    check_writable(&args.output, existing)?;
+    let opened = surgery::open_whole(&args.input, &args.open.options())?;
+    let (tensors, _) = Plan::parse(&steps(args)?)?.apply(opened, &args.open.options())?;
+    let template = Template::recognise(&args.input, &tensors, &args.template.choice())?;
+    let model = template.to_onnx(&tensors, args.template.input_size)?;
+    let path = args.output.display();
+    let shape = model.input()?.shape.clone().unwrap_or_default();
+    let sizes: Vec<String> = shape
+        .iter()
+        .map(|size| size.map_or("batch".to_owned(), |size| size.to_string()))
+        .collect();
+    let about = format!("{} for [{}]", template.name(), sizes.join(", "));
+    if args.write.dry_run {
+        print(&format!(
+            "would write {path}: {about}, {} bytes\n",
+            grouped(model.n_bytes())
+        ))?;
+        return Ok(0);
+    }
+    let files = model.save(&args.output, existing)?;
+    if args.write.json {
+        text::json(&serde_json::json!({
+            "files": files,
+            "template": template.name(),
+            "input": { "name": model.input()?.name, "shape": shape },
+            "outputs": model.outputs(),
+            "bytes": model.n_bytes(),
+        }))?;
+        return Ok(0);
+    }
+    print(&format!(
+        "wrote {path}: {about}, {} bytes\n",
+        grouped(model.n_bytes())
+    ))?;
+    Ok(0)
 }
 
 /// The flags as steps of the language.

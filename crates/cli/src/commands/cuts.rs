@@ -3,22 +3,27 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use runtime::onnx::{Boundary, Model};
+use runtime::onnx::Boundary;
 
+use crate::args::{OpenArgs, TemplateArgs};
 use crate::text::{self, grouped, plain};
 
 #[derive(Debug, Args)]
 pub(crate) struct CutsArgs {
-    /// The ONNX backbone
-    #[arg(value_name = "M.onnx")]
+    /// The backbone: an ONNX model, or a checkpoint that a template fits
+    #[arg(value_name = "M.onnx|CKPT")]
     backbone: PathBuf,
     /// Print JSON
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    template: TemplateArgs,
+    #[command(flatten)]
+    open: OpenArgs,
 }
 
 pub(crate) fn run(args: &CutsArgs) -> anyhow::Result<u8> {
-    let boundaries = Model::open(&args.backbone)?.boundaries();
+    let boundaries = args.template.open(&args.backbone, None, &args.open)?.boundaries();
     if args.json {
         text::json(&boundaries)?;
         return Ok(0);

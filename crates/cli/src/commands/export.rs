@@ -216,7 +216,7 @@ impl ExportArgs {
             [cut] => Some(cut.as_str()),
             _ => return Err(UsageError::new("a model ends at one tensor, and --cut names several").into()),
         };
-        let (model, _) = self.graph.open(backbone)?;
+        let (model, _) = self.graph.open(backbone, None)?;
         let (engine, device) = self.engine.open()?;
         let runner = Runner {
             engine: &engine,

@@ -6,6 +6,7 @@ use runtime::features::{ExtractConfig, Extraction, Preparation, Shard, Tap, View
 use runtime::image::Preprocess;
 use runtime::job::ExtractSummary;
 use runtime::onnx::Model;
+use runtime::template::InputSize;
 use runtime::text::{TextEncoder, TextGraph};
 
 use crate::args::{
@@ -69,7 +70,12 @@ impl RecipeArgs {
     pub(crate) fn checked(&self) -> anyhow::Result<Checked> {
         let preprocess = self.preprocess.checked()?;
         let views = self.views.checked()?;
-        let (model, cuts) = self.backbone.open()?;
+        // Whoever asks for a crop has a network for it.
+        let size = self.preprocess.crop.map(|_| {
+            let [_, height, width] = preprocess.shape();
+            InputSize { height, width }
+        });
+        let (model, cuts) = self.backbone.open(size)?;
         let is_for_text = TextGraph::is_for_text(&model);
         let stray = if is_for_text {
             self.preprocess.given().map(|flag| (flag, "pictures", "texts"))

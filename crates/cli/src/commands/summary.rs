@@ -1,8 +1,10 @@
-//! `graftwork summary FILE`: the table that torchinfo prints of a model, from its state dict alone.
+//! `graftwork summary FILE`: the table that torchinfo prints of a model, from its state dict alone, or with `--input-size` by the
+//! template that fits it.
 
 use std::path::PathBuf;
 
 use anyhow::Result;
+use runtime::template::{BatchSize, Choice, Column, NetworkSummary, SummaryFormat, Template};
 use serde::Serialize;
 use surgery::{Summary, SummaryText};
 
@@ -13,7 +15,8 @@ use crate::text::{json, print, remark};
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Modules without tensors (activations, pooling) are not in a state dict and not in the table; \
-    kinds of layers are told by names and shapes, and (COUNT) is frozen."
+    kinds of layers are told by names and shapes, and (COUNT) is frozen. With --input-size the table has all modules, in the order of \
+    their calls, with output shapes and multiply-adds, as `torchinfo.summary(net, input_size=...)` prints it."
 )]
 pub(crate) struct SummaryArgs {
     /// A checkpoint or safetensors file, whatever its name.
@@ -30,6 +33,19 @@ pub(crate) struct SummaryArgs {
     /// Add a line for each parameter.
     #[arg(short, long)]
     verbose: bool,
+    /// Print the table of the network with such an input, n,channels,height,width, as in 10,3,224,224: a template must fit.
+    #[arg(long, value_name = "SIZES", conflicts_with_all = ["fold", "verbose", "name"])]
+    input_size: Option<BatchSize>,
+    /// The network that FILE is of, by name (resnet18) or a file that describes it [default: the one that fits]
+    #[arg(long, value_name = "NAME|FILE", requires = "input_size")]
+    template: Option<String>,
+    /// Columns of that table: kernel_size, input_size, output_size, num_params, params_percent, mult_adds, trainable.
+    #[arg(long, value_name = "NAMES", value_delimiter = ',', requires = "input_size",
+          default_values = ["output_size", "num_params"])]
+    columns: Vec<Column>,
+    /// Show what each module is called, too.
+    #[arg(long, requires = "input_size")]
+    var_names: bool,
     /// Print one JSON object, whatever the depth.
     #[arg(long)]
     json: bool,
@@ -46,6 +62,9 @@ struct Named<'s> {
 
 /// Runs the verb; returns the exit code.
 pub(crate) fn run(args: &SummaryArgs) -> Result<u8> {
+    if let Some(batch) = args.input_size {
+        return with_input(args, batch);
+    }
     let mut opened = surgery::open_with(&args.file, &args.open.options())?;
     opened.outline()?;
     let summary = Summary::of(&opened.state_dict);
@@ -69,4 +88,32 @@ pub(crate) fn run(args: &SummaryArgs) -> Result<u8> {
         ));
     }
     Ok(0)
+}
+
+/// The table of the network that the file's names and shapes fit.
+fn with_input(args: &SummaryArgs, batch: BatchSize) -> Result<u8> {
+    let tensors = surgery::open_whole(&args.file, &args.open.options())?;
+    let choice = args.template.as_deref().map_or_else(Choice::default, Choice::of);
+    let template = Template::recognise(&args.file, &tensors, &choice)?;
+    let summary = template.summary(&tensors, batch)?;
+    if args.json {
+        json(&NamedNetwork {
+            template: template.name(),
+            summary: &summary,
+        })?;
+        return Ok(0);
+    }
+    print(&summary.to_text(&SummaryFormat {
+        depth: args.depth,
+        columns: args.columns.clone(),
+        var_names: args.var_names,
+    }))?;
+    Ok(0)
+}
+
+#[derive(Serialize)]
+struct NamedNetwork<'s> {
+    template: &'s str,
+    #[serde(flatten)]
+    summary: &'s NetworkSummary,
 }

@@ -121,7 +121,7 @@ impl Model {
         }
     }
 
-    fn index(path: &Path, bytes: Bytes) -> Result<Model, Error> {
+    pub(super) fn index(path: &Path, bytes: Bytes) -> Result<Model, Error> {
         let not_onnx = |reason: String| Error::NotOnnx {
             path: path.to_owned(),
             reason,

@@ -2,12 +2,14 @@
 //!
 //! Deliberately absent: shape inference and the operators' meaning.
 
+pub(crate) mod attribute;
 mod boundary;
 mod check;
 mod cut;
 mod digest;
 mod external;
 mod graph;
+mod made;
 mod node;
 mod save;
 mod splice;
@@ -18,8 +20,10 @@ mod weights;
 pub(crate) mod wire;
 
 pub use boundary::Boundary;
+pub(crate) use cut::nearest;
 pub use external::External;
 pub use graph::Model;
+pub(crate) use made::{Axis, Made, MadeNode, MadeTensor};
 pub use node::Input;
 pub use splice::{Outputs, Reduction};
 pub use tensor::type_name;

@@ -48,7 +48,7 @@ impl Model {
         self.save_below(path, existing, MAX_PROTOBUF_BYTES)
     }
 
-    pub(super) fn save_below(
+    pub(crate) fn save_below(
         &self,
         path: &Path,
         existing: Existing,

@@ -1,8 +1,9 @@
 //! A head's layers as ONNX operators.
 
 use super::fold::fold;
-use super::tail::{Tail, float, integer, integers};
+use super::tail::Tail;
 use crate::head::{BatchNorm1d, Head, Layer, LayerNorm, Linear};
+use crate::onnx::attribute::{float, integer, integers};
 
 /// From which operator set on there is `LayerNormalization`.
 const LAYER_NORM_OPSET: i64 = 17;

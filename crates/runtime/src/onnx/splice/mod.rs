@@ -6,12 +6,13 @@ mod tail;
 
 use std::collections::HashSet;
 
+use super::attribute::integer;
 use super::graph::{MAX_PROTOBUF_BYTES, Model};
 use super::wire;
 use crate::error::Error;
 use crate::head::Head;
 use crate::targets::Task;
-use tail::{Tail, integer};
+use tail::Tail;
 
 /// `TensorProto.DataType` of float32.
 const FLOAT: i64 = 1;

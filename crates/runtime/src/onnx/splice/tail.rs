@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use pth::Source;
 
 use super::{FLOAT, Reduction};
+use crate::onnx::attribute::{integer, integers};
 use crate::onnx::external::{External, SMALL_BYTES, raw_tensor};
 use crate::onnx::wire;
 use crate::targets::Task;
@@ -221,38 +222,6 @@ impl Node {
         }
         node
     }
-}
-
-/// `AttributeProto` of an integer.
-pub(super) fn integer(name: &str, value: i64) -> Vec<u8> {
-    const INT: u64 = 2;
-    let mut attribute = Vec::new();
-    wire::put_bytes(&mut attribute, 1, name.as_bytes());
-    wire::put_varint(&mut attribute, 3, value.cast_unsigned());
-    wire::put_varint(&mut attribute, 20, INT);
-    attribute
-}
-
-/// `AttributeProto` of a list of integers.
-pub(super) fn integers(name: &str, values: &[i64]) -> Vec<u8> {
-    const INTS: u64 = 7;
-    let mut attribute = Vec::new();
-    wire::put_bytes(&mut attribute, 1, name.as_bytes());
-    for value in values {
-        wire::put_varint(&mut attribute, 8, value.cast_unsigned());
-    }
-    wire::put_varint(&mut attribute, 20, INTS);
-    attribute
-}
-
-/// `AttributeProto` of a float.
-pub(super) fn float(name: &str, value: f32) -> Vec<u8> {
-    const FLOAT: u64 = 1;
-    let mut attribute = Vec::new();
-    wire::put_bytes(&mut attribute, 1, name.as_bytes());
-    wire::put_fixed32(&mut attribute, 2, value.to_bits());
-    wire::put_varint(&mut attribute, 20, FLOAT);
-    attribute
 }
 
 /// `ValueInfoProto` of `[n, C]` float32.
