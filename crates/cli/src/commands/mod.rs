@@ -13,6 +13,7 @@ pub(crate) mod extract;
 pub(crate) mod fit;
 pub(crate) mod inspect;
 pub(crate) mod merge;
+pub(crate) mod new;
 pub(crate) mod predict;
 pub(crate) mod scan;
 pub(crate) mod show;
