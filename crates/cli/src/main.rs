@@ -51,6 +51,8 @@ enum Verb {
     Summary(commands::summary::SummaryArgs),
     /// The values of one tensor, as PyTorch prints them
     Show(commands::show::ShowArgs),
+    /// A network with fresh weights, by the name of a template or a file that describes it
+    New(commands::new::NewArgs),
     /// Any readable checkpoint to another format
     Convert(commands::convert::ConvertArgs),
     /// Steps on a state dict: rename, slice, cast, freeze, graft, ...
@@ -92,6 +94,7 @@ fn main() -> ExitCode {
         Verb::Inspect(args) => commands::inspect::run(&args),
         Verb::Summary(args) => commands::summary::run(&args),
         Verb::Show(args) => commands::show::run(&args),
+        Verb::New(args) => commands::new::run(&args),
         Verb::Convert(args) => commands::convert::run(&args),
         Verb::Edit(args) => commands::edit::run(&args),
         Verb::Merge(args) => commands::merge::run(&args),

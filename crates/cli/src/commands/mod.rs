@@ -14,6 +14,7 @@ pub(crate) mod fit;
 pub(crate) mod get;
 pub(crate) mod inspect;
 pub(crate) mod merge;
+pub(crate) mod new;
 pub(crate) mod predict;
 pub(crate) mod scan;
 pub(crate) mod show;

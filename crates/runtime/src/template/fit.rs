@@ -229,7 +229,7 @@ pub(super) fn located(interpreter: &Interpreter<'_>, fault: Fault) -> Error {
 }
 
 /// Texts that are shipped, and the one that is asked for.
-fn files(choice: &Choice) -> Result<Vec<(String, String)>, Error> {
+pub(super) fn files(choice: &Choice) -> Result<Vec<(String, String)>, Error> {
     let mut files: Vec<(String, String)> = shipped::FILES
         .iter()
         .map(|(name, text)| ((*name).to_owned(), (*text).to_owned()))
@@ -280,19 +280,7 @@ fn search(
 ) -> Result<Found, Error> {
     let lookup = |name: &str| sizes.get(name).cloned();
     let mut interpreter = Interpreter::new(&lookup);
-    let numbers = load(&mut interpreter, files)?;
-    let mut candidates: Vec<(usize, String)> = Vec::new();
-    let looked_at = match choice {
-        Choice::Shipped | Choice::Named(_) => 0,
-        Choice::File(_) => numbers.len() - 1,
-    };
-    for &file in &numbers[looked_at..] {
-        let mut names = interpreter.models(file).to_vec();
-        if names.is_empty() && matches!(choice, Choice::File(_)) {
-            names.extend(interpreter.last(file).cloned());
-        }
-        candidates.extend(names.into_iter().map(|name| (file, name.to_string())));
-    }
+    let candidates = candidates(&mut interpreter, files, choice)?;
     let chosen: Vec<&(usize, String)> = match choice {
         Choice::Named(name) => candidates.iter().filter(|(_, found)| found == name).collect(),
         _ => candidates.iter().collect(),
@@ -328,7 +316,29 @@ fn search(
     Ok(Found::Nearest(nearest))
 }
 
-fn no_such(choice: &Choice, candidates: &[(usize, String)]) -> Error {
+/// The networks that may be meant: file and name. All files are loaded.
+pub(super) fn candidates(
+    interpreter: &mut Interpreter<'_>,
+    files: &[(String, String)],
+    choice: &Choice,
+) -> Result<Vec<(usize, String)>, Error> {
+    let numbers = load(interpreter, files)?;
+    let looked_at = match choice {
+        Choice::Shipped | Choice::Named(_) => 0,
+        Choice::File(_) => numbers.len() - 1,
+    };
+    let mut candidates: Vec<(usize, String)> = Vec::new();
+    for &file in &numbers[looked_at..] {
+        let mut names = interpreter.models(file).to_vec();
+        if names.is_empty() && matches!(choice, Choice::File(_)) {
+            names.extend(interpreter.last(file).cloned());
+        }
+        candidates.extend(names.into_iter().map(|name| (file, name.to_string())));
+    }
+    Ok(candidates)
+}
+
+pub(super) fn no_such(choice: &Choice, candidates: &[(usize, String)]) -> Error {
     let Choice::Named(name) = choice else {
         return Error::Usage("the file holds no class and no function that could be a template".to_owned());
     };

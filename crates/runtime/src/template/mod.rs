@@ -6,12 +6,14 @@
 //! to the checkpoint: `size(name, axis, otherwise)`, `count("blocks.{}.norm1.weight")` and `has(name)`. What is imported from
 //! torch, torchvision or timm is what is shipped here: [`Template::shipped`] lists the networks.
 //!
-//! Deliberately absent: values. A template knows the sizes of tensors, and the checkpoint has their numbers.
+//! Deliberately absent: values. A template knows the sizes of tensors, and the checkpoint has their numbers; `fresh` draws
+//! some where there is none.
 
 mod call;
 mod emit;
 mod fault;
 mod fit;
+mod fresh;
 mod functions;
 mod interpreter;
 mod lex;
