@@ -7,7 +7,7 @@ use std::sync::Arc;
 use pth::{DType, OpenOptions};
 use surgery::{LazyEntry, LazyStateDict, LazyTensor, Plan};
 
-use super::fit::{Choice, Template, candidates, files, located, no_such};
+use super::fit::{Choice, Template, candidates, files, no_such};
 use super::interpreter::Interpreter;
 use super::value::Role;
 use crate::error::Error;
