@@ -362,12 +362,23 @@ impl Interpreter<'_> {
                 let Some(Value::Str(name)) = first else {
                     return Err(wrong());
                 };
-                let named = args
-                    .named
-                    .into_iter()
-                    .find(|(name, _)| matches!(&**name, "tensor" | "param"));
-                let tensor = match second.or(named.map(|(_, value)| value)) {
-                    Some(Value::Tensor(tensor)) => Some(stored(&tensor, Role::Buffer)?),
+                let named = |wanted: &[&str]| {
+                    let found = args.named.iter().find(|(name, _)| wanted.contains(&&**name));
+                    found.map(|(_, value)| value.clone())
+                };
+                let persistent = args.positional.get(2).cloned().or(named(&["persistent"]));
+                let role = match &*name {
+                    "num_batches_tracked" => Role::Counter,
+                    _ => Role::Buffer,
+                };
+                let tensor = match second.or(named(&["tensor", "param"])) {
+                    // In no state dict.
+                    Some(Value::Tensor(tensor)) if matches!(persistent, Some(Value::Bool(false))) => {
+                        let attributes = &mut self.modules[id].attributes;
+                        attributes.insert(name, Value::Tensor(tensor));
+                        return Ok(Value::None);
+                    }
+                    Some(Value::Tensor(tensor)) => Some(stored(&tensor, role)?),
                     Some(Value::Parameter(tensor)) => Some(stored(&tensor, Role::Parameter)?),
                     Some(Value::None) => None,
                     _ => return Err(wrong()),
