@@ -20,6 +20,8 @@ mod program;
 mod scratch;
 mod shape;
 mod tail;
+#[cfg(test)]
+mod tests;
 mod weights;
 mod workspace;
 

@@ -14,7 +14,7 @@ mod save;
 mod splice;
 mod tensor;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod weights;
 pub(crate) mod wire;
 

@@ -12,6 +12,8 @@ mod pool;
 mod reduce;
 mod softmax;
 mod strided;
+#[cfg(test)]
+mod tests;
 mod unary;
 mod winograd;
 
