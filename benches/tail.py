@@ -7,6 +7,7 @@ one) that make one step when asked, so that whatever else the machine does falls
 """
 
 import argparse
+import copy
 import datetime
 import os
 import pathlib
@@ -55,7 +56,7 @@ def run(name, args):
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
         parity_tail.export(tail, shape, args.batch, str(folder / "tail.onnx"), args.opset, False)
-        labels = torch.randint(0, tail(x).shape[1], (args.batch,))
+        labels = torch.randint(0, copy.deepcopy(tail).eval()(x).shape[1], (args.batch,))
         x.numpy().astype("<f4").tofile(folder / "x.f32")
         labels.numpy().astype("<i8").tofile(folder / "y.i64")
         command = [args.tail, "bench", str(folder / "tail.onnx"), "boundary", "output", ",".join(map(str, shape))]
@@ -70,8 +71,6 @@ def run(name, args):
         sides = {"graftwork": here}
         layouts = [("torch", False)] + ([("torch, channels last", True)] if len(shape) == 3 else [])
         for side, channels_last in layouts:
-            import copy
-
             sides[side] = torch_step(copy.deepcopy(tail), x, labels, args.norm, 0.001, channels_last)
         times = {side: [] for side in sides}
         for repeat in range(args.repeats + 2):

@@ -168,7 +168,7 @@ def check(name, args):
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
         export(copy.deepcopy(tail), shape, args.batch, str(folder / "tail.onnx"), args.opset, args.dynamic)
-        n_classes = tail(x).shape[1]
+        n_classes = copy.deepcopy(tail).eval()(x).shape[1]
         labels = torch.randint(0, n_classes, (args.batch,))
         x.numpy().astype("<f4").tofile(folder / "x.f32")
         labels.numpy().astype("<i8").tofile(folder / "y.i64")
@@ -213,7 +213,7 @@ def main():
     parser.add_argument("--tail", default=str(REPOSITORY / "target/release/examples/tail"))
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--lr", type=float, default=0.01)
+    parser.add_argument("--lr", type=float, default=0.001)
     parser.add_argument("--norm", choices=["batch", "frozen"], default="batch")
     parser.add_argument("--opset", type=int, default=17)
     parser.add_argument("--dynamic", action="store_true")

@@ -6,7 +6,7 @@ use super::gradients::Gradients;
 use super::lower::lower;
 use super::op::Run;
 use super::plan::{NormMode, Plan};
-use super::program::Program;
+use super::program::{Program, Source};
 use super::weights::{Parameter, Weights};
 use super::workspace::Workspace;
 use crate::error::Error;
@@ -134,7 +134,8 @@ impl Tail {
     ///
     /// # Errors
     /// [`Error::StepNotFinite`] where the loss or a gradient is no number; running statistics are then as before.
-    /// [`Error::Usage`] as for [`forward`](Tail::forward), and for gradients of another plan.
+    /// [`Error::Usage`] as for [`forward`](Tail::forward), for gradients of another plan, and for
+    /// a batch of one value per channel under [`NormMode::Batch`].
     pub fn step(
         &self,
         plan: &Plan,
@@ -147,6 +148,19 @@ impl Tail {
         self.check(weights, batch, n)?;
         if plan.needs.len() != self.program.slots.len() || !plan.trainable().eq(gradients.values.keys()) {
             return Err(Error::Usage("a plan and gradients of another tail".to_owned()));
+        }
+        let single = self.program.nodes.iter().zip(&plan.norms).find(|(node, norm)| {
+            let n_channels = match node.inputs.get(3) {
+                Some(Source::Parameter(mean)) if node.is_batch_norm => weights.values[*mean].len(),
+                _ => return false,
+            };
+            **norm == NormMode::Batch && self.program.slots[node.slot].at(n) == n_channels
+        });
+        if let Some((node, _)) = single {
+            return Err(Error::Usage(format!(
+                "a batch of {n} has one value per channel at `{}`, of which there is no variance",
+                node.layer
+            )));
         }
         let run = Run {
             n,

@@ -17,7 +17,9 @@ fn with_integers(op: &str, inputs: &[&str], output: &str, attributes: &[(&str, &
     for (name, values) in attributes {
         let mut attribute = Vec::new();
         put_bytes(&mut attribute, 1, name.as_bytes());
-        values.iter().for_each(|value| put_varint(&mut attribute, 8, *value));
+        values
+            .iter()
+            .for_each(|value| put_varint(&mut attribute, 8, *value));
         put_varint(&mut attribute, 20, 7);
         put_bytes(&mut message, 5, &attribute);
     }
@@ -25,7 +27,11 @@ fn with_integers(op: &str, inputs: &[&str], output: &str, attributes: &[(&str, &
 }
 
 const THREE: &[(&str, &[u64])] = &[("kernel_shape", &[3, 3]), ("pads", &[1, 1, 1, 1])];
-const STRIDED: &[(&str, &[u64])] = &[("kernel_shape", &[3, 3]), ("pads", &[1, 1, 1, 1]), ("strides", &[2, 2])];
+const STRIDED: &[(&str, &[u64])] = &[
+    ("kernel_shape", &[3, 3]),
+    ("pads", &[1, 1, 1, 1]),
+    ("strides", &[2, 2]),
+];
 
 /// conv, norm, relu; a residual block of another stride; means and a linear layer. The boundary is `in`.
 fn network() -> Graph {
@@ -33,12 +39,33 @@ fn network() -> Graph {
         .input("x", 1, &[0, 4, 10, 10])
         .node("Identity", &["x"], &["in"])
         .field(1, with_integers("Conv", &["in", "a.weight"], "a", THREE))
-        .weight("a.weight", &[32, 4, 3, 3], &numbers(32 * 36, 1).iter().map(|v| v * 0.3).collect::<Vec<_>>())
+        .weight(
+            "a.weight",
+            &[32, 4, 3, 3],
+            &numbers(32 * 36, 1).iter().map(|v| v * 0.3).collect::<Vec<_>>(),
+        )
         .field(1, with_integers("Conv", &["a3", "b.weight"], "b", STRIDED))
-        .weight("b.weight", &[32, 32, 3, 3], &numbers(32 * 32 * 9, 2).iter().map(|v| v * 0.1).collect::<Vec<_>>())
+        .weight(
+            "b.weight",
+            &[32, 32, 3, 3],
+            &numbers(32 * 32 * 9, 2)
+                .iter()
+                .map(|v| v * 0.1)
+                .collect::<Vec<_>>(),
+        )
         .field(1, with_integers("Conv", &["b3", "c.weight"], "c", THREE))
-        .weight("c.weight", &[32, 32, 3, 3], &numbers(32 * 32 * 9, 3).iter().map(|v| v * 0.1).collect::<Vec<_>>())
-        .field(1, with_integers("Conv", &["a3", "d.weight"], "d", &[("strides", &[2, 2])]))
+        .weight(
+            "c.weight",
+            &[32, 32, 3, 3],
+            &numbers(32 * 32 * 9, 3)
+                .iter()
+                .map(|v| v * 0.1)
+                .collect::<Vec<_>>(),
+        )
+        .field(
+            1,
+            with_integers("Conv", &["a3", "d.weight"], "d", &[("strides", &[2, 2])]),
+        )
         .weight("d.weight", &[32, 32, 1, 1], &numbers(32 * 32, 4));
     for (layer, n) in ["a", "b", "c", "d"].into_iter().zip(5..) {
         let names = ["scale", "shift", "mean", "var"].map(|what| format!("{layer}.{what}"));
@@ -51,7 +78,12 @@ fn network() -> Graph {
         }
         let [scale, shift, mean, var] = names.each_ref().map(String::as_str);
         let out = format!("{layer}2");
-        graph = graph.named("BatchNormalization", &format!("{layer}.norm"), &[layer, scale, shift, mean, var], &out);
+        graph = graph.named(
+            "BatchNormalization",
+            &format!("{layer}.norm"),
+            &[layer, scale, shift, mean, var],
+            &out,
+        );
     }
     graph
         .node("Relu", &["a2"], &["a3"])
@@ -68,7 +100,10 @@ fn network() -> Graph {
 
 /// Nodes are given by layer above; a graph wants them in order.
 fn sorted(graph: &Graph) -> Graph {
-    let order = ["in", "a", "a2", "a3", "b", "b2", "b3", "c", "c2", "d", "d2", "sum", "last", "pooled", "flat", "logits"];
+    let order = [
+        "in", "a", "a2", "a3", "b", "b2", "b3", "c", "c2", "d", "d2", "sum", "last", "pooled", "flat",
+        "logits",
+    ];
     graph.clone().in_order(&order)
 }
 
@@ -105,10 +140,12 @@ fn gradients_are_differences_of_the_loss_in_both_modes() {
         let value = |weights: &Weights| {
             let mut weights = weights.clone();
             let mut gradients = plan.gradients();
-            tail.step(&plan, &mut weights, &batch, n, &mut loss, &mut gradients).unwrap()
+            tail.step(&plan, &mut weights, &batch, n, &mut loss, &mut gradients)
+                .unwrap()
         };
         let mut weights = tail.weights();
-        tail.step(&plan, &mut weights, &batch, n, &mut loss, &mut gradients).unwrap();
+        tail.step(&plan, &mut weights, &batch, n, &mut loss, &mut gradients)
+            .unwrap();
         let is_batch = mode == NormMode::Batch;
         assert_eq!(weights.get("c.mean") != tail.weights().get("c.mean"), is_batch);
         assert_eq!(weights.get("c.weight"), tail.weights().get("c.weight"));
@@ -123,7 +160,11 @@ fn gradients_are_differences_of_the_loss_in_both_modes() {
                 value(&weights)
             });
             let slope = (up - down) / (2.0 * step);
-            assert!((slope / (norm * norm) - 1.0).abs() < 0.03, "{mode:?} {name}: {slope} {}", norm * norm);
+            assert!(
+                (slope / (norm * norm) - 1.0).abs() < 0.03,
+                "{mode:?} {name}: {slope} {}",
+                norm * norm
+            );
         }
     }
 }
@@ -136,7 +177,8 @@ fn any_number_of_threads_and_any_batch_gives_the_same_bits() {
         let plan = tail.plan(&|_| true, &|_| NormMode::Batch).unwrap();
         let (mut weights, mut gradients) = (tail.weights(), plan.gradients());
         for _ in 0..3 {
-            tail.step(&plan, &mut weights, &batch, 5, &mut loss, &mut gradients).unwrap();
+            tail.step(&plan, &mut weights, &batch, 5, &mut loss, &mut gradients)
+                .unwrap();
         }
         (weights, gradients)
     };
@@ -157,18 +199,32 @@ fn only_what_is_above_the_first_learner_is_differentiated() {
     let tail = tail(1);
     let batch = numbers(2 * 400, 52);
     let all = tail.plan(&|_| true, &|_| NormMode::Frozen).unwrap();
-    let some = tail.plan(&|name| name.starts_with("c.") || name == "fc.bias", &|_| NormMode::Frozen).unwrap();
-    assert_eq!(some.trainable().collect::<Vec<_>>(), ["c.weight", "c.scale", "c.shift", "fc.bias"]);
-    assert!(some.needs.iter().filter(|needs| **needs).count() < all.needs.iter().filter(|needs| **needs).count());
+    let some = tail
+        .plan(&|name| name.starts_with("c.") || name == "fc.bias", &|_| {
+            NormMode::Frozen
+        })
+        .unwrap();
+    assert_eq!(
+        some.trainable().collect::<Vec<_>>(),
+        ["c.weight", "c.scale", "c.shift", "fc.bias"]
+    );
+    assert!(
+        some.needs.iter().filter(|needs| **needs).count() < all.needs.iter().filter(|needs| **needs).count()
+    );
     let (mut of_all, mut of_some) = (all.gradients(), some.gradients());
     let mut weights = tail.weights();
-    tail.step(&all, &mut weights, &batch, 2, &mut loss, &mut of_all).unwrap();
-    tail.step(&some, &mut weights, &batch, 2, &mut loss, &mut of_some).unwrap();
+    tail.step(&all, &mut weights, &batch, 2, &mut loss, &mut of_all)
+        .unwrap();
+    tail.step(&some, &mut weights, &batch, 2, &mut loss, &mut of_some)
+        .unwrap();
     for (name, gradient) in of_some.iter() {
         assert_eq!(of_all.get(name), Some(gradient), "{name}");
     }
     let none = tail.plan(&|_| false, &|_| NormMode::Frozen);
-    assert_eq!(none.unwrap_err().to_string(), "no parameter of the tail is to learn");
+    assert_eq!(
+        none.unwrap_err().to_string(),
+        "no parameter of the tail is to learn"
+    );
 }
 
 #[test]
@@ -188,7 +244,10 @@ fn a_loss_that_is_no_number_changes_nothing() {
     assert!(matches!(error, Err(Error::StepNotFinite("gradient"))));
     assert_eq!(weights, tail.weights());
     let error = tail.step(&plan, &mut weights, &batch[1..], 2, &mut loss, &mut gradients);
-    assert_eq!(error.unwrap_err().to_string(), "799 numbers are not 2 samples of 400");
+    assert_eq!(
+        error.unwrap_err().to_string(),
+        "799 numbers are not 2 samples of 400"
+    );
 }
 
 fn check_refuses(graph: &Graph, boundary: &str, expect: &str) {
@@ -198,7 +257,10 @@ fn check_refuses(graph: &Graph, boundary: &str, expect: &str) {
         input_shape: &[4],
         threads: 1,
     };
-    assert_eq!(Tail::new(&graph.model(), &options).unwrap_err().to_string(), expect);
+    assert_eq!(
+        Tail::new(&graph.model(), &options).unwrap_err().to_string(),
+        expect
+    );
 }
 
 #[test]

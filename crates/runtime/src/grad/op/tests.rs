@@ -35,7 +35,10 @@ impl Case {
     }
 
     fn run(&self) -> Run {
-        Run { n: 3, norm: self.norm }
+        Run {
+            n: 3,
+            norm: self.norm,
+        }
     }
 
     fn forward(&self, inputs: &[Vec<f32>], kept: &mut Kept) -> Vec<f32> {
@@ -82,13 +85,23 @@ impl Case {
         for &at in wanted {
             for (found, added) in found[at].iter().zip(&added[at]) {
                 let scale = found.abs().max(2.0);
-                assert!((added - found - 2.0).abs() < 1e-4 * scale, "{name}, input {at}: {found} added is {added}");
+                assert!(
+                    (added - found - 2.0).abs() < 1e-4 * scale,
+                    "{name}, input {at}: {found} added is {added}"
+                );
             }
             let direction = numbers(self.inputs[at].len(), 7 + at as u64);
-            let along: f64 = direction.iter().zip(&found[at]).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
+            let along: f64 = direction
+                .iter()
+                .zip(&found[at])
+                .map(|(a, b)| f64::from(*a) * f64::from(*b))
+                .sum();
             let [up, down] = [step, -step].map(|step| {
                 let mut inputs = self.inputs.clone();
-                inputs[at].iter_mut().zip(&direction).for_each(|(x, d)| *x += step * d);
+                inputs[at]
+                    .iter_mut()
+                    .zip(&direction)
+                    .for_each(|(x, d)| *x += step * d);
                 self.forward(&inputs, &mut Kept::default())
             });
             let terms = up.iter().zip(&down).zip(&weights);
@@ -104,7 +117,15 @@ impl Case {
     }
 }
 
-fn geometry(size: [usize; 2], c: usize, k: usize, kernel: usize, stride: usize, pad: usize, groups: usize) -> Geometry {
+fn geometry(
+    size: [usize; 2],
+    c: usize,
+    k: usize,
+    kernel: usize,
+    stride: usize,
+    pad: usize,
+    groups: usize,
+) -> Geometry {
     dilated(size, c, k, kernel, stride, pad, groups, 1)
 }
 
@@ -181,7 +202,10 @@ fn convolutions_are_their_definition_and_their_derivatives() {
         let largest = expected.iter().fold(0.0f64, |a, b| a.max(b.abs()));
         for (at, (out, expected)) in out.iter().zip(&expected).enumerate() {
             let expected = expected + f64::from(case.inputs[2][at % g.k]);
-            assert!((f64::from(*out) - expected).abs() < 5e-6 * largest, "{name} at {at}: {out} {expected}");
+            assert!(
+                (f64::from(*out) - expected).abs() < 5e-6 * largest,
+                "{name} at {at}: {out} {expected}"
+            );
         }
         case.check(name, &[0, 1, 2], 0.5, 2e-4);
     }
@@ -303,7 +327,10 @@ fn functions_of_one_number_have_their_derivatives() {
         UnaryKind::Clip { low: -9.0, high: 9.0 },
         UnaryKind::Elu { alpha: 0.7 },
         UnaryKind::HardSwish,
-        UnaryKind::HardSigmoid { alpha: 0.2, beta: 0.5 },
+        UnaryKind::HardSigmoid {
+            alpha: 0.2,
+            beta: 0.5,
+        },
         UnaryKind::Sigmoid,
         UnaryKind::Silu,
         UnaryKind::Tanh,
@@ -314,7 +341,10 @@ fn functions_of_one_number_have_their_derivatives() {
         UnaryKind::Exp,
         UnaryKind::Neg,
         UnaryKind::Square,
-        UnaryKind::Scale { factor: 3.0, offset: -1.0 },
+        UnaryKind::Scale {
+            factor: 3.0,
+            offset: -1.0,
+        },
     ];
     for kind in kinds {
         Case::new(Unary(kind), &[1000], 1000).check(&format!("{kind:?}"), &[0], 0.01, 2e-3);
@@ -354,7 +384,12 @@ fn arithmetic_sums_over_what_it_repeats() {
     ];
     for kind in [BinaryKind::Add, BinaryKind::Sub, BinaryKind::Mul, BinaryKind::Div] {
         for has in repeats {
-            let size: usize = has.iter().zip([3, 4, 5, 17]).filter(|(has, _)| **has).map(|(_, n)| n).product();
+            let size: usize = has
+                .iter()
+                .zip([3, 4, 5, 17])
+                .filter(|(has, _)| **has)
+                .map(|(_, n)| n)
+                .product();
             for swapped in [false, true] {
                 let mut sizes = [3 * 4 * 5 * 17, size];
                 let mut sides = [all.clone(), has.to_vec()];
@@ -391,7 +426,10 @@ fn pools_and_reductions_have_their_derivatives() {
     }
     let g = geometry([7, 8], 5, 5, 3, 2, 1, 5);
     for counts_padding in [false, true] {
-        let op = AveragePool { window: g, counts_padding };
+        let op = AveragePool {
+            window: g,
+            counts_padding,
+        };
         Case::new(op, &[3 * g.in_len()], 3 * g.out_len()).check("average", &[0], 0.5, 1e-4);
     }
     let case = Case::new(MaxPool(g), &[3 * g.in_len()], 3 * g.out_len());
@@ -410,14 +448,29 @@ fn what_only_moves_numbers_moves_derivatives_back() {
     let n = Dim::batched(1);
     let fixed = Dim::fixed;
     // [n, 6, 20] with the last two exchanged; then every second of the second axis, backwards; then repeated.
-    let transpose = vec![whole(n, fixed(120)), whole(fixed(20), fixed(1)), whole(fixed(6), fixed(20))];
+    let transpose = vec![
+        whole(n, fixed(120)),
+        whole(fixed(20), fixed(1)),
+        whole(fixed(6), fixed(20)),
+    ];
     Case::new(Strided(transpose), &[360], 360).check("transpose", &[0], 0.5, 1e-4);
-    let mut slice = vec![whole(n, fixed(120)), whole(fixed(3), fixed(20)), whole(fixed(20), fixed(1))];
+    let mut slice = vec![
+        whole(n, fixed(120)),
+        whole(fixed(3), fixed(20)),
+        whole(fixed(20), fixed(1)),
+    ];
     (slice[1].start, slice[1].step) = (5, -2);
     Case::new(Strided(slice), &[360], 180).check("slice", &[0], 0.5, 1e-4);
-    let expand = vec![whole(n, fixed(0)), whole(fixed(6), fixed(20)), whole(fixed(20), fixed(1))];
+    let expand = vec![
+        whole(n, fixed(0)),
+        whole(fixed(6), fixed(20)),
+        whole(fixed(20), fixed(1)),
+    ];
     let case = Case::new(Strided(expand), &[120], 360);
-    assert_eq!(case.forward(&case.inputs, &mut Kept::default())[120..240], case.inputs[0]);
+    assert_eq!(
+        case.forward(&case.inputs, &mut Kept::default())[120..240],
+        case.inputs[0]
+    );
     case.check("expand", &[0], 0.5, 1e-4);
     let concat = Concat {
         sizes: vec![fixed(2), fixed(5)],

@@ -59,7 +59,8 @@ impl Graph {
             let made = made.filter(|_| *number == 1).map(|span| &message[span]);
             outputs.iter().position(|name| made == Some(name.as_bytes()))
         };
-        self.fields.sort_by_key(|field| place(field).unwrap_or(outputs.len()));
+        self.fields
+            .sort_by_key(|field| place(field).unwrap_or(outputs.len()));
         self
     }
 
