@@ -161,6 +161,9 @@ def check(name, args):
             module.running_var.uniform_(0.5, 1.5)
             module.weight.data.uniform_(0.5, 1.5)
             module.bias.data.normal_(std=0.1)
+    # No two parameters alike: the exporter would make one of them.
+    for parameter in tail.parameters():
+        parameter.data.add_(torch.randn_like(parameter) * 0.01 * parameter.data.std(unbiased=False).clamp_min(1.0))
     x = torch.randn(args.batch, *shape)
     if name.startswith(("resnet", "mobilenet")):
         x = x.relu()

@@ -1,12 +1,16 @@
 //! The two products that convolutions and linear layers are made of, on matrices in panels of sixteen columns.
 //!
 //! A matrix `[rows, columns]` in panels is `[⌈columns / 16⌉, rows, 16]` with zeros behind the last column. Each number that
-//! comes out is one chain of fused multiply-adds whose order the sizes decide, so that neither vectors nor threads show.
+//! comes out is made of chains of fused multiply-adds whose order the sizes decide, so that neither vectors nor threads
+//! show.
 
 use pulp::{Simd, WithSimd};
 
 /// Columns of a panel.
 pub(super) const LANES: usize = 16;
+
+/// Terms of a sum of products that are added up by themselves: shorter chains round less.
+const CHAIN: usize = 128;
 
 /// Numbers of a matrix in panels.
 pub(super) fn panels_len(n_rows: usize, n_columns: usize) -> usize {
@@ -133,13 +137,30 @@ impl Product<'_> {
         row: usize,
         panel: usize,
     ) {
+        let mut start = 0;
+        while start < self.depth {
+            let end = (start + CHAIN).min(self.depth);
+            self.block::<S, R, Q, V>(simd, row, panel, start..end);
+            start = end;
+        }
+    }
+
+    /// A part of the depth of a tile.
+    #[inline(always)]
+    fn block<S: Simd, const R: usize, const Q: usize, const V: usize>(
+        &mut self,
+        simd: S,
+        row: usize,
+        panel: usize,
+        part: std::ops::Range<usize>,
+    ) {
         let depth = self.depth;
         let mut sums = [[[simd.splat_f32s(0.0); V]; Q]; R];
         let mut b = [&self.b[..0]; Q];
         for (q, b) in b.iter_mut().enumerate() {
             *b = &self.b[(panel + q) * self.b_panel..][..depth * LANES];
         }
-        for at in (0..depth).step_by(LANES) {
+        for at in part.clone().step_by(LANES) {
             let (a, _) = self.a[at / LANES * self.a_panel + row * LANES..][..R * LANES].as_chunks::<LANES>();
             let mut factors = [[simd.splat_f32s(0.0); V]; Q];
             let mut blocks = [&[[0.0f32; LANES]; 0][..]; Q];
@@ -163,10 +184,14 @@ impl Product<'_> {
         }
         for r in 0..R {
             for q in 0..Q {
+                let place = Place {
+                    is_added: self.place.is_added || part.start > 0,
+                    ..self.place
+                };
                 store(
                     simd,
                     self.out,
-                    self.place,
+                    place,
                     (row + r) * self.place.row,
                     panel + q,
                     &sums[r][q],

@@ -548,6 +548,11 @@ fn home(from: &[Dim], to: &[Dim]) -> Option<usize> {
         (i, j) = (i + 1, j + 1);
         if let Some(at) = (i_start..i).find(|axis| from[*axis].is_batched) {
             let leads = (i_start..at).all(|axis| from[axis].size == 1);
+            // Between two groups it is in either; rows of the last axis are not to grow with the batch.
+            let is_between = at == i_start && from[at].size == 1 && i - i_start > 1;
+            if is_between && j_start > 0 && j_start + 1 == to.len() {
+                return Some(j_start - 1);
+            }
             return (leads || j - j_start == 1).then_some(j_start);
         }
     }
@@ -574,6 +579,7 @@ mod tests {
         );
         check(&[n, fixed(197), fixed(768)], &[-1, 768], "[197n, 768]");
         check(&[fixed(197), n, fixed(768)], &[197, 12, 64], "[197, 12n, 64]");
+        check(&[fixed(197), n, fixed(12), fixed(64)], &[197, 768], "[197n, 768]");
         check(
             &[Dim::batched(12), fixed(197), fixed(64)],
             &[1, 12, 197, 64],

@@ -70,7 +70,7 @@ enum Way {
     Columns,
     /// Tap by tap, a channel by itself.
     Depthwise,
-    /// Tiles of four by four outputs through thirty-six smaller products.
+    /// Tiles of outputs, through fewer and smaller products.
     Winograd,
 }
 
@@ -112,7 +112,7 @@ impl Op for Conv {
             unreachable!("a convolution has two inputs")
         };
         match self.way {
-            Way::Winograd => winograd::backward(g, run.n, weights, pass.d_out, to_x, to_weights, kept),
+            Way::Winograd => winograd::backward(g, run.n, [x, weights, pass.d_out], to_x, to_weights, kept),
             Way::Depthwise => {
                 if let Some(sink) = to_x {
                     depthwise::backward_input(g, weights, pass.d_out, sink, kept);

@@ -81,12 +81,12 @@ impl Kept {
         sizes.map(|size| &mut arrays.next().expect("resized above")[..size])
     }
 
-    /// `n` numbers of no meaning, and the arrays.
-    pub(super) fn room(&mut self, n: usize) -> (&mut [f32], &mut [Vec<f32>]) {
+    /// `n` numbers of no meaning.
+    pub(super) fn room(&mut self, n: usize) -> &mut [f32] {
         if self.room.len() < n {
             self.room.resize(n, 0.0);
         }
-        (&mut self.room[..n], &mut self.arrays)
+        &mut self.room[..n]
     }
 }
 

@@ -1,9 +1,11 @@
-//! Convolutions of three by three taps by tiles of four by four outputs (Lavin and Gray, "Fast Algorithms for
-//! Convolutional Neural Networks", 2015): thirty-six products of channels instead of a hundred and forty-four.
+//! Convolutions of three by three taps by tiles of outputs (Lavin and Gray, "Fast Algorithms for Convolutional Neural
+//! Networks", 2015): forward by tiles of two by two in sixteen products of channels instead of thirty-six, back by tiles of
+//! four by four in thirty-six instead of a hundred and forty-four.
 //!
-//! Interpolation points are 0, ±√½, ±√2 and infinity, whose rounding errors are smaller than those of 0, ±1, ±2 and infinity.
-//! The backward pass is the adjoint of the forward one, transform by transform, so that it shares the transformed input
-//! and has no weights of its own to transform but in another order.
+//! Forward the rounding must be as small as that of a plain sum (it is smaller): an activation that changes its sign by
+//! rounding changes a gradient by far more than rounding. Back, where there is nothing to flip, 1e-6 is exact enough; there
+//! the points of interpolation are 0, ±√½, ±√2 and infinity, which round less than 0, ±1, ±2 and infinity, and the passes
+//! are the adjoints of the forward transforms, so that the derivatives by input and kernel share one of them.
 
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
@@ -11,12 +13,6 @@ use rayon::prelude::*;
 use super::conv::Geometry;
 use super::{Kept, Sink};
 use crate::grad::kernel::{LANES, Outer, Place, Product};
-
-/// Outputs of a tile along an axis, and inputs.
-const OUT: usize = 4;
-const IN: usize = 6;
-/// Products.
-const POINTS: usize = IN * IN;
 
 /// The points that are not 0 or infinity are ±A and ±B; squares are exact.
 const A: f32 = std::f32::consts::FRAC_1_SQRT_2;
@@ -30,9 +26,16 @@ const FB: f32 = 1.0 / (2.0 * B2 * (B2 - A2));
 
 /// Whether a convolution of three by three taps is cheaper this way.
 pub(super) fn pays(g: &Geometry) -> bool {
-    let tiles = g.oh.div_ceil(OUT) * g.ow.div_ceil(OUT);
+    let tiles = Tiles::new(g, 1, Size::Four).n;
     let is_whole = g.c.is_multiple_of(LANES) && g.k.is_multiple_of(LANES);
-    is_whole && g.c >= 2 * LANES && g.k >= 2 * LANES && tiles * POINTS * 4 < g.oh * g.ow * 9 * 3
+    is_whole && g.c >= 2 * LANES && g.k >= 2 * LANES && tiles * 36 * 4 < g.oh * g.ow * 9 * 3
+}
+
+/// Outputs of a tile along an axis.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Size {
+    Two,
+    Four,
 }
 
 /// How outputs are dealt out to tiles.
@@ -42,15 +45,25 @@ struct Tiles {
     columns: usize,
     /// Of all samples.
     n: usize,
+    /// Outputs of a tile along an axis.
+    step: usize,
+    /// Products.
+    points: usize,
 }
 
 impl Tiles {
-    fn new(g: &Geometry, n: usize) -> Tiles {
-        let (rows, columns) = (g.oh.div_ceil(OUT), g.ow.div_ceil(OUT));
+    fn new(g: &Geometry, n: usize, size: Size) -> Tiles {
+        let step = match size {
+            Size::Two => 2,
+            Size::Four => 4,
+        };
+        let (rows, columns) = (g.oh.div_ceil(step), g.ow.div_ceil(step));
         Tiles {
             rows,
             columns,
             n: n * rows * columns,
+            step,
+            points: (step + 2) * (step + 2),
         }
     }
 
@@ -82,6 +95,33 @@ impl<S: Simd> Math<S> {
         self.0.mul_add_f32s(self.0.splat_f32s(factor), a, b)
     }
 
+    /// `Bᵀd` for tiles of two.
+    #[inline(always)]
+    fn input_of_two(self, d: [S::f32s; 4]) -> [S::f32s; 4] {
+        [
+            self.sub(d[0], d[2]),
+            self.add(d[1], d[2]),
+            self.sub(d[2], d[1]),
+            self.sub(d[3], d[1]),
+        ]
+    }
+
+    /// `Aᵀm` for tiles of two.
+    #[inline(always)]
+    fn output_of_two(self, m: [S::f32s; 4]) -> [S::f32s; 2] {
+        [
+            self.add(m[0], self.add(m[1], m[2])),
+            self.add(self.sub(m[1], m[2]), m[3]),
+        ]
+    }
+
+    /// `Gg` for tiles of two.
+    #[inline(always)]
+    fn kernel_of_two(self, g: [S::f32s; 3]) -> [S::f32s; 4] {
+        let even = self.times(0.5, self.add(g[0], g[2]));
+        [g[0], self.fma(0.5, g[1], even), self.fma(-0.5, g[1], even), g[2]]
+    }
+
     /// `Bᵀd`; A²·B² is one.
     #[inline(always)]
     fn input(self, d: [S::f32s; 6]) -> [S::f32s; 6] {
@@ -109,19 +149,6 @@ impl<S: Simd> Math<S> {
             self.fma(-SUM, z[5], self.add(odd_a, odd_b)),
             self.add(z[0], self.add(sum_a, sum_b)),
             z[5],
-        ]
-    }
-
-    /// `Aᵀm`
-    #[inline(always)]
-    fn output(self, m: [S::f32s; 6]) -> [S::f32s; 4] {
-        let (sum_a, odd_a) = (self.add(m[1], m[2]), self.times(A, self.sub(m[1], m[2])));
-        let (sum_b, odd_b) = (self.add(m[3], m[4]), self.times(B, self.sub(m[3], m[4])));
-        [
-            self.add(m[0], self.add(sum_a, sum_b)),
-            self.add(odd_a, odd_b),
-            self.fma(A2, sum_a, self.times(B2, sum_b)),
-            self.fma(A2, odd_a, self.fma(B2, odd_b, m[5])),
         ]
     }
 
@@ -204,15 +231,23 @@ fn store<S: Simd>(to: &mut [f32], at: usize, value: S::f32s) {
     S::as_mut_simd_f32s(&mut to[at..][..S::F32_LANES]).0[0] = value;
 }
 
-/// Tiles of `[n, h, w, channels]` around the pixels of a panel, transformed: `to` is `[36, tiles, 16]`.
+/// What goes into tiles.
+#[derive(Debug, Clone, Copy)]
+enum Into {
+    /// Inputs, which overlap.
+    Inputs(Size, [usize; 2]),
+    /// Derivatives by outputs.
+    Outputs,
+}
+
+/// Tiles of `[n, h, w, channels]` around the pixels of a panel, transformed: `to` is `[points, tiles, 16]`.
 struct ToTiles<'a> {
     from: &'a [f32],
     size: [usize; 2],
     channels: usize,
     panel: usize,
     tiles: Tiles,
-    /// None where tiles are outputs and do not overlap.
-    pad: Option<[usize; 2]>,
+    what: Into,
     to: &'a mut [f32],
 }
 
@@ -221,9 +256,14 @@ impl WithSimd for ToTiles<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        match self.pad {
-            Some(pad) => self.run::<S, IN>(simd, pad, |math, tile| math.both(tile, |d| math.input(d))),
-            None => self.run::<S, OUT>(simd, [0, 0], |math, tile| {
+        match self.what {
+            Into::Inputs(Size::Two, pad) => {
+                self.run::<S, 4, 4>(simd, pad, |math, tile| math.both(tile, |d| math.input_of_two(d)))
+            }
+            Into::Inputs(Size::Four, pad) => {
+                self.run::<S, 6, 6>(simd, pad, |math, tile| math.both(tile, |d| math.input(d)));
+            }
+            Into::Outputs => self.run::<S, 4, 6>(simd, [0, 0], |math, tile| {
                 math.both(tile, |y| math.output_adjoint(y))
             }),
         }
@@ -232,13 +272,13 @@ impl WithSimd for ToTiles<'_> {
 
 impl ToTiles<'_> {
     #[inline(always)]
-    fn run<S: Simd, const I: usize>(
+    fn run<S: Simd, const I: usize, const O: usize>(
         self,
         simd: S,
         pad: [usize; 2],
-        transform: impl Fn(Math<S>, [[S::f32s; I]; I]) -> [[S::f32s; IN]; IN],
+        transform: impl Fn(Math<S>, [[S::f32s; I]; I]) -> [[S::f32s; O]; O],
     ) {
-        let [h, w] = self.size;
+        let ([h, w], step) = (self.size, self.tiles.step);
         let zero = simd.splat_f32s(0.0);
         let per_point = self.tiles.n * LANES;
         for tile_idx in 0..self.tiles.n {
@@ -247,7 +287,7 @@ impl ToTiles<'_> {
                 tile_idx % self.tiles.per_image(),
             );
             let image = &self.from[image * h * w * self.channels..][..h * w * self.channels];
-            let (top, left) = (at / self.tiles.columns * OUT, at % self.tiles.columns * OUT);
+            let (top, left) = (at / self.tiles.columns * step, at % self.tiles.columns * step);
             for lane in (0..LANES).step_by(S::F32_LANES) {
                 let mut tile = [[zero; I]; I];
                 for (i, row) in tile.iter_mut().enumerate() {
@@ -271,7 +311,16 @@ impl ToTiles<'_> {
     }
 }
 
-/// The other way: tiles `[36, panels, tiles, 16]` of one image, transformed and put into it.
+/// What comes out of tiles.
+#[derive(Debug, Clone, Copy)]
+enum From {
+    /// Outputs.
+    Outputs,
+    /// Derivatives by inputs, which are added to what is there.
+    Inputs([usize; 2]),
+}
+
+/// The other way: tiles `[points, panels, tiles, 16]` of one image, transformed and put into it.
 struct FromTiles<'a> {
     from: &'a [f32],
     /// The image's first tile.
@@ -279,8 +328,7 @@ struct FromTiles<'a> {
     tiles: Tiles,
     size: [usize; 2],
     channels: usize,
-    /// None where tiles are outputs and do not overlap; else what is there is added to.
-    pad: Option<[usize; 2]>,
+    what: From,
     to: &'a mut [f32],
 }
 
@@ -289,30 +337,33 @@ impl WithSimd for FromTiles<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        match self.pad {
-            None => self.run::<S, OUT>(simd, [0, 0], |math, m| math.both(m, |m| math.output(m))),
-            Some(pad) => self.run::<S, IN>(simd, pad, |math, z| math.both(z, |z| math.input_adjoint(z))),
+        match self.what {
+            From::Outputs => {
+                self.run::<S, 4, 2, false>(simd, [0, 0], |math, m| math.both(m, |m| math.output_of_two(m)))
+            }
+            From::Inputs(pad) => {
+                self.run::<S, 6, 6, true>(simd, pad, |math, z| math.both(z, |z| math.input_adjoint(z)))
+            }
         }
     }
 }
 
 impl FromTiles<'_> {
     #[inline(always)]
-    fn run<S: Simd, const O: usize>(
+    fn run<S: Simd, const I: usize, const O: usize, const ADDS: bool>(
         self,
         simd: S,
         pad: [usize; 2],
-        transform: impl Fn(Math<S>, [[S::f32s; IN]; IN]) -> [[S::f32s; O]; O],
+        transform: impl Fn(Math<S>, [[S::f32s; I]; I]) -> [[S::f32s; O]; O],
     ) {
-        let [h, w] = self.size;
-        let is_added = O == IN;
+        let ([h, w], step) = (self.size, self.tiles.step);
         let per_point = self.channels * self.tiles.n;
         for panel in 0..self.channels / LANES {
             for at in 0..self.tiles.per_image() {
-                let (top, left) = (at / self.tiles.columns * OUT, at % self.tiles.columns * OUT);
+                let (top, left) = (at / self.tiles.columns * step, at % self.tiles.columns * step);
                 for lane in (0..LANES).step_by(S::F32_LANES) {
                     let start = (panel * self.tiles.n + self.first + at) * LANES + lane;
-                    let mut points = [[simd.splat_f32s(0.0); IN]; IN];
+                    let mut points = [[simd.splat_f32s(0.0); I]; I];
                     for (point, value) in points.as_flattened_mut().iter_mut().enumerate() {
                         *value = load::<S>(self.from, point * per_point + start);
                     }
@@ -326,7 +377,7 @@ impl FromTiles<'_> {
                             let x = (left + j).wrapping_sub(pad[1]);
                             if x < w {
                                 let at = (y * w + x) * self.channels + panel * LANES + lane;
-                                let value = if is_added {
+                                let value = if ADDS {
                                     simd.add_f32s(load::<S>(self.to, at), *value)
                                 } else {
                                     *value
@@ -341,7 +392,7 @@ impl FromTiles<'_> {
     }
 }
 
-/// Kernels transformed: a panel over sixteen of one axis, `[36, depth, 16]`.
+/// Kernels transformed: a panel over sixteen of one axis, `[points, depth, 16]`.
 struct Kernels<'a> {
     /// `[k, c, 9]`
     weights: &'a [f32],
@@ -349,6 +400,7 @@ struct Kernels<'a> {
     lane: usize,
     row: usize,
     depth: usize,
+    size: Size,
     to: &'a mut [f32],
 }
 
@@ -357,7 +409,20 @@ impl WithSimd for Kernels<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let math = Math(simd);
+        match self.size {
+            Size::Two => self.run::<S, 4>(simd, |math, g| math.both(g, |g| math.kernel_of_two(g))),
+            Size::Four => self.run::<S, 6>(simd, |math, g| math.both(g, |g| math.kernel(g))),
+        }
+    }
+}
+
+impl Kernels<'_> {
+    #[inline(always)]
+    fn run<S: Simd, const O: usize>(
+        self,
+        simd: S,
+        transform: impl Fn(Math<S>, [[S::f32s; 3]; 3]) -> [[S::f32s; O]; O],
+    ) {
         for row in 0..self.depth {
             let mut taps = [[0.0f32; LANES]; 9];
             for lane in 0..LANES {
@@ -368,7 +433,7 @@ impl WithSimd for Kernels<'_> {
             }
             for lane in (0..LANES).step_by(S::F32_LANES) {
                 let g = [0, 1, 2].map(|i| [0, 1, 2].map(|j| load::<S>(&taps[3 * i + j], lane)));
-                let u = math.both(g, |g| math.kernel(g));
+                let u = transform(Math(simd), g);
                 for (point, value) in u.as_flattened().iter().enumerate() {
                     store::<S>(self.to, (point * self.depth + row) * LANES + lane, *value);
                 }
@@ -396,7 +461,7 @@ impl WithSimd for FromKernels<'_> {
         for start in (0..c).step_by(LANES) {
             let mut taps = [[0.0f32; LANES]; 9];
             for lane in (0..LANES).step_by(S::F32_LANES) {
-                let mut u = [[simd.splat_f32s(0.0); IN]; IN];
+                let mut u = [[simd.splat_f32s(0.0); 6]; 6];
                 for (point, value) in u.as_flattened_mut().iter_mut().enumerate() {
                     *value = load::<S>(self.from, (point * self.n_outputs + self.k) * c + start + lane);
                 }
@@ -428,22 +493,39 @@ fn at_once(n: usize) -> usize {
         .unwrap_or(1)
 }
 
-/// For each point `out[p, k] = Σ a[p, c] · b[c, k]`: `a` is `[panels over c, 36, tiles, 16]`, `b` is
-/// `[panels over k, 36, depth, 16]`, `out` becomes `[36, panels over k, tiles, 16]`.
+/// Panels of channels `[panels, points, tiles, 16]` of pictures.
+fn to_tiles(from: &[f32], size: [usize; 2], channels: usize, tiles: Tiles, what: Into, to: &mut [f32]) {
+    let arch = pulp::Arch::new();
+    let panels = to.par_chunks_mut(tiles.points * tiles.n * LANES).enumerate();
+    panels.for_each(|(panel, to)| {
+        arch.dispatch(ToTiles {
+            from,
+            size,
+            channels,
+            panel,
+            tiles,
+            what,
+            to,
+        });
+    });
+}
+
+/// For each point `out[p, k] = Σ a[p, c] · b[c, k]`: `a` is `[panels over c, points, tiles, 16]`, `b` is
+/// `[panels over k, points, depth, 16]`, `out` becomes `[points, panels over k, tiles, 16]`.
 fn multiply(a: &[f32], b: &[f32], depth: usize, tiles: Tiles, out: &mut [f32]) {
     let per_panel = tiles.n * LANES;
-    let n_panels = out.len() / (POINTS * per_panel);
+    let n_panels = out.len() / (tiles.points * per_panel);
     let at_once = at_once(n_panels);
     let tasks = out.par_chunks_mut(at_once * per_panel).enumerate();
     tasks.for_each(|(task, out)| {
         let (point, panel) = (task * at_once / n_panels, task * at_once % n_panels);
         Product {
             a: &a[point * per_panel..],
-            a_panel: POINTS * per_panel,
+            a_panel: tiles.points * per_panel,
             n_rows: tiles.n,
             depth,
-            b: &b[(panel * POINTS + point) * depth * LANES..],
-            b_panel: POINTS * depth * LANES,
+            b: &b[(panel * tiles.points + point) * depth * LANES..],
+            b_panel: tiles.points * depth * LANES,
             out,
             place: Place {
                 row: LANES,
@@ -458,26 +540,12 @@ fn multiply(a: &[f32], b: &[f32], depth: usize, tiles: Tiles, out: &mut [f32]) {
 
 pub(super) fn forward(g: &Geometry, n: usize, x: &[f32], weights: &[f32], out: &mut [f32], kept: &mut Kept) {
     let arch = pulp::Arch::new();
-    let tiles = Tiles::new(g, n);
-    let [_] = kept.arrays([POINTS * tiles.n * g.c]);
-    let (u_len, y_len) = (POINTS * g.c * g.k, POINTS * tiles.n * g.k);
-    let (room, arrays) = kept.room(u_len + y_len);
-    let (u, y) = room.split_at_mut(u_len);
-    let v = &mut arrays[0][..POINTS * tiles.n * g.c];
-    v.par_chunks_mut(POINTS * tiles.n * LANES)
-        .enumerate()
-        .for_each(|(panel, to)| {
-            arch.dispatch(ToTiles {
-                from: x,
-                size: [g.h, g.w],
-                channels: g.c,
-                panel,
-                tiles,
-                pad: Some(g.pad),
-                to,
-            });
-        });
-    u.par_chunks_mut(POINTS * g.c * LANES)
+    let tiles = Tiles::new(g, n, Size::Two);
+    let [v_len, u_len, y_len] = [tiles.n * g.c, g.c * g.k, tiles.n * g.k].map(|len| tiles.points * len);
+    let (v, rest) = kept.room(v_len + u_len + y_len).split_at_mut(v_len);
+    let (u, y) = rest.split_at_mut(u_len);
+    to_tiles(x, [g.h, g.w], g.c, tiles, Into::Inputs(Size::Two, g.pad), v);
+    u.par_chunks_mut(tiles.points * g.c * LANES)
         .enumerate()
         .for_each(|(panel, to)| {
             arch.dispatch(Kernels {
@@ -485,10 +553,12 @@ pub(super) fn forward(g: &Geometry, n: usize, x: &[f32], weights: &[f32], out: &
                 lane: g.c * 9,
                 row: 9,
                 depth: g.c,
+                size: Size::Two,
                 to,
             });
         });
     multiply(v, u, g.c, tiles, y);
+    let y = &*y;
     out.par_chunks_mut(g.out_len())
         .enumerate()
         .for_each(|(image, to)| {
@@ -498,7 +568,7 @@ pub(super) fn forward(g: &Geometry, n: usize, x: &[f32], weights: &[f32], out: &
                 tiles,
                 size: [g.oh, g.ow],
                 channels: g.k,
-                pad: None,
+                what: From::Outputs,
                 to,
             });
         });
@@ -507,44 +577,30 @@ pub(super) fn forward(g: &Geometry, n: usize, x: &[f32], weights: &[f32], out: &
 pub(super) fn backward(
     g: &Geometry,
     n: usize,
-    weights: &[f32],
-    d_out: &[f32],
+    [x, weights, d_out]: [&[f32]; 3],
     to_x: &mut Option<Sink<'_>>,
     to_weights: &mut Option<Sink<'_>>,
     kept: &mut Kept,
 ) {
     let arch = pulp::Arch::new();
-    let tiles = Tiles::new(g, n);
-    let (m_len, u_len) = (POINTS * tiles.n * g.k, POINTS * g.c * g.k);
-    let z_len = POINTS * tiles.n * g.c;
-    let (room, arrays) = kept.room(m_len + u_len + z_len);
-    let (m, rest) = room.split_at_mut(m_len);
-    let (u, z) = rest.split_at_mut(u_len);
-    m.par_chunks_mut(POINTS * tiles.n * LANES)
-        .enumerate()
-        .for_each(|(panel, to)| {
-            arch.dispatch(ToTiles {
-                from: d_out,
-                size: [g.oh, g.ow],
-                channels: g.k,
-                panel,
-                tiles,
-                pad: None,
-                to,
-            });
-        });
+    let tiles = Tiles::new(g, n, Size::Four);
+    let points = tiles.points;
+    let [m_len, u_len, v_len] = [tiles.n * g.k, g.c * g.k, tiles.n * g.c].map(|len| points * len);
+    let (m, rest) = kept.room(m_len + u_len + v_len).split_at_mut(m_len);
+    let (u, v) = rest.split_at_mut(u_len);
+    to_tiles(d_out, [g.oh, g.ow], g.k, tiles, Into::Outputs, m);
     let m = &*m;
     if let Some(sink) = to_weights {
-        let v = &arrays[0][..z_len];
-        let per_panel = tiles.n * LANES;
+        to_tiles(x, [g.h, g.w], g.c, tiles, Into::Inputs(Size::Four, g.pad), v);
+        let (v, per_panel) = (&*v, tiles.n * LANES);
         // `[36, k, c]`
         u.par_chunks_mut(LANES * g.c).enumerate().for_each(|(task, out)| {
             let (point, panel) = (task / (g.k / LANES), task % (g.k / LANES));
             Outer {
-                a: &m[(panel * POINTS + point) * per_panel..][..per_panel],
+                a: &m[(panel * points + point) * per_panel..][..per_panel],
                 n_a: LANES,
                 b: &v[point * per_panel..],
-                b_rows: POINTS * tiles.n,
+                b_rows: points * tiles.n,
                 start: 0,
                 out,
                 place: Place {
@@ -558,21 +614,19 @@ pub(super) fn backward(
         });
         let u = &*u;
         let is_added = sink.is_added;
-        sink.values
-            .par_chunks_mut(g.c * 9)
-            .enumerate()
-            .for_each(|(k, to)| {
-                arch.dispatch(FromKernels {
-                    from: u,
-                    k,
-                    n_outputs: g.k,
-                    to,
-                    is_added,
-                });
+        let kernels = sink.values.par_chunks_mut(g.c * 9).enumerate();
+        kernels.for_each(|(k, to)| {
+            arch.dispatch(FromKernels {
+                from: u,
+                k,
+                n_outputs: g.k,
+                to,
+                is_added,
             });
+        });
     }
     if let Some(sink) = to_x {
-        u.par_chunks_mut(POINTS * g.k * LANES)
+        u.par_chunks_mut(points * g.k * LANES)
             .enumerate()
             .for_each(|(panel, to)| {
                 arch.dispatch(Kernels {
@@ -580,25 +634,24 @@ pub(super) fn backward(
                     lane: 9,
                     row: g.c * 9,
                     depth: g.k,
+                    size: Size::Four,
                     to,
                 });
             });
-        multiply(m, u, g.k, tiles, z);
-        let z = &*z;
+        multiply(m, u, g.k, tiles, v);
+        let z = &*v;
         sink.zero();
-        sink.values
-            .par_chunks_mut(g.in_len())
-            .enumerate()
-            .for_each(|(image, to)| {
-                arch.dispatch(FromTiles {
-                    from: z,
-                    first: image * tiles.per_image(),
-                    tiles,
-                    size: [g.h, g.w],
-                    channels: g.c,
-                    pad: Some(g.pad),
-                    to,
-                });
+        let images = sink.values.par_chunks_mut(g.in_len()).enumerate();
+        images.for_each(|(image, to)| {
+            arch.dispatch(FromTiles {
+                from: z,
+                first: image * tiles.per_image(),
+                tiles,
+                size: [g.h, g.w],
+                channels: g.c,
+                what: From::Inputs(g.pad),
+                to,
             });
+        });
     }
 }
