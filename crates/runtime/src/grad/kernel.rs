@@ -44,6 +44,24 @@ macro_rules! vectorised {
 }
 pub(super) use vectorised;
 
+/// The sum of a function of arrays of equal length, in sixteen interleaved chains: a fixed order that vectorises. For
+/// bodies of [`vectorised`] functions.
+#[inline(always)]
+pub(super) fn sum_of<const N: usize>(arrays: [&[f32]; N], f: impl Fn([f32; N]) -> f32) -> f32 {
+    let mut sums = [0.0f32; LANES];
+    let chunks = arrays.map(|array| array.as_chunks::<LANES>().0);
+    for i in 0..chunks[0].len() {
+        let rows = chunks.map(|chunks| &chunks[i]);
+        for (lane, sum) in sums.iter_mut().enumerate() {
+            *sum += f(rows.map(|row| row[lane]));
+        }
+    }
+    for (lane, i) in (chunks[0].len() * LANES..arrays[0].len()).enumerate() {
+        sums[lane] += f(arrays.map(|array| array[i]));
+    }
+    sums.iter().sum()
+}
+
 /// Where a product puts a row and a panel.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Place {

@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use super::{Backward, Kept, Op, Run, Sink};
-use crate::grad::kernel::vectorised;
+use crate::grad::kernel::{sum_of, vectorised};
 use crate::grad::scratch;
 use crate::grad::shape::Dim;
 
@@ -119,16 +119,10 @@ vectorised! {
     }
 }
 
-/// A sum in sixteen interleaved parts.
-fn total(values: &[f32]) -> f32 {
-    let mut parts = [0.0f32; 16];
-    let (chunks, rest) = values.as_chunks::<16>();
-    for chunk in chunks {
-        for (part, value) in parts.iter_mut().zip(chunk) {
-            *part += value;
-        }
+vectorised! {
+    fn total(values: &'a [f32]) -> f32 {
+        sum_of([values], |[x]| x)
     }
-    parts.iter().chain(rest).sum()
 }
 
 impl Binary {

@@ -8,15 +8,6 @@ use crate::grad::kernel::vectorised;
 use crate::grad::scratch;
 
 vectorised! {
-    /// `out += x · w`, channel by channel.
-    fn multiply_add(out: &'a mut [f32], x: &'a [f32], w: &'a [f32]) {
-        for ((out, x), w) in out.iter_mut().zip(x).zip(w) {
-            *out = x.mul_add(*w, *out);
-        }
-    }
-}
-
-vectorised! {
     fn image_forward(g: &'a Geometry, image: &'a [f32], weights: &'a [f32], out: &'a mut [f32]) {
         for (at, out) in out.chunks_exact_mut(g.c).enumerate() {
             out.fill(0.0);
@@ -40,6 +31,22 @@ vectorised! {
                     let x = &mut image[pixel * g.c..][..g.c];
                     for ((x, d_out), w) in x.iter_mut().zip(d_out).zip(w) {
                         *x = d_out.mul_add(*w, *x);
+                    }
+                }
+            }
+        }
+    }
+}
+
+vectorised! {
+    fn image_weights(g: &'a Geometry, image: &'a [f32], d_out: &'a [f32], to: &'a mut [f32]) {
+        to.fill(0.0);
+        for (at, d_out) in d_out.chunks_exact(g.c).enumerate() {
+            for (tap, to) in to.chunks_exact_mut(g.c).enumerate() {
+                if let Some(pixel) = g.under(at / g.ow, at % g.ow, tap) {
+                    let x = &image[pixel * g.c..][..g.c];
+                    for ((to, x), d_out) in to.iter_mut().zip(x).zip(d_out) {
+                        *to = x.mul_add(*d_out, *to);
                     }
                 }
             }
@@ -90,16 +97,7 @@ pub(super) fn backward_weights(g: &Geometry, x: &[f32], d_out: &[f32], sink: &mu
         parts
             .par_chunks_mut(len)
             .zip(x.par_chunks(g.in_len()).zip(d_out.par_chunks(g.out_len())))
-            .for_each(|(out, (image, d_out))| {
-                out.fill(0.0);
-                for (at, d_out) in d_out.chunks_exact(g.c).enumerate() {
-                    for (tap, out) in out.chunks_exact_mut(g.c).enumerate() {
-                        if let Some(pixel) = g.under(at / g.ow, at % g.ow, tap) {
-                            multiply_add(out, &image[pixel * g.c..][..g.c], d_out);
-                        }
-                    }
-                }
-            });
+            .for_each(|(to, (image, d_out))| image_weights(g, image, d_out, to));
         for (at, to) in sink.values.iter_mut().enumerate() {
             let (c, tap) = (at / g.taps(), at % g.taps());
             let parts = parts[tap * g.c + c..].iter().step_by(len);

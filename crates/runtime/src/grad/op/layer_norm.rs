@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use super::{Backward, Kept, Op, Run, Sink};
-use crate::grad::kernel::vectorised;
+use crate::grad::kernel::{sum_of, vectorised};
 use crate::grad::scratch;
 
 /// Rows whose sums are made in float32 before they are added up in float64.
@@ -16,23 +16,15 @@ pub(in crate::grad) struct LayerNorm {
     pub(in crate::grad) eps: f32,
 }
 
-#[inline(always)]
-fn mean(values: impl Iterator<Item = f32>, n: usize) -> f32 {
-    let mut parts = [0.0f32; 16];
-    for (i, value) in values.enumerate() {
-        parts[i % 16] += value;
-    }
-    parts.iter().sum::<f32>() / n as f32
-}
-
 vectorised! {
     /// `statistics` are each row's mean and the inverse of its deviation.
     fn rows(x: &'a [f32], scale: &'a [f32], shift: &'a [f32], eps: f32, out: &'a mut [f32], statistics: &'a mut [f32]) {
         let width = scale.len();
         let rows = x.chunks_exact(width).zip(out.chunks_exact_mut(width));
         for ((x, out), statistics) in rows.zip(statistics.as_chunks_mut::<2>().0) {
-            let middle = mean(x.iter().copied(), width);
-            let var = mean(x.iter().map(|x| (x - middle) * (x - middle)), width);
+            let n = width as f32;
+            let middle = sum_of([x], |[x]| x) / n;
+            let var = sum_of([x], |[x]| (x - middle) * (x - middle)) / n;
             let inverse = 1.0 / (var + eps).sqrt();
             *statistics = [middle, inverse];
             for (((out, x), scale), shift) in out.iter_mut().zip(x).zip(scale).zip(shift) {
@@ -47,11 +39,9 @@ vectorised! {
         let width = scale.len();
         let rows = x.chunks_exact(width).zip(d_out.chunks_exact(width)).zip(to.chunks_exact_mut(width));
         for (((x, d_out), to), [middle, inverse]) in rows.zip(statistics.as_chunks::<2>().0) {
-            let of_g = mean(d_out.iter().zip(scale).map(|(d, s)| d * s), width);
-            let of_gx = mean(
-                x.iter().zip(d_out).zip(scale).map(|((x, d), s)| d * s * ((x - middle) * inverse)),
-                width,
-            );
+            let n = width as f32;
+            let of_g = sum_of([d_out, scale], |[d, s]| d * s) / n;
+            let of_gx = sum_of([x, d_out, scale], |[x, d, s]| d * s * ((x - middle) * inverse)) / n;
             for (((to, x), d), s) in to.iter_mut().zip(x).zip(d_out).zip(scale) {
                 let normal = (x - middle) * inverse;
                 let value = inverse * (d * s - of_g - normal * of_gx);

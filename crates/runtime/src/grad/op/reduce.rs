@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use super::{Backward, Kept, Op, Run, Sink};
-use crate::grad::kernel::vectorised;
+use crate::grad::kernel::{sum_of, vectorised};
 use crate::grad::shape::Dim;
 
 /// Means or sums over neighbouring axes: the input is `[outer, axes, inner]`, the result `[outer, inner]`.
@@ -18,14 +18,7 @@ vectorised! {
     fn sum_over(rows: &'a [f32], out: &'a mut [f32], factor: f32) {
         let inner = out.len();
         if inner == 1 {
-            let mut parts = [0.0f32; 16];
-            let (chunks, rest) = rows.as_chunks::<16>();
-            for chunk in chunks {
-                for (part, value) in parts.iter_mut().zip(chunk) {
-                    *part += value;
-                }
-            }
-            out[0] = parts.iter().chain(rest).sum::<f32>() * factor;
+            out[0] = sum_of([rows], |[x]| x) * factor;
         } else {
             out.fill(0.0);
             for row in rows.chunks_exact(inner) {

@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use super::{Backward, Kept, Op, Run, Sink};
-use crate::grad::kernel::vectorised;
+use crate::grad::kernel::{sum_of, vectorised};
 use crate::train::math::exp;
 
 /// `torch.softmax` or `torch.log_softmax` of rows of `width` numbers.
@@ -11,16 +11,6 @@ use crate::train::math::exp;
 pub(in crate::grad) struct Softmax {
     pub(in crate::grad) width: usize,
     pub(in crate::grad) is_log: bool,
-}
-
-#[inline(always)]
-fn sum(values: impl Iterator<Item = f32>) -> f32 {
-    // Sixteen chains, so that they vectorise.
-    let mut parts = [0.0f32; 16];
-    for (i, value) in values.enumerate() {
-        parts[i % 16] += value;
-    }
-    parts.iter().sum()
 }
 
 vectorised! {
@@ -37,7 +27,7 @@ vectorised! {
             for (out, x) in out.iter_mut().zip(x) {
                 *out = exp(x - largest);
             }
-            let total = sum(out.iter().copied());
+            let total = sum_of([out], |[y]| y);
             if is_log {
                 let log = total.ln() + largest;
                 out.iter_mut().zip(x).for_each(|(out, x)| *out = x - log);
@@ -54,13 +44,13 @@ vectorised! {
         let rows = y.chunks_exact(width).zip(d_out.chunks_exact(width));
         for ((y, d_out), to) in rows.zip(to.chunks_exact_mut(width)) {
             if is_log {
-                let total = sum(d_out.iter().copied());
+                let total = sum_of([d_out], |[d]| d);
                 for ((to, y), d) in to.iter_mut().zip(y).zip(d_out) {
                     let value = d - exp(*y) * total;
                     *to = if is_added { *to + value } else { value };
                 }
             } else {
-                let total = sum(y.iter().zip(d_out).map(|(y, d)| y * d));
+                let total = sum_of([y, d_out], |[y, d]| y * d);
                 for ((to, y), d) in to.iter_mut().zip(y).zip(d_out) {
                     let value = y * (d - total);
                     *to = if is_added { *to + value } else { value };
