@@ -233,7 +233,7 @@ fn store<S: Simd>(to: &mut [f32], at: usize, value: S::f32s) {
 
 /// What goes into tiles.
 #[derive(Debug, Clone, Copy)]
-enum Into {
+enum Taken {
     /// Inputs, which overlap.
     Inputs(Size, [usize; 2]),
     /// Derivatives by outputs.
@@ -247,7 +247,7 @@ struct ToTiles<'a> {
     channels: usize,
     panel: usize,
     tiles: Tiles,
-    what: Into,
+    what: Taken,
     to: &'a mut [f32],
 }
 
@@ -257,13 +257,13 @@ impl WithSimd for ToTiles<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         match self.what {
-            Into::Inputs(Size::Two, pad) => {
+            Taken::Inputs(Size::Two, pad) => {
                 self.run::<S, 4, 4>(simd, pad, |math, tile| math.both(tile, |d| math.input_of_two(d)))
             }
-            Into::Inputs(Size::Four, pad) => {
+            Taken::Inputs(Size::Four, pad) => {
                 self.run::<S, 6, 6>(simd, pad, |math, tile| math.both(tile, |d| math.input(d)));
             }
-            Into::Outputs => self.run::<S, 4, 6>(simd, [0, 0], |math, tile| {
+            Taken::Outputs => self.run::<S, 4, 6>(simd, [0, 0], |math, tile| {
                 math.both(tile, |y| math.output_adjoint(y))
             }),
         }
@@ -313,7 +313,7 @@ impl ToTiles<'_> {
 
 /// What comes out of tiles.
 #[derive(Debug, Clone, Copy)]
-enum From {
+enum Given {
     /// Outputs.
     Outputs,
     /// Derivatives by inputs, which are added to what is there.
@@ -328,7 +328,7 @@ struct FromTiles<'a> {
     tiles: Tiles,
     size: [usize; 2],
     channels: usize,
-    what: From,
+    what: Given,
     to: &'a mut [f32],
 }
 
@@ -338,10 +338,10 @@ impl WithSimd for FromTiles<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         match self.what {
-            From::Outputs => {
+            Given::Outputs => {
                 self.run::<S, 4, 2, false>(simd, [0, 0], |math, m| math.both(m, |m| math.output_of_two(m)))
             }
-            From::Inputs(pad) => {
+            Given::Inputs(pad) => {
                 self.run::<S, 6, 6, true>(simd, pad, |math, z| math.both(z, |z| math.input_adjoint(z)))
             }
         }
@@ -494,7 +494,7 @@ fn at_once(n: usize) -> usize {
 }
 
 /// Panels of channels `[panels, points, tiles, 16]` of pictures.
-fn to_tiles(from: &[f32], size: [usize; 2], channels: usize, tiles: Tiles, what: Into, to: &mut [f32]) {
+fn to_tiles(from: &[f32], size: [usize; 2], channels: usize, tiles: Tiles, what: Taken, to: &mut [f32]) {
     let arch = pulp::Arch::new();
     let panels = to.par_chunks_mut(tiles.points * tiles.n * LANES).enumerate();
     panels.for_each(|(panel, to)| {
@@ -544,7 +544,7 @@ pub(super) fn forward(g: &Geometry, n: usize, x: &[f32], weights: &[f32], out: &
     let [v_len, u_len, y_len] = [tiles.n * g.c, g.c * g.k, tiles.n * g.k].map(|len| tiles.points * len);
     let (v, rest) = kept.room(v_len + u_len + y_len).split_at_mut(v_len);
     let (u, y) = rest.split_at_mut(u_len);
-    to_tiles(x, [g.h, g.w], g.c, tiles, Into::Inputs(Size::Two, g.pad), v);
+    to_tiles(x, [g.h, g.w], g.c, tiles, Taken::Inputs(Size::Two, g.pad), v);
     u.par_chunks_mut(tiles.points * g.c * LANES)
         .enumerate()
         .for_each(|(panel, to)| {
@@ -568,7 +568,7 @@ pub(super) fn forward(g: &Geometry, n: usize, x: &[f32], weights: &[f32], out: &
                 tiles,
                 size: [g.oh, g.ow],
                 channels: g.k,
-                what: From::Outputs,
+                what: Given::Outputs,
                 to,
             });
         });
@@ -588,10 +588,10 @@ pub(super) fn backward(
     let [m_len, u_len, v_len] = [tiles.n * g.k, g.c * g.k, tiles.n * g.c].map(|len| points * len);
     let (m, rest) = kept.room(m_len + u_len + v_len).split_at_mut(m_len);
     let (u, v) = rest.split_at_mut(u_len);
-    to_tiles(d_out, [g.oh, g.ow], g.k, tiles, Into::Outputs, m);
+    to_tiles(d_out, [g.oh, g.ow], g.k, tiles, Taken::Outputs, m);
     let m = &*m;
     if let Some(sink) = to_weights {
-        to_tiles(x, [g.h, g.w], g.c, tiles, Into::Inputs(Size::Four, g.pad), v);
+        to_tiles(x, [g.h, g.w], g.c, tiles, Taken::Inputs(Size::Four, g.pad), v);
         let (v, per_panel) = (&*v, tiles.n * LANES);
         // `[36, k, c]`
         u.par_chunks_mut(LANES * g.c).enumerate().for_each(|(task, out)| {
@@ -649,7 +649,7 @@ pub(super) fn backward(
                 tiles,
                 size: [g.h, g.w],
                 channels: g.c,
-                what: From::Inputs(g.pad),
+                what: Given::Inputs(g.pad),
                 to,
             });
         });
