@@ -26,6 +26,12 @@ sys.path.insert(0, str(REPOSITORY / "tools"))
 import parity_tail  # noqa: E402
 
 
+def cpu_ms(pid):
+    """What a process's threads have used."""
+    fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) * 1000 / os.sysconf("SC_CLK_TCK")
+
+
 def torch_step(tail, x, labels, norm, lr, channels_last):
     """A function that makes a step."""
     tail.train()
@@ -75,9 +81,11 @@ def run(name, args):
         times = {side: [] for side in sides}
         for repeat in range(args.repeats + 2):
             for side, step in sides.items():
+                pid = ours.pid if side == "graftwork" else os.getpid()
+                before = cpu_ms(pid)
                 took = step()
                 if repeat >= 2:
-                    times[side].append(took)
+                    times[side].append((took, cpu_ms(pid) - before))
         ours.stdin.close()
         ours.wait()
     return times
@@ -108,15 +116,17 @@ def main():
         f" {platform.python_version()}.",
         f"Command: `python benches/tail.py {' '.join(a for a in sys.argv[1:] if not a.startswith('/'))}`",
         "",
-        "| tail | side | ms a step | time against graftwork (median of the rounds' ratios) |",
-        "|---|---|---|---|",
+        "| tail | side | ms a step | CPU ms | time against graftwork (median of the rounds' ratios) | CPU time |",
+        "|---|---|---|---|---|---|",
     ]
     for name in args.cases:
         times = run(name, args)
         for side, values in times.items():
-            ratios = [b / a for a, b in zip(times["graftwork"], values)]
-            row = f"| {name} | {side} | {statistics.median(values):.0f} ({min(values):.0f} to {max(values):.0f})"
-            lines.append(f"{row} | {statistics.median(ratios):.2f}x |")
+            wall, cpu = zip(*values)
+            rounds = list(zip(times["graftwork"], values))
+            ratios = [statistics.median(b[i] / a[i] for a, b in rounds) for i in (0, 1)]
+            row = f"| {name} | {side} | {statistics.median(wall):.0f} ({min(wall):.0f} to {max(wall):.0f})"
+            lines.append(f"{row} | {statistics.median(cpu):.0f} | {ratios[0]:.2f}x | {ratios[1]:.2f}x |")
             print(lines[-1], flush=True)
     text = "\n".join(lines) + "\n"
     if args.append:
