@@ -4,9 +4,7 @@
 //! [`features`] keeps the result ([`text`] is for graphs that take tokens), [`solve`] fits a head on all of them, [`export`] puts head and graph together and
 //! proves that they agree. [`job::fit`] is all of it in one call.
 //!
-//! [`template`] makes graphs of checkpoints.
-//!
-//! Deliberately absent: fine-tuning of the backbone.
+//! [`template`] makes graphs of checkpoints, and [`grad`] differentiates the part of a graph behind a boundary.
 
 mod contained;
 pub mod data;
@@ -17,6 +15,7 @@ pub mod exchange;
 pub mod export;
 pub mod features;
 pub mod fetch;
+pub mod grad;
 pub mod head;
 pub mod history;
 pub mod image;

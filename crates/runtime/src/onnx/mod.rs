@@ -11,11 +11,12 @@ mod external;
 mod graph;
 mod made;
 mod node;
+mod operation;
 mod save;
 mod splice;
 mod tensor;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod weights;
 pub(crate) mod wire;
 
@@ -25,6 +26,7 @@ pub use external::External;
 pub use graph::Model;
 pub(crate) use made::{Axis, Made, MadeNode, MadeTensor};
 pub use node::Input;
+pub(crate) use operation::{Numbers, Operation, Values};
 pub use splice::{Outputs, Reduction};
 pub use tensor::type_name;
 pub use weights::{DEFAULT_BATCH_NORM_EPS, FoldedNorm, WeightsFrom, WeightsOptions, WeightsReport};

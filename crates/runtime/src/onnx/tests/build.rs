@@ -47,6 +47,23 @@ impl Graph {
         self.field(5, weight(name, shape, values))
     }
 
+    /// The nodes in the order of the tensors that they make, in front of everything else.
+    pub(crate) fn in_order(mut self, outputs: &[&str]) -> Graph {
+        let place = |(number, message): &(u32, Vec<u8>)| {
+            let made = crate::onnx::wire::each(message, 0..message.len())
+                .flatten()
+                .find_map(|part| match part.value {
+                    crate::onnx::wire::Value::Bytes(span) if part.number == 2 => Some(span),
+                    _ => None,
+                });
+            let made = made.filter(|_| *number == 1).map(|span| &message[span]);
+            outputs.iter().position(|name| made == Some(name.as_bytes()))
+        };
+        self.fields
+            .sort_by_key(|field| place(field).unwrap_or(outputs.len()));
+        self
+    }
+
     pub(crate) fn opsets(mut self, opsets: &[(&'static str, u64)]) -> Graph {
         self.opsets = opsets.to_vec();
         self

@@ -5,7 +5,7 @@
 
 mod bad;
 mod boundaries;
-pub(super) mod build;
+pub(crate) mod build;
 mod digests;
 mod external;
 mod splice;
