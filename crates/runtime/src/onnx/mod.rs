@@ -4,7 +4,7 @@
 
 mod boundary;
 mod check;
-mod cut;
+pub(crate) mod cut;
 mod digest;
 mod external;
 mod graph;
@@ -14,6 +14,7 @@ mod splice;
 mod tensor;
 #[cfg(test)]
 mod tests;
+mod values;
 mod weights;
 pub(crate) mod wire;
 
@@ -23,4 +24,6 @@ pub use graph::Model;
 pub use node::Input;
 pub use splice::{Outputs, Reduction};
 pub use tensor::type_name;
-pub use weights::{DEFAULT_BATCH_NORM_EPS, FoldedNorm, WeightsFrom, WeightsOptions, WeightsReport};
+pub use weights::{
+    ClassifierLayer, DEFAULT_BATCH_NORM_EPS, FoldedNorm, Parameter, WeightsFrom, WeightsOptions, WeightsReport,
+};

@@ -8,6 +8,7 @@ mod fold;
 mod from;
 mod module_path;
 mod names;
+mod parameters;
 mod resolve;
 mod write;
 
@@ -17,6 +18,8 @@ use serde::Serialize;
 use surgery::{LazyStateDict, Pattern};
 
 pub use self::from::WeightsFrom;
+pub(super) use self::parameters::floats;
+pub use self::parameters::{ClassifierLayer, Parameter};
 use self::names::{Names, Prefix, is_a_name, parent};
 use self::resolve::{AddedBias, Place, Resolved, Use, resolve};
 use super::cut::nearest;
