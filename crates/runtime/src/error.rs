@@ -158,6 +158,19 @@ pub enum Error {
         /// The rows of the step.
         rows: String,
     },
+    /// A part of a graph that cannot be trained.
+    #[error("`{}` cannot be trained behind `{boundary}`: {reason}", path.display())]
+    Untrainable {
+        /// The model.
+        path: PathBuf,
+        /// The tensor that training begins at.
+        boundary: String,
+        /// The operator and its node, or the tensors, that stand in the way.
+        reason: String,
+    },
+    /// A step of a tail whose loss or gradient is no number; nothing was updated.
+    #[error("the {0} is not finite; nothing was updated")]
+    StepNotFinite(&'static str),
     /// The state-dict layer below.
     #[error(transparent)]
     Surgery(Box<surgery::Error>),

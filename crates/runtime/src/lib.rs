@@ -4,7 +4,7 @@
 //! [`features`] keeps the result ([`text`] is for graphs that take tokens), [`solve`] fits a head on all of them, [`export`] puts head and graph together and
 //! proves that they agree. [`job::fit`] is all of it in one call.
 //!
-//! Deliberately absent: fine-tuning of the backbone.
+//! [`grad`] differentiates the part of a graph behind a boundary.
 
 pub mod data;
 pub mod device;
@@ -13,6 +13,7 @@ mod error;
 pub mod exchange;
 pub mod export;
 pub mod features;
+pub mod grad;
 pub mod head;
 pub mod history;
 pub mod image;
