@@ -4,7 +4,7 @@
 //! [`features`] keeps the result ([`text`] is for graphs that take tokens), [`solve`] fits a head on all of them, [`export`] puts head and graph together and
 //! proves that they agree. [`job::fit`] is all of it in one call.
 //!
-//! [`grad`] differentiates the part of a graph behind a boundary.
+//! [`grad`] differentiates the part of a graph behind a boundary, and [`tune`] trains it.
 
 pub mod data;
 pub mod device;
@@ -29,6 +29,7 @@ pub mod solve;
 mod targets;
 pub mod text;
 pub mod train;
+pub mod tune;
 
 pub use error::Error;
 pub use monitor::{Monitor, Progress, Stage};

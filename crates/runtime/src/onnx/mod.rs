@@ -4,7 +4,7 @@
 
 mod boundary;
 mod check;
-pub(crate) mod cut;
+mod cut;
 mod digest;
 mod external;
 mod graph;
@@ -18,7 +18,11 @@ mod values;
 mod weights;
 pub(crate) mod wire;
 
+#[cfg(test)]
+pub(crate) use tests::build::graph as test_graph;
+
 pub use boundary::Boundary;
+pub(crate) use cut::nearest;
 pub use external::External;
 pub use graph::Model;
 pub use node::Input;
