@@ -141,8 +141,8 @@ fn judge_io(error: &io::Error) -> (u8, Option<String>) {
 fn judge_runtime(error: &runtime::Error) -> Option<(u8, Option<String>)> {
     use runtime::Error::{
         CacheFull, Cancelled, CropMismatch, CudaMissing, Damaged, Exists, Gpu, GpuMemory, HalfOverflow,
-        Install, Interrupted, JobDiffers, JobUnfinished, NoSplit, NotFinite, OrtMissing, OrtUnusable,
-        UnknownTensor, Usage,
+        Install, Interrupted, JobDiffers, JobUnfinished, NoParameter, NoSplit, NotFinite, OrtMissing, OrtUnusable,
+        UnknownTensor, Untrainable, Usage,
     };
     Some(match error {
         UnknownTensor { suggestions, .. } => {
@@ -153,6 +153,17 @@ fn judge_runtime(error: &runtime::Error) -> Option<(u8, Option<String>)> {
                     .then(|| format!("--cut takes one of its tensors; near are {}", near.join(", "))),
             )
         }
+        NoParameter { suggestions, .. } => {
+            let near: Vec<String> = suggestions.iter().map(|name| format!("`{name}`")).collect();
+            (
+                code::USAGE,
+                (!near.is_empty()).then(|| format!("near are {}", near.join(", "))),
+            )
+        }
+        Untrainable { .. } => (
+            code::BAD_INPUT,
+            Some("patterns of parameters behind it can be trained; without --train a head is, on frozen features".to_owned()),
+        ),
         CropMismatch { .. } => (
             code::USAGE,
             Some("--crop SIDE, and --resize SIDE to match (often the same or 8/7 of it)".to_owned()),

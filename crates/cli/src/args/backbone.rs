@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use pth::FileError;
 use runtime::onnx::{DEFAULT_BATCH_NORM_EPS, Model, WeightsFrom, WeightsReport};
+use runtime::tune::Origin;
 
 use super::OpenArgs;
 use crate::text;
@@ -53,15 +54,21 @@ pub(crate) struct GraphArgs {
 }
 
 impl BackboneArgs {
-    /// The model as it will be run, and where it is cut; what was put into it is said.
-    pub(crate) fn open(&self) -> anyhow::Result<(Model, Vec<String>)> {
-        self.graph.open(&self.backbone)
+    /// The model as it will be run, where it is cut, and the checkpoint that was put into it, which is said.
+    pub(crate) fn open(&self) -> anyhow::Result<(Model, Vec<String>, Option<Origin>)> {
+        self.graph.open_with_origin(&self.backbone)
     }
 }
 
 impl GraphArgs {
     /// The model in a file as it will be run, and where it is cut; what was put into it is said.
     pub(crate) fn open(&self, backbone: &Path) -> anyhow::Result<(Model, Vec<String>)> {
+        let (model, cuts, _) = self.open_with_origin(backbone)?;
+        Ok((model, cuts))
+    }
+
+    /// As [`GraphArgs::open`], with the checkpoint that was put in.
+    fn open_with_origin(&self, backbone: &Path) -> anyhow::Result<(Model, Vec<String>, Option<Origin>)> {
         let model = Model::open(backbone)?;
         let cuts = if self.cut.is_empty() {
             vec![model.default_boundary()?]
@@ -69,12 +76,18 @@ impl GraphArgs {
             self.cut.clone()
         };
         let Some(weights) = self.weights()? else {
-            return Ok((model, cuts));
+            return Ok((model, cuts, None));
         };
         let names: Vec<&str> = cuts.iter().map(String::as_str).collect();
-        let (model, report) = weights.put_into(&model, &names)?;
+        let tensors = weights.tensors()?;
+        let (model, report) = weights.put(&model, &names, &tensors)?;
         report_weights(&report);
-        Ok((model, cuts))
+        let origin = Origin {
+            tensors,
+            prefix_in_checkpoint: report.prefix_in_checkpoint,
+            prefix_in_graph: report.prefix_in_graph,
+        };
+        Ok((model, cuts, Some(origin)))
     }
 
     /// The checkpoint that goes into the graph.

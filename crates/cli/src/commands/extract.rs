@@ -7,6 +7,7 @@ use runtime::image::Preprocess;
 use runtime::job::ExtractSummary;
 use runtime::onnx::Model;
 use runtime::text::{TextEncoder, TextGraph};
+use runtime::tune::Origin;
 
 use crate::args::{
     BackboneArgs, BatchArgs, CacheArg, DataArgs, EngineArgs, KeepArgs, PreprocessArgs, TextArgs, ViewArgs,
@@ -40,6 +41,8 @@ pub(crate) struct Checked {
     pub(crate) taps: Vec<Tap>,
     pub(crate) input: Input,
     pub(crate) views: Option<Views>,
+    /// The checkpoint that the backbone's weights came from, where it was not the graph.
+    pub(crate) origin: Option<Origin>,
 }
 
 /// What the backbone takes.
@@ -69,7 +72,7 @@ impl RecipeArgs {
     pub(crate) fn checked(&self) -> anyhow::Result<Checked> {
         let preprocess = self.preprocess.checked()?;
         let views = self.views.checked()?;
-        let (model, cuts) = self.backbone.open()?;
+        let (model, cuts, origin) = self.backbone.open()?;
         let is_for_text = TextGraph::is_for_text(&model);
         let stray = if is_for_text {
             self.preprocess.given().map(|flag| (flag, "pictures", "texts"))
@@ -92,6 +95,7 @@ impl RecipeArgs {
             taps,
             input,
             views,
+            origin,
         })
     }
 }
