@@ -136,7 +136,8 @@ struct DescentArgs {
     /// The largest norm of a step's gradient, torch.nn.utils.clip_grad_norm_
     #[arg(long, value_name = "NORM", requires = "steps")]
     clip_grad_norm: Option<f64>,
-    /// Stop after this many epochs in which the validation loss has not fallen
+    /// Stop after this many epochs in which the validation loss has not fallen; in a fine-tuning, in which what --best looks
+    /// at got no better
     #[arg(long, value_name = "EPOCHS", requires = "steps")]
     patience: Option<usize>,
     /// By how much it has to fall

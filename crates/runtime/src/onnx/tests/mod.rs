@@ -8,5 +8,6 @@ mod boundaries;
 pub(super) mod build;
 mod digests;
 mod external;
+mod parameters;
 mod splice;
 mod weights;
