@@ -43,7 +43,9 @@ fn accuracy(metrics: &Value) -> f64 {
 
 fn lines(scratch: &Scratch, run: &str) -> Vec<Value> {
     let text = fs::read_to_string(scratch.path(run).join("metrics.jsonl")).unwrap();
-    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    text.lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect()
 }
 
 /// `diff` of the backbone's checkpoint with a run's, failing on `changed:` these.
@@ -59,29 +61,43 @@ fn diff(scratch: &Scratch, run_file: &str, changed: &str) -> Said {
 #[test]
 fn a_block_that_is_unfrozen_at_a_small_rate_is_better_than_the_head_alone() {
     let scratch = Scratch::new();
-    let head = accuracy(&fit(&scratch, &["--c", "auto", "-o", "head", "--json"]).ok().json());
-    let tuned = fit(&scratch, &[
-        "--groups",
-        "fc.** ; conv4.**",
-        "--train",
-        "conv4.** fc.**",
-        "--lr",
-        "0.02",
-        "--lr-decay",
-        "2",
-        "--epochs",
-        "12",
-        "--seed",
-        "1",
-        "-o",
-        "run",
-        "--json",
-    ])
+    let head = accuracy(
+        &fit(&scratch, &["--c", "auto", "-o", "head", "--json"])
+            .ok()
+            .json(),
+    );
+    let tuned = fit(
+        &scratch,
+        &[
+            "--groups",
+            "fc.** ; conv4.**",
+            "--train",
+            "conv4.** fc.**",
+            "--lr",
+            "0.02",
+            "--lr-decay",
+            "2",
+            "--epochs",
+            "12",
+            "--seed",
+            "1",
+            "-o",
+            "run",
+            "--json",
+        ],
+    )
     .ok();
     let figures = tuned.json();
     assert!(tuned.stderr.contains("flatter"), "{}", tuned.stderr);
-    assert_eq!(figures["tune"]["head_first"]["val_accuracy"].as_f64().unwrap(), head);
-    assert!(accuracy(&figures) > head, "{} is no better than {head}", accuracy(&figures));
+    assert_eq!(
+        figures["tune"]["head_first"]["val_accuracy"].as_f64().unwrap(),
+        head
+    );
+    assert!(
+        accuracy(&figures) > head,
+        "{} is no better than {head}",
+        accuracy(&figures)
+    );
     assert!(figures["tune"]["best_epoch"].as_u64().unwrap() > 0);
     assert_eq!(figures["export"]["n"], 64);
 
@@ -121,7 +137,10 @@ fn a_block_that_is_unfrozen_at_a_small_rate_is_better_than_the_head_alone() {
     let data = fixture("digits/pictures");
     let mut eval = scratch.command(["eval", "run", "--json", "--data"]);
     eval.arg(&data);
-    assert_eq!(run(eval).ok().json()["accuracy"].as_f64().unwrap(), accuracy(&figures));
+    assert_eq!(
+        run(eval).ok().json()["accuracy"].as_f64().unwrap(),
+        accuracy(&figures)
+    );
     let mut predict = scratch.command(["predict", "run"]);
     predict.arg(data.join("val/7/000.png"));
     assert!(run(predict).ok().stdout.contains("\t7\t"));
@@ -133,28 +152,38 @@ fn a_block_that_is_unfrozen_at_a_small_rate_is_better_than_the_head_alone() {
     let features = ["eval", "run", "--features", "none.npy"];
     run(scratch.command_without_runtime(features)).fails(2, "holds no `head.safetensors`");
     let report = fs::read_to_string(scratch.path("run/report.html")).unwrap();
-    assert!(report.contains("frozen parameters") && report.contains("<svg"), "no curves");
+    assert!(
+        report.contains("frozen parameters") && report.contains("<svg"),
+        "no curves"
+    );
 }
 
 #[test]
 fn the_next_group_is_unfrozen_when_validation_gets_no_better() {
     let scratch = Scratch::new();
-    let said = fit(&scratch, &[
-        "--groups",
-        "fc.** ; conv4.** ; conv3.**",
-        "--unfreeze",
-        "on-plateau",
-        "--patience",
-        "1",
-        "--lr",
-        "0.01",
-        "--epochs",
-        "30",
-        "-o",
-        "run",
-    ])
+    let said = fit(
+        &scratch,
+        &[
+            "--groups",
+            "fc.** ; conv4.** ; conv3.**",
+            "--unfreeze",
+            "on-plateau",
+            "--patience",
+            "1",
+            "--lr",
+            "0.01",
+            "--epochs",
+            "30",
+            "-o",
+            "run",
+        ],
+    )
     .ok();
-    assert!(said.stderr.contains("unfreezing the next group"), "{}", said.stderr);
+    assert!(
+        said.stderr.contains("unfreezing the next group"),
+        "{}",
+        said.stderr
+    );
     let figures = metrics(&scratch, "run");
     let from: Vec<u64> = figures["tune"]["groups"]
         .as_array()
@@ -164,7 +193,14 @@ fn the_next_group_is_unfrozen_when_validation_gets_no_better() {
         .collect();
     assert!(from[0] == 1 && from[1] > 2 && from[2] > from[1] + 1, "{from:?}");
     let boundaries = figures["tune"]["boundaries"].as_array().unwrap();
-    assert_eq!(boundaries.iter().map(|at| at.as_str().unwrap()).collect::<HashSet<_>>().len(), 3);
+    assert_eq!(
+        boundaries
+            .iter()
+            .map(|at| at.as_str().unwrap())
+            .collect::<HashSet<_>>()
+            .len(),
+        3
+    );
 
     // Each epoch's rates: the next group's is a tenth of the one above it.
     let lines = lines(&scratch, "run");
@@ -191,7 +227,10 @@ fn the_next_group_is_unfrozen_when_validation_gets_no_better() {
     }
     assert!(lines.len() < 30, "the last plateau ends the run");
     diff(&scratch, "run/last.safetensors", "changed:conv2.**").ok();
-    assert_eq!(diff(&scratch, "run/last.safetensors", "changed:conv3.conv.weight").code, 1);
+    assert_eq!(
+        diff(&scratch, "run/last.safetensors", "changed:conv3.conv.weight").code,
+        1
+    );
 }
 
 #[test]
@@ -199,8 +238,31 @@ fn all_ways_to_begin_are_trained_the_same_way_on_any_number_of_threads() {
     let scratch = Scratch::new();
     let ways: [(&str, &[&str]); 4] = [
         ("all", &["--train", "**", "--epochs", "2"]),
-        ("fresh", &["--train", "conv4.** fc.**", "--fresh", "conv4.** fc.**", "--epochs", "3", "--dtype", "float32"]),
-        ("own", &["--train", "** except conv1.** conv2.**", "--no-head-first", "--epochs", "2", "--batch-norm", "frozen"]),
+        (
+            "fresh",
+            &[
+                "--train",
+                "conv4.** fc.**",
+                "--fresh",
+                "conv4.** fc.**",
+                "--epochs",
+                "3",
+                "--dtype",
+                "float32",
+            ],
+        ),
+        (
+            "own",
+            &[
+                "--train",
+                "** except conv1.** conv2.**",
+                "--no-head-first",
+                "--epochs",
+                "2",
+                "--batch-norm",
+                "frozen",
+            ],
+        ),
         (
             "layers",
             &[
@@ -224,11 +286,18 @@ fn all_ways_to_begin_are_trained_the_same_way_on_any_number_of_threads() {
     for (name, way) in ways {
         let out = |threads: &str| format!("{name}-{threads}");
         for threads in ["1", "3"] {
-            fit(&scratch, &[way, &["-o", &out(threads), "--threads", threads]].concat()).ok();
+            fit(
+                &scratch,
+                &[way, &["-o", &out(threads), "--threads", threads]].concat(),
+            )
+            .ok();
         }
         for file in ["model.onnx", "model.safetensors", "model.pth", "metrics.jsonl"] {
             let bytes = |threads: &str| fs::read(scratch.path(&out(threads)).join(file)).unwrap();
-            assert!(bytes("1") == bytes("3"), "{file} of {name} depends on the threads");
+            assert!(
+                bytes("1") == bytes("3"),
+                "{file} of {name} depends on the threads"
+            );
         }
     }
     let said = |name: &str| metrics(&scratch, &format!("{name}-1"));
@@ -237,8 +306,21 @@ fn all_ways_to_begin_are_trained_the_same_way_on_any_number_of_threads() {
     assert_eq!(said("own")["tune"]["classifier"], "own");
     assert!(said("own")["tune"]["head_first"].is_null());
     // Frozen statistics stay, and so does the count of batches.
-    diff(&scratch, "own-1/model.pth", "changed:conv3.bn.{running_mean|running_var|num_batches_tracked}").ok();
-    assert_eq!(diff(&scratch, "all-1/last.safetensors", "changed:conv1.bn.running_mean").code, 1);
+    diff(
+        &scratch,
+        "own-1/model.pth",
+        "changed:conv3.bn.{running_mean|running_var|num_batches_tracked}",
+    )
+    .ok();
+    assert_eq!(
+        diff(
+            &scratch,
+            "all-1/last.safetensors",
+            "changed:conv1.bn.running_mean"
+        )
+        .code,
+        1
+    );
     let rates: Vec<f64> = said("layers")["tune"]["groups"]
         .as_array()
         .unwrap()
@@ -254,25 +336,61 @@ fn all_ways_to_begin_are_trained_the_same_way_on_any_number_of_threads() {
 fn a_part_of_a_state_dict_is_loaded_first() {
     let scratch = Scratch::new();
     let short = ["--train", "fc.**", "--epochs", "1"];
-    fit(&scratch, &[&short[..], &["--lr", "0", "--no-head-first", "-o", "first"]].concat()).ok();
+    fit(
+        &scratch,
+        &[&short[..], &["--lr", "0", "--no-head-first", "-o", "first"]].concat(),
+    )
+    .ok();
     let edit = ["edit", "first/model.pth", "part.pth", "-e"];
-    let steps = "keep conv4.** fc.**; init conv4.conv.weight normal 0.02 seed=3; rename fc.bias -> other.bias";
+    let steps =
+        "keep conv4.** fc.**; init conv4.conv.weight normal 0.02 seed=3; rename fc.bias -> other.bias";
     run(scratch.command_without_runtime([&edit[..], &[steps]].concat())).ok();
-    let said = fit(&scratch, &[&short[..], &["--lr", "0", "--load", "part.pth", "-o", "loaded"]].concat()).ok();
-    assert!(said.stderr.contains("unexpected keys: other.bias"), "{}", said.stderr);
-    assert!(said.stderr.contains("missing keys: conv1.conv.weight"), "{}", said.stderr);
+    let said = fit(
+        &scratch,
+        &[&short[..], &["--lr", "0", "--load", "part.pth", "-o", "loaded"]].concat(),
+    )
+    .ok();
+    assert!(
+        said.stderr.contains("unexpected keys: other.bias"),
+        "{}",
+        said.stderr
+    );
+    assert!(
+        said.stderr.contains("missing keys: conv1.conv.weight"),
+        "{}",
+        said.stderr
+    );
     let loaded = &metrics(&scratch, "loaded")["tune"]["loaded"];
-    assert!(loaded["loaded"].as_array().unwrap().contains(&Value::from("conv4.conv.weight")));
+    assert!(
+        loaded["loaded"]
+            .as_array()
+            .unwrap()
+            .contains(&Value::from("conv4.conv.weight"))
+    );
     let mut command = scratch.command_without_runtime(["diff", "part.pth", "loaded/model.pth"]);
     command.args(["--fail-on", "changed:conv4.**"]);
     run(command).ok();
     let steps = "keep fc.weight; head fc classes=3";
-    run(scratch.command_without_runtime([&["edit", "first/model.pth", "odd.pth", "-e"][..], &[steps]].concat())).ok();
-    fit(&scratch, &[&short[..], &["--load", "odd.pth", "-o", "odd"]].concat())
-        .fails(3, "size mismatch for fc.weight: copying a param with shape torch.Size([3, 64])");
+    run(scratch
+        .command_without_runtime([&["edit", "first/model.pth", "odd.pth", "-e"][..], &[steps]].concat()))
+    .ok();
+    fit(
+        &scratch,
+        &[&short[..], &["--load", "odd.pth", "-o", "odd"]].concat(),
+    )
+    .fails(
+        3,
+        "size mismatch for fc.weight: copying a param with shape torch.Size([3, 64])",
+    );
     let steps = "keep fc.weight; rename fc.weight -> fd.weights";
-    run(scratch.command_without_runtime([&["edit", "first/model.pth", "none.pth", "-e"][..], &[steps]].concat())).ok();
-    fit(&scratch, &[&short[..], &["--load", "none.pth", "-o", "odd"]].concat()).fails(2, "`fd.weights`");
+    run(scratch
+        .command_without_runtime([&["edit", "first/model.pth", "none.pth", "-e"][..], &[steps]].concat()))
+    .ok();
+    fit(
+        &scratch,
+        &[&short[..], &["--load", "none.pth", "-o", "odd"]].concat(),
+    )
+    .fails(2, "`fd.weights`");
 }
 
 /// Long enough to be caught in its middle, and over an unfreezing.
@@ -313,7 +431,10 @@ fn a_run_goes_on_after_a_kill_and_ends_in_the_same_bytes() {
         while lines_so_far(&scratch, "stopped") < before + 1 && child.try_wait().unwrap().is_none() {
             std::thread::sleep(Duration::from_millis(2));
         }
-        Command::new("kill").args(["-s", signal, &child.id().to_string()]).status().unwrap();
+        Command::new("kill")
+            .args(["-s", signal, &child.id().to_string()])
+            .status()
+            .unwrap();
         assert_eq!(child.wait().unwrap().code(), code, "{signal}");
         assert_eq!(scratch.names("stopped"), ["unfinished"]);
     }
@@ -321,7 +442,14 @@ fn a_run_goes_on_after_a_kill_and_ends_in_the_same_bytes() {
     let done = lines_so_far(&scratch, "stopped");
     assert!((3..9).contains(&done), "{done} epochs, which is not its middle");
     fit(&scratch, &[LONG, &["-o", "stopped"]].concat()).ok();
-    let files = ["model.onnx", "model.safetensors", "model.pth", "last.safetensors", "metrics.jsonl", "config.toml"];
+    let files = [
+        "model.onnx",
+        "model.safetensors",
+        "model.pth",
+        "last.safetensors",
+        "metrics.jsonl",
+        "config.toml",
+    ];
     for file in files {
         let bytes = |run: &str| fs::read(scratch.path(run).join(file)).unwrap();
         assert!(bytes("whole") == bytes("stopped"), "{file} differs");
@@ -331,25 +459,56 @@ fn a_run_goes_on_after_a_kill_and_ends_in_the_same_bytes() {
 #[test]
 fn a_loss_that_is_no_number_leaves_the_last_good_weights() {
     let scratch = Scratch::new();
-    let said = fit(&scratch, &["--train", "conv4.** fc.**", "--lr", "1e30", "--epochs", "3", "-o", "run"])
-        .fails(3, "is not finite in epoch 1");
+    let said = fit(
+        &scratch,
+        &[
+            "--train",
+            "conv4.** fc.**",
+            "--lr",
+            "1e30",
+            "--epochs",
+            "3",
+            "-o",
+            "run",
+        ],
+    )
+    .fails(3, "is not finite in epoch 1");
     assert!(said.stderr.contains("hint: a smaller --lr"), "{}", said.stderr);
     let figures = metrics(&scratch, "run");
     assert_eq!(figures["tune"]["best_epoch"], 0);
-    assert_eq!(accuracy(&figures), figures["tune"]["head_first"]["val_accuracy"].as_f64().unwrap());
-    assert!(figures["trainer"]["outcome"]["diverged"]["step"].as_u64().unwrap() >= 1);
+    assert_eq!(
+        accuracy(&figures),
+        figures["tune"]["head_first"]["val_accuracy"].as_f64().unwrap()
+    );
+    assert!(
+        figures["trainer"]["outcome"]["diverged"]["step"]
+            .as_u64()
+            .unwrap()
+            >= 1
+    );
     diff(&scratch, "run/model.pth", "changed:conv4.**").ok();
     let mut eval = scratch.command(["eval", "run", "--json", "--data"]);
     eval.arg(fixture("digits/pictures"));
-    assert_eq!(run(eval).ok().json()["accuracy"].as_f64().unwrap(), accuracy(&figures));
+    assert_eq!(
+        run(eval).ok().json()["accuracy"].as_f64().unwrap(),
+        accuracy(&figures)
+    );
 }
 
 /// A small network with a hyperbolic sine in its middle.
 fn odd_network() -> Vec<u8> {
-    let weight: Vec<u8> = (0..3 * 32 * 32 * 4).flat_map(|at| (at as f32 * 1e-5).to_le_bytes()).collect();
-    let last: Vec<u8> = (0..4 * 2).flat_map(|at| (at as f32 * 0.1).to_le_bytes()).collect();
+    let weight: Vec<u8> = (0..3 * 32 * 32 * 4)
+        .flat_map(|at| (at as f32 * 1e-5).to_le_bytes())
+        .collect();
+    let last: Vec<u8> = (0..4 * 2)
+        .flat_map(|at| (at as f32 * 0.1).to_le_bytes())
+        .collect();
     Graph::new()
-        .input("x", dtype::FLOAT, &[Dim::Any("n"), Dim::Of(3), Dim::Of(32), Dim::Of(32)])
+        .input(
+            "x",
+            dtype::FLOAT,
+            &[Dim::Any("n"), Dim::Of(3), Dim::Of(32), Dim::Of(32)],
+        )
         .initializer("first.weight", dtype::FLOAT, &[3 * 32 * 32, 4], &weight)
         .initializer("last.weight", dtype::FLOAT, &[4, 2], &last)
         .node("Flatten", &["x"], &["flat"])
@@ -368,26 +527,57 @@ fn what_cannot_be_trained_is_said_and_leaves_nothing() {
         assert!(!scratch.path("run").exists(), "{message}");
         said.stderr
     };
-    let near = check(&["--train", "conv5.**"], 2, "has no parameter that `conv5.**` matches");
+    let near = check(
+        &["--train", "conv5.**"],
+        2,
+        "has no parameter that `conv5.**` matches",
+    );
     assert!(near.contains("hint: near are `conv"), "{near}");
     check(&["--train", "conv4.**", "--fresh", "conv9.**"], 2, "`conv9.**`");
-    check(&["--groups", "fc.** ; ; conv4.**"], 2, "a group without a pattern");
-    check(&["--groups", "fc.** ; conv4.**", "--lrs", "0.1"], 2, "1 learning rates for 2 groups");
-    check(&["--train", "conv4.**", "--lr", "0.1,0.2"], 2, "a sweep trains heads");
+    check(
+        &["--groups", "fc.** ; ; conv4.**"],
+        2,
+        "a group without a pattern",
+    );
+    check(
+        &["--groups", "fc.** ; conv4.**", "--lrs", "0.1"],
+        2,
+        "1 learning rates for 2 groups",
+    );
+    check(
+        &["--train", "conv4.**", "--lr", "0.1,0.2"],
+        2,
+        "a sweep trains heads",
+    );
     check(&["--train", "conv4.**", "--mixup", "0.2"], 2, "mixup");
     check(&["--train", "conv4.**", "--baselines"], 2, "baselines");
-    check(&["--train", "conv4.**", "--task", "multi-label"], 2, "one class a picture");
-    check(&["--train", "conv4.**", "--unfreeze", "on-plateau"], 2, "--groups");
+    check(
+        &["--train", "conv4.**", "--task", "multi-label"],
+        2,
+        "one class a picture",
+    );
+    check(
+        &["--train", "conv4.**", "--unfreeze", "on-plateau"],
+        2,
+        "--groups",
+    );
     check(&["--no-head-first"], 2, "required");
     let graph = scratch.write("odd.onnx", &odd_network());
     let odd = |patterns: &str| {
         let mut command = scratch.command(["fit", "--cache", "cache", "-o", "odd", "--train", patterns]);
         command.args(SIZES).arg("--backbone").arg(&graph);
-        command.arg("--data").arg(fixture("digits/pictures")).args(["--epochs", "1"]);
+        command
+            .arg("--data")
+            .arg(fixture("digits/pictures"))
+            .args(["--epochs", "1"]);
         run(command)
     };
     let said = odd("**").fails(3, "Sinh");
-    assert!(said.stderr.contains("without --train a head is"), "{}", said.stderr);
+    assert!(
+        said.stderr.contains("without --train a head is"),
+        "{}",
+        said.stderr
+    );
     // Behind the operator there is something to train.
     odd("last.**").ok();
 }

@@ -141,8 +141,8 @@ fn judge_io(error: &io::Error) -> (u8, Option<String>) {
 fn judge_runtime(error: &runtime::Error) -> Option<(u8, Option<String>)> {
     use runtime::Error::{
         CacheFull, Cancelled, CropMismatch, CudaMissing, Damaged, Exists, Gpu, GpuMemory, HalfOverflow,
-        Install, Interrupted, JobDiffers, JobUnfinished, NoParameter, NoSplit, NotFinite, OrtMissing, OrtUnusable,
-        UnknownTensor, Untrainable, Usage,
+        Install, Interrupted, JobDiffers, JobUnfinished, NoParameter, NoSplit, NotFinite, OrtMissing,
+        OrtUnusable, UnknownTensor, Untrainable, Usage,
     };
     Some(match error {
         UnknownTensor { suggestions, .. } => {

@@ -338,9 +338,9 @@ impl HeadArgs {
         };
         match self.descend(seed, plain)? {
             Method::MiniBatch(config) => Ok(config),
-            Method::Sweep(_) | Method::Solver { .. } => {
-                Err(UsageError::new("a sweep trains heads; a network is fine-tuned at one setting"))
-            }
+            Method::Sweep(_) | Method::Solver { .. } => Err(UsageError::new(
+                "a sweep trains heads; a network is fine-tuned at one setting",
+            )),
         }
     }
 

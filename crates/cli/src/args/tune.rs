@@ -33,7 +33,13 @@ pub(crate) struct TuneArgs {
     #[arg(long, value_name = "F", requires = "groups", conflicts_with = "lrs")]
     layer_decay: Option<f64>,
     /// A learning rate for each group
-    #[arg(long, value_name = "LR,...", value_delimiter = ',', requires = "groups", conflicts_with = "lr")]
+    #[arg(
+        long,
+        value_name = "LR,...",
+        value_delimiter = ',',
+        requires = "groups",
+        conflicts_with = "lr"
+    )]
     lrs: Vec<f64>,
     /// Draw these parameters anew, as torch's layers do
     #[arg(long, value_name = "PATTERNS", requires = "tune")]

@@ -118,7 +118,9 @@ impl ExportArgs {
     fn write_network(&self, network: &Path) -> anyhow::Result<Report> {
         if self.checkpoint.is_some() {
             let text = format!("`{}` has a state dict of its whole network", self.run.display());
-            return Err(UsageError::new(text).with_hint("without --checkpoint that is written").into());
+            return Err(UsageError::new(text)
+                .with_hint("without --checkpoint that is written")
+                .into());
         }
         let tensors = open_whole(network, &OpenOptions::default())?;
         let options = WriteOptions {
@@ -126,9 +128,15 @@ impl ExportArgs {
             ..WriteOptions::new(OutputFormat::of(&self.output).expect("its ending was checked"))
         };
         let written = surgery::write(&self.output, &tensors, &options)?;
-        let n_frozen = tensors.iter().filter(|(_, entry)| entry.is_parameter && !entry.requires_grad).count();
+        let n_frozen = tensors
+            .iter()
+            .filter(|(_, entry)| entry.is_parameter && !entry.requires_grad)
+            .count();
         Ok(Report {
-            line: format!("the whole network, {} tensors, {n_frozen} parameters of it frozen", tensors.len()),
+            line: format!(
+                "the whole network, {} tensors, {n_frozen} parameters of it frozen",
+                tensors.len()
+            ),
             json: json!({ "files": written.files, "n_frozen": n_frozen }),
         })
     }

@@ -10,9 +10,8 @@ use crate::text;
 pub(crate) fn run(job: &TuneJob, json: bool) -> anyhow::Result<u8> {
     let watch = Watch::new();
     let n_epochs = job.tune.trainer.epochs;
-    let (report, failure) = watch.run(|monitor| {
-        fine_tune(job, &mut |event| show(&watch, event, n_epochs), monitor)
-    })?;
+    let (report, failure) =
+        watch.run(|monitor| fine_tune(job, &mut |event| show(&watch, event, n_epochs), monitor))?;
     text::remark(&format!("ran on {}", report.engine.describe(job.fit.device)?));
     text::remark(
         "the best epoch is chosen on the validation pictures, so that its figures of them flatter a little",
@@ -45,12 +44,19 @@ fn show(watch: &Watch, event: &TuneEvent<'_>, n_epochs: usize) {
                 "of {} parameters {} stay frozen; trained behind {}",
                 text::grouped(*n_parameters),
                 text::grouped(n_parameters.saturating_sub(trained)),
-                boundaries.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", then ")
+                boundaries
+                    .iter()
+                    .map(|name| format!("`{name}`"))
+                    .collect::<Vec<_>>()
+                    .join(", then ")
             ));
         }
         TuneEvent::Extracted(summary) => super::extract::report(summary),
         TuneEvent::HeadFirst(accuracy) => {
-            watch.line(&format!("the solver's classifier on frozen features: val accuracy {:.2} %", accuracy * 100.0));
+            watch.line(&format!(
+                "the solver's classifier on frozen features: val accuracy {:.2} %",
+                accuracy * 100.0
+            ));
         }
         TuneEvent::Epoch(epoch) => watch.line(&line(epoch, n_epochs)),
     }
@@ -65,9 +71,15 @@ fn line(epoch: &TuneEpoch, n_epochs: usize) -> String {
         val_accuracy,
         ..
     } = epoch.metrics;
-    let percent = |share: Option<f64>| share.map_or_else(String::new, |share| format!(" accuracy {:.2} %", share * 100.0));
+    let percent = |share: Option<f64>| {
+        share.map_or_else(String::new, |share| format!(" accuracy {:.2} %", share * 100.0))
+    };
     let rates: Vec<String> = epoch.rates.iter().map(|(_, lr)| format!("{lr:.1e}")).collect();
-    let unfreezes = if epoch.unfreezes { "  unfreezing the next group" } else { "" };
+    let unfreezes = if epoch.unfreezes {
+        "  unfreezing the next group"
+    } else {
+        ""
+    };
     format!(
         "epoch {n}/{n_epochs}  train loss {train_loss:.4}{}  val loss {:.4}{}  lr {}{unfreezes}",
         percent(train_accuracy),
@@ -81,11 +93,18 @@ fn line(epoch: &TuneEpoch, n_epochs: usize) -> String {
 fn loaded(watch: &Watch, report: &LoadReport) {
     const MAX_NAMED: usize = 6;
     watch.line(&format!("loaded {} tensors", report.loaded.len()));
-    for (what, names) in [("missing keys", &report.missing), ("unexpected keys", &report.unexpected)] {
+    for (what, names) in [
+        ("missing keys", &report.missing),
+        ("unexpected keys", &report.unexpected),
+    ] {
         if names.is_empty() {
             continue;
         }
-        let shown: Vec<String> = names.iter().take(MAX_NAMED).map(|name| text::plain(name)).collect();
+        let shown: Vec<String> = names
+            .iter()
+            .take(MAX_NAMED)
+            .map(|name| text::plain(name))
+            .collect();
         let more = match names.len() - shown.len() {
             0 => String::new(),
             n => format!(" and {n} more"),

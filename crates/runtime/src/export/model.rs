@@ -78,7 +78,11 @@ pub fn assemble(
 }
 
 /// What a model says of itself, under its keys.
-pub(crate) fn metadata(outputs: &[String], task: Task, preprocess: &Preprocess) -> [(&'static str, String); 3] {
+pub(crate) fn metadata(
+    outputs: &[String],
+    task: Task,
+    preprocess: &Preprocess,
+) -> [(&'static str, String); 3] {
     let json = |value: Result<String, serde_json::Error>| value.expect("plain data is JSON");
     [
         (CLASSES, json(serde_json::to_string(outputs))),

@@ -190,11 +190,7 @@ impl RunFolder {
         Ok(())
     }
 
-    fn stage_and_move(
-        &self,
-        staging: &Path,
-        results: &Results<'_>,
-    ) -> Result<(), Error> {
+    fn stage_and_move(&self, staging: &Path, results: &Results<'_>) -> Result<(), Error> {
         fs::create_dir_all(staging).map_err(FileError::at("create", &self.path))?;
         if let Some(head) = results.head {
             head.save(&staging.join(HEAD))?;

@@ -14,9 +14,7 @@ use crate::data::{Dataset, Split};
 use crate::engine::{Device, Engine};
 use crate::error::Error;
 use crate::export::{Classifier as Exported, Expected, Runner, Verified, reduction_at, verify};
-use crate::features::{
-    ExtractConfig, Extraction, Features, Pool, Preparation, Tap, extract,
-};
+use crate::features::{ExtractConfig, Extraction, Features, Pool, Preparation, Tap, extract};
 use crate::head::Head;
 use crate::history::EpochScalars;
 use crate::metrics::{Marks, Temperature};
@@ -26,8 +24,8 @@ use crate::report::Thumbnail;
 use crate::targets::Task;
 use crate::train::SweepHead;
 use crate::tune::{
-    Boundary, Classifier, Loaded, LoadReport, Network, NetworkOptions, Origin, Rows, Run, Stage, TuneConfig, TuneEpoch,
-    Tuned, Written, written,
+    Boundary, Classifier, LoadReport, Loaded, Network, NetworkOptions, Origin, Rows, Run, Stage, TuneConfig,
+    TuneEpoch, Tuned, Written, written,
 };
 
 /// The exported model is compared with the trainer on this many pictures at most, spread over the validation split.
@@ -91,7 +89,11 @@ pub fn fine_tune(
     on_event: &mut (dyn FnMut(&TuneEvent<'_>) + Send),
     monitor: Monitor<'_>,
 ) -> Result<(FitReport, Option<Error>), Error> {
-    let TuneJob { fit: config, tune, origin } = job;
+    let TuneJob {
+        fit: config,
+        tune,
+        origin,
+    } = job;
     tune.check()?;
     config.head.check()?;
     let wrong = |text: &str| Err(Error::Usage(text.to_owned()));
@@ -188,11 +190,27 @@ pub fn fine_tune(
         true => None,
         false => Some(written(&network, &tuned.last, origin.as_ref())?),
     };
-    let stage = tuned.stages.last().copied().unwrap_or(0);
-    let verified = context.verify(&network, &network.stages[stage], &shapes[stage], &loaded, &tuned, &best)?;
+    let stage = loaded.stage;
+    let verified = context.verify(
+        &network,
+        &network.stages[stage],
+        &shapes[stage],
+        &loaded,
+        &tuned,
+        &best,
+    )?;
     let trained = context.judge(&network, &loaded, &tuned, &best, seconds)?;
     let extraction = sum(&summaries)?;
-    let metrics = metrics_of(&context, &network, &extraction, &trained, &verified, &tuned, head_first, &best);
+    let metrics = metrics_of(
+        &context,
+        &network,
+        &extraction,
+        &trained,
+        &verified,
+        &tuned,
+        head_first,
+        &best,
+    );
     let files = context.files(&metrics, &trained, &loaded, text, ledger);
     let mut state_dicts = vec![("model.safetensors", &best.tensors), ("model.pth", &best.tensors)];
     state_dicts.extend(last.as_ref().map(|last| ("last.safetensors", &last.tensors)));
@@ -321,7 +339,17 @@ impl<'c> Context<'c> {
         let val = manifest.labelled(store, &[], Split::Val)?;
         self.check_val(&val.targets.len())?;
         let (classes, recipe) = (self.data.classes(), &self.config.head);
-        let trained = pool.install(|| train_in(None, &train, Some(&val), classes, recipe, &mut |_, _| {}, self.monitor))?;
+        let trained = pool.install(|| {
+            train_in(
+                None,
+                &train,
+                Some(&val),
+                classes,
+                recipe,
+                &mut |_, _| {},
+                self.monitor,
+            )
+        })?;
         let linear = trained.head.as_linear().expect("the solver's heads are linear");
         network.set_classifier(linear)?;
         Ok(trained.val.as_ref().map_or(f64::NAN, |marks| marks.headline().1))
@@ -345,7 +373,11 @@ impl<'c> Context<'c> {
             val: manifest.labelled(extraction.store(), &[], Split::Val)?,
         };
         self.check_val(&rows.val.targets.len())?;
-        rows.train.targets.check(Task::SingleLabel, rows.train.features.n_rows(), self.data.classes().len())?;
+        rows.train.targets.check(
+            Task::SingleLabel,
+            rows.train.features.n_rows(),
+            self.data.classes().len(),
+        )?;
         Ok(rows)
     }
 
@@ -392,7 +424,12 @@ impl<'c> Context<'c> {
             slack: vec![0.0; logits.len()],
             logits,
         };
-        let classifier = Exported::new(best.model.clone(), self.engine.clone(), config.device, config.threads)?;
+        let classifier = Exported::new(
+            best.model.clone(),
+            self.engine.clone(),
+            config.device,
+            config.threads,
+        )?;
         verify(&classifier, data, &expected, self.monitor)
     }
 
@@ -409,7 +446,11 @@ impl<'c> Context<'c> {
         let Rows { train, val } = loaded.rows();
         let train_logits = loaded.logits(&train.features, weights, self.monitor)?;
         let val_logits = loaded.logits(&val.features, weights, self.monitor)?;
-        let value = |leaf: &str| best.model.values(&format!("{}.{leaf}", network.module)).unwrap_or_default();
+        let value = |leaf: &str| {
+            best.model
+                .values(&format!("{}.{leaf}", network.module))
+                .unwrap_or_default()
+        };
         let task = Task::SingleLabel;
         let trainer = &self.tune.trainer;
         let descent = Descent {
@@ -467,10 +508,19 @@ impl<'c> Context<'c> {
                 ("trained behind", "/boundary"),
                 ("trained parameters", "/tune/n_trained"),
                 ("frozen parameters", "/tune/n_frozen"),
-                ("validation accuracy of the solver's classifier on frozen features", "/tune/head_first/val_accuracy"),
-                ("validation accuracy before the first step", "/tune/start/val_accuracy"),
+                (
+                    "validation accuracy of the solver's classifier on frozen features",
+                    "/tune/head_first/val_accuracy",
+                ),
+                (
+                    "validation accuracy before the first step",
+                    "/tune/start/val_accuracy",
+                ),
                 ("pictures left out", "/left_out"),
-                ("largest difference of a logit, exported model against trainer", "/export/max_abs_logit_diff"),
+                (
+                    "largest difference of a logit, exported model against trainer",
+                    "/export/max_abs_logit_diff",
+                ),
             ],
             train,
             val: Some(val),
@@ -488,16 +538,30 @@ impl<'c> Context<'c> {
 
 /// Numbers in a group's parameters, or in those at `members`.
 fn n_numbers<'m>(network: &Network, members: impl Iterator<Item = &'m usize>) -> usize {
-    members.map(|&at| network.parameters[at].shape.iter().product::<usize>()).sum()
+    members
+        .map(|&at| network.parameters[at].shape.iter().product::<usize>())
+        .sum()
 }
 
 fn planned(network: &Network) -> TuneEvent<'static> {
     let groups = network.groups.iter();
-    let groups = groups.map(|group| (group.name.clone(), group.lr, n_numbers(network, group.members.iter())));
-    let all: Vec<usize> = (0..network.parameters.len()).filter(|&at| !network.parameters[at].is_buffer).collect();
+    let groups = groups.map(|group| {
+        (
+            group.name.clone(),
+            group.lr,
+            n_numbers(network, group.members.iter()),
+        )
+    });
+    let all: Vec<usize> = (0..network.parameters.len())
+        .filter(|&at| !network.parameters[at].is_buffer)
+        .collect();
     TuneEvent::Planned {
         groups: groups.collect(),
-        boundaries: network.stages.iter().map(|stage| stage.boundary.name().to_owned()).collect(),
+        boundaries: network
+            .stages
+            .iter()
+            .map(|stage| stage.boundary.name().to_owned())
+            .collect(),
         n_parameters: n_numbers(network, all.iter()),
     }
 }
@@ -506,7 +570,10 @@ fn planned(network: &Network) -> TuneEvent<'static> {
 fn scalars_of(epoch: &TuneEpoch) -> EpochScalars {
     let mut scalars = scalars(&epoch.metrics);
     scalars.scalars.push(("groups".to_owned(), epoch.n_groups as f64));
-    let rates = epoch.rates.iter().map(|(name, lr)| (format!("lr of {name}"), *lr));
+    let rates = epoch
+        .rates
+        .iter()
+        .map(|(name, lr)| (format!("lr of {name}"), *lr));
     scalars.scalars.extend(rates);
     scalars
 }
@@ -537,7 +604,9 @@ fn metrics_of(
     let stage = &network.stages[tuned.best.stage];
     let trained_groups = &network.groups[..stage.n_groups];
     let n_trained = n_numbers(network, trained_groups.iter().flat_map(|group| &group.members));
-    let all: Vec<usize> = (0..network.parameters.len()).filter(|&at| !network.parameters[at].is_buffer).collect();
+    let all: Vec<usize> = (0..network.parameters.len())
+        .filter(|&at| !network.parameters[at].is_buffer)
+        .collect();
     let is_gradual = network.stages.len() > 1;
     let groups = network.groups.iter().enumerate().map(|(at, group)| {
         let begins = |stage: &usize| network.stages[*stage].n_groups > at;
@@ -549,7 +618,9 @@ fn metrics_of(
             "from_epoch": first.map(|epoch| epoch + 1),
         })
     });
-    let boundary = network.stages[tuned.stages.last().copied().unwrap_or(0)].boundary.name();
+    let boundary = network.stages[tuned.stages.last().copied().unwrap_or(0)]
+        .boundary
+        .name();
     let mut metrics = json!({
         "classes": trained.head.outputs(),
         "train": trained.train,

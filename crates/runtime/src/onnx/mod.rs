@@ -29,5 +29,6 @@ pub use node::Input;
 pub use splice::{Outputs, Reduction};
 pub use tensor::type_name;
 pub use weights::{
-    ClassifierLayer, DEFAULT_BATCH_NORM_EPS, FoldedNorm, Parameter, WeightsFrom, WeightsOptions, WeightsReport,
+    ClassifierLayer, DEFAULT_BATCH_NORM_EPS, FoldedNorm, Parameter, WeightsFrom, WeightsOptions,
+    WeightsReport,
 };

@@ -34,7 +34,11 @@ impl Model {
                 .get(name)
                 .filter(|found| found.dtype == FLOAT && found.numel() == values.len());
             let Some(found) = found else {
-                let text = format!("`{}` has no `{name}` of {} float32 numbers", self.path.display(), values.len());
+                let text = format!(
+                    "`{}` has no `{name}` of {} float32 numbers",
+                    self.path.display(),
+                    values.len()
+                );
                 return Err(Error::Usage(text));
             };
             let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
@@ -134,9 +138,12 @@ impl Model {
         let mut graph = Vec::new();
         wire::put_bytes(&mut graph, 1, &node);
         for field in &self.graph {
-            let Value::Bytes(span) = &field.value else { continue };
+            let Value::Bytes(span) = &field.value else {
+                continue;
+            };
             let is_input = field.number == 11
-                && super::node::read_value_info(&self.bytes, span.clone()).is_ok_and(|info| info.name == input);
+                && super::node::read_value_info(&self.bytes, span.clone())
+                    .is_ok_and(|info| info.name == input);
             if is_input || field.number == 2 {
                 graph.extend_from_slice(&self.bytes[field.span.clone()]);
             }

@@ -71,11 +71,22 @@ fn metrics(epoch: usize, bits: &[Option<u64>; 5]) -> EpochMetrics {
 /// Replaces the file by the state of a run.
 pub(super) fn save(path: &Path, identity: &str, state: &State) -> Result<(), Error> {
     let mut arrays: Vec<(String, &[f32])> = Vec::new();
-    for (prefix, weights) in [("weights", &state.weights), ("best", &state.best.weights)] {
-        arrays.extend(weights.iter().map(|(name, values)| (format!("{prefix}.{name}"), values.as_slice())));
+    // Where the last epoch is the best one, both are one.
+    let best = (state.best.epoch != state.epoch).then_some(("best", &state.best.weights));
+    for (prefix, weights) in [("weights", &state.weights)].into_iter().chain(best) {
+        arrays.extend(
+            weights
+                .iter()
+                .map(|(name, values)| (format!("{prefix}.{name}"), values.as_slice())),
+        );
     }
     for (name, kept) in &state.optimiser.kept {
-        for (at, moment) in kept.moments.iter().enumerate().filter(|(_, moment)| !moment.is_empty()) {
+        for (at, moment) in kept
+            .moments
+            .iter()
+            .enumerate()
+            .filter(|(_, moment)| !moment.is_empty())
+        {
             arrays.push((format!("moment{at}.{name}"), moment));
         }
     }
@@ -101,7 +112,12 @@ pub(super) fn save(path: &Path, identity: &str, state: &State) -> Result<(), Err
     let progress = serde_json::to_string(&progress).expect("plain data is JSON");
     let bytes: Vec<(String, Vec<u8>)> = arrays
         .into_iter()
-        .map(|(name, values)| (name, values.iter().flat_map(|value| value.to_le_bytes()).collect()))
+        .map(|(name, values)| {
+            (
+                name,
+                values.iter().flat_map(|value| value.to_le_bytes()).collect(),
+            )
+        })
         .collect();
     let views = bytes.iter().map(|(name, bytes)| {
         let view = TensorView::new(Dtype::F32, vec![bytes.len() / 4], bytes)
@@ -164,11 +180,17 @@ pub(super) fn load(path: &Path, identity: &str) -> Result<State, Error> {
             "weights" => drop(weights.insert(of.to_owned(), values)),
             "best" => drop(best.insert(of.to_owned(), values)),
             "moment0" | "moment1" => {
-                let kept = optimiser.kept.get_mut(of).ok_or_else(|| bad("its arrays disagree"))?;
+                let kept = optimiser
+                    .kept
+                    .get_mut(of)
+                    .ok_or_else(|| bad("its arrays disagree"))?;
                 kept.moments[usize::from(kind == "moment1")] = values;
             }
             _ => return Err(bad("its arrays disagree")),
         }
+    }
+    if progress.best.epoch == progress.epoch {
+        best.clone_from(&weights);
     }
     let history = progress.history.iter().enumerate();
     Ok(State {

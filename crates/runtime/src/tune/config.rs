@@ -77,13 +77,18 @@ impl TuneConfig {
         let wrong = |text: &str| Err(Error::Usage(text.to_owned()));
         let trainer = &self.trainer;
         if trainer.task != Task::SingleLabel {
-            return wrong("a network is fine-tuned for one class a picture; other tasks train heads on extracted features");
+            return wrong(
+                "a network is fine-tuned for one class a picture; other tasks train heads on extracted features",
+            );
         }
         if self.train.is_empty() && self.groups.is_empty() {
             return wrong("nothing says what is to be trained");
         }
         let unsupported = [
-            (!trainer.hidden.is_empty() || trainer.norm != Norm::None, "hidden layers"),
+            (
+                !trainer.hidden.is_empty() || trainer.norm != Norm::None,
+                "hidden layers",
+            ),
             (trainer.mixup.is_some(), "mixup"),
             (trainer.noise != 0.0, "noise on the features"),
             (trainer.standardise, "standardised features"),
@@ -91,7 +96,9 @@ impl TuneConfig {
             (trainer.init != Init::Uniform, "another init than torch's own"),
         ];
         if let Some((_, what)) = unsupported.iter().find(|(is_asked_for, _)| *is_asked_for) {
-            return Err(Error::Usage(format!("{what}: that is of heads, and not of a network that is fine-tuned")));
+            return Err(Error::Usage(format!(
+                "{what}: that is of heads, and not of a network that is fine-tuned"
+            )));
         }
         if self.unfreeze != Unfreeze::AtOnce && self.groups.is_empty() {
             return wrong("to unfreeze one group after the other there must be groups");
@@ -115,7 +122,11 @@ impl TuneConfig {
     pub(super) fn lr(&self, group: usize) -> f64 {
         match &self.rates {
             Rates::Divided(by) => self.trainer.lr / by.powi(i32::try_from(group).unwrap_or(i32::MAX)),
-            Rates::Given(rates) => rates.get(group).or(rates.last()).copied().unwrap_or(self.trainer.lr),
+            Rates::Given(rates) => rates
+                .get(group)
+                .or(rates.last())
+                .copied()
+                .unwrap_or(self.trainer.lr),
         }
     }
 }
@@ -175,7 +186,10 @@ pub(super) mod tests {
         let mut good = config();
         good.unfreeze = Unfreeze::OnPlateau;
         good.groups = vec![vec!["fc.**".to_owned()]];
-        good.trainer.early_stopping = Some(EarlyStopping { patience: 1, min_delta: 0.0 });
+        good.trainer.early_stopping = Some(EarlyStopping {
+            patience: 1,
+            min_delta: 0.0,
+        });
         good.check().unwrap();
     }
 }

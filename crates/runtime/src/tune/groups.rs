@@ -39,8 +39,8 @@ impl Patterns {
                 is_except = true;
                 continue;
             }
-            let pattern = Pattern::parse(word)
-                .map_err(|error| Error::Usage(format!("`{word}`: {}", error.reason)))?;
+            let pattern =
+                Pattern::parse(word).map_err(|error| Error::Usage(format!("`{word}`: {}", error.reason)))?;
             match is_except {
                 true => patterns.except.push(pattern),
                 false => patterns.wanted.push(pattern),
@@ -60,7 +60,10 @@ impl Patterns {
     /// Every pattern has to match something.
     fn check(&self, path: &Path, parameters: &[Parameter]) -> Result<(), Error> {
         for pattern in self.wanted.iter().chain(&self.except) {
-            if !parameters.iter().any(|parameter| pattern.matches(&parameter.name)) {
+            if !parameters
+                .iter()
+                .any(|parameter| pattern.matches(&parameter.name))
+            {
                 let wanted = pattern.as_str().replace(['*', '/'], "");
                 let names = parameters.iter().map(|parameter| parameter.name.as_str());
                 return Err(Error::NoParameter {
@@ -145,7 +148,10 @@ pub(crate) fn resolve(
     for group in &mut groups {
         group.members.retain(|&at| !parameters[at].is_buffer);
         if group.members.is_empty() {
-            let text = format!("`{}` matches running statistics alone, which are not trained", group.name);
+            let text = format!(
+                "`{}` matches running statistics alone, which are not trained",
+                group.name
+            );
             return Err(Error::Usage(text));
         }
     }
@@ -221,15 +227,24 @@ mod tests {
         let all = |train, groups: &[&str]| members(&resolved(train, groups, |_| {}).unwrap());
         assert_eq!(all("layer2.**", &[]), [[4, 5, 6]]);
         assert_eq!(all("layer2.** fc.**", &[]), [[4, 5, 6]]);
-        assert_eq!(all("", &["layer2.**", "layer1.**"]), [vec![5, 6], vec![4], vec![3]]);
-        assert_eq!(all("", &["fc.** layer2.**", "layer1.**"]), [vec![4, 5, 6], vec![3]]);
+        assert_eq!(
+            all("", &["layer2.**", "layer1.**"]),
+            [vec![5, 6], vec![4], vec![3]]
+        );
+        assert_eq!(
+            all("", &["fc.** layer2.**", "layer1.**"]),
+            [vec![4, 5, 6], vec![3]]
+        );
     }
 
     #[test]
     fn patterns_have_exceptions_and_the_first_group_takes_what_several_match() {
         let all = |train, groups: &[&str]| members(&resolved(train, groups, |_| {}).unwrap());
         assert_eq!(all("** except layer1.** bn1.**", &[]), [[0, 4, 5, 6]]);
-        assert_eq!(all("", &["fc.**", "layer2.**", "**"]), [vec![5, 6], vec![4], vec![0, 1, 3]]);
+        assert_eq!(
+            all("", &["fc.**", "layer2.**", "**"]),
+            [vec![5, 6], vec![4], vec![0, 1, 3]]
+        );
     }
 
     #[test]
@@ -241,7 +256,10 @@ mod tests {
             });
             groups.map(|groups| groups.iter().map(|group| group.lr).collect::<Vec<f64>>())
         };
-        assert_eq!(rates(Rates::Divided(10.0)).unwrap(), [0.1, 0.1 / 10.0, 0.1 / 100.0]);
+        assert_eq!(
+            rates(Rates::Divided(10.0)).unwrap(),
+            [0.1, 0.1 / 10.0, 0.1 / 100.0]
+        );
         assert_eq!(rates(Rates::Given(vec![0.3, 0.2, 0.0])).unwrap(), [0.3, 0.2, 0.0]);
         let text = rates(Rates::Given(vec![0.3])).unwrap_err().to_string();
         assert!(text.contains("1 learning rates for 3 groups"), "{text}");
@@ -250,14 +268,22 @@ mod tests {
     #[test]
     fn what_matches_nothing_is_said_with_the_nearest_names() {
         let error = resolved("layer9.**", &[], |_| {}).unwrap_err();
-        let Error::NoParameter { pattern, suggestions, .. } = &error else {
+        let Error::NoParameter {
+            pattern, suggestions, ..
+        } = &error
+        else {
             panic!("{error}")
         };
         assert_eq!(pattern, "layer9.**");
-        assert!(suggestions.iter().any(|name| name.starts_with("layer")), "{suggestions:?}");
+        assert!(
+            suggestions.iter().any(|name| name.starts_with("layer")),
+            "{suggestions:?}"
+        );
         let message = |train, groups: &[&str]| resolved(train, groups, |_| {}).unwrap_err().to_string();
         assert!(message("{", &[]).contains("`{`"));
-        assert!(message("conv1.** fc.**", &["fc.**", "layer2.**"]).contains("`conv1.weight` is to be trained"));
+        assert!(
+            message("conv1.** fc.**", &["fc.**", "layer2.**"]).contains("`conv1.weight` is to be trained")
+        );
         assert!(message("", &["fc.**", "fc.**"]).contains("are in groups before it"));
         assert!(message("", &["fc.**", "bn1.running_mean"]).contains("running statistics alone"));
     }

@@ -24,10 +24,10 @@ mod stages;
 mod unfreeze;
 
 pub use config::{NormPolicy, Rates, TuneConfig, Unfreeze};
-pub(crate) use network::{Classifier, Network, NetworkOptions};
 pub use network::LoadReport;
+pub(crate) use network::{Classifier, Network, NetworkOptions};
 pub use results::Origin;
 pub(crate) use results::{Written, written};
-pub(crate) use run::{Loaded, Rows, Run, Tuned};
 pub use run::TuneEpoch;
+pub(crate) use run::{Loaded, Rows, Run, Tuned};
 pub(crate) use stages::{Boundary, Stage};

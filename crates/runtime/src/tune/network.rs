@@ -82,9 +82,13 @@ impl Network {
     /// # Errors
     /// As [`resolve`], [`load_part`] and [`Model::splice`]; [`Error::Backbone`] for weights that are not float32.
     pub(crate) fn new(options: &NetworkOptions<'_>, config: &TuneConfig) -> Result<Network, Error> {
-        let NetworkOptions { model, cut, classes, .. } = *options;
+        let NetworkOptions {
+            model, cut, classes, ..
+        } = *options;
         let own = model.classifier_at(cut);
-        let module = own.as_ref().map_or_else(|| "head".to_owned(), |own| own.module.clone());
+        let module = own
+            .as_ref()
+            .map_or_else(|| "head".to_owned(), |own| own.module.clone());
         let own = own.filter(|own| own.bias.len() == classes.len() && options.reduction == Reduction::None);
         let (d, c) = (options.n_features, classes.len());
         let (mut classifier, linear) = match own {
@@ -97,20 +101,31 @@ impl Network {
                 };
                 (Classifier::Own, linear)
             }
-            None => (Classifier::Fresh, fresh_linear(&module, d, c, config.trainer.init_seed)?),
+            None => (
+                Classifier::Fresh,
+                fresh_linear(&module, d, c, config.trainer.init_seed)?,
+            ),
         };
         let head = Head::linear(Task::SingleLabel, classes.to_vec(), linear.weight, linear.bias)?;
         let metadata = metadata(classes, Task::SingleLabel, options.preprocess);
-        let mut model = model.untied()?.splice_as(&module, cut, options.reduction, &head, &metadata)?;
+        let mut model = model
+            .untied()?
+            .splice_as(&module, cut, options.reduction, &head, &metadata)?;
         let parameters = model.parameters();
         let names = [format!("{module}.weight"), format!("{module}.bias")];
-        if !names.iter().all(|name| parameters.iter().any(|parameter| parameter.initializer == *name)) {
+        if !names
+            .iter()
+            .all(|name| parameters.iter().any(|parameter| parameter.initializer == *name))
+        {
             return Err(Error::Backbone {
                 path: model.path().to_owned(),
                 reason: format!("its `{module}.weight` is used in front of the classifier too"),
             });
         }
-        if let Some(odd) = parameters.iter().find(|at| model.values(&at.initializer).is_none()) {
+        if let Some(odd) = parameters
+            .iter()
+            .find(|at| model.values(&at.initializer).is_none())
+        {
             return Err(Error::Backbone {
                 path: model.path().to_owned(),
                 reason: format!("`{}` is not float32, and what is trained is", odd.name),
@@ -180,8 +195,10 @@ fn fresh_linear(module: &str, n_in: usize, n_out: usize, seed: u64) -> Result<Li
 
 /// The model with the parameters at `drawn` as their layers' own `reset_parameters` would draw them.
 fn draw(model: &Model, parameters: &[Parameter], drawn: &[usize], seed: u64) -> Result<Model, Error> {
-    let shapes: Vec<(String, Vec<usize>)> =
-        parameters.iter().map(|at| (at.name.clone(), at.state_shape())).collect();
+    let shapes: Vec<(String, Vec<usize>)> = parameters
+        .iter()
+        .map(|at| (at.name.clone(), at.state_shape()))
+        .collect();
     let names: Vec<String> = drawn.iter().map(|&at| parameters[at].name.clone()).collect();
     let values = init(&shapes, &names, seed)?;
     let in_graph = drawn.iter().filter_map(|&at| {
@@ -217,7 +234,9 @@ fn init(
 
 fn floats(bytes: &[u8]) -> Vec<f32> {
     let numbers = bytes.chunks_exact(4);
-    numbers.map(|bytes| f32::from_le_bytes(bytes.try_into().expect("chunks of four"))).collect()
+    numbers
+        .map(|bytes| f32::from_le_bytes(bytes.try_into().expect("chunks of four")))
+        .collect()
 }
 
 /// The model with those tensors of a checkpoint whose names it has, as `load_state_dict(strict=False)`.
@@ -273,6 +292,10 @@ pub(crate) fn load_part(
         });
     }
     let loaded = |at: &&Parameter| !report.loaded.contains(&at.name);
-    report.missing = parameters.iter().filter(loaded).map(|at| at.name.clone()).collect();
+    report.missing = parameters
+        .iter()
+        .filter(loaded)
+        .map(|at| at.name.clone())
+        .collect();
     Ok((model.with_values(&values)?, report))
 }

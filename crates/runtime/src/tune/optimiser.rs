@@ -4,8 +4,8 @@ use indexmap::IndexMap;
 use pulp::Arch;
 
 use crate::grad::{Gradients, Weights};
-use crate::train::update::{HeadStep, LANES, Rule, Scalars, State, Update};
 use crate::train::TrainerConfig;
+use crate::train::update::{HeadStep, LANES, Rule, Scalars, State, Update};
 
 /// What an optimiser keeps beside the weights, by the initialisers' names.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -39,7 +39,9 @@ impl Optimiser {
         let clip = config.clip_norm.map_or(1.0, |most| clip(gradients, most));
         let arch = Arch::new();
         for (name, gradient) in gradients.iter() {
-            let Some(values) = weights.get_mut(name) else { continue };
+            let Some(values) = weights.get_mut(name) else {
+                continue;
+            };
             let kept = self.kept.entry(name.to_owned()).or_default();
             let n_moments = config.optimiser.n_moments();
             for moment in kept.moments.iter_mut().take(n_moments) {
@@ -97,7 +99,11 @@ fn update(arch: Arch, rule: &Rule, scalars: &Scalars, state: State<'_>, gradient
     if whole == n {
         return;
     }
-    let State { weights, moments: [first, second], .. } = rest;
+    let State {
+        weights,
+        moments: [first, second],
+        ..
+    } = rest;
     let padded = |values: &[f32]| {
         let mut lanes = [0.0f32; LANES];
         lanes[..values.len()].copy_from_slice(values);
@@ -121,7 +127,6 @@ fn update(arch: Arch, rule: &Rule, scalars: &Scalars, state: State<'_>, gradient
     second.copy_from_slice(&m1[..second.len()]);
 }
 
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -131,7 +136,9 @@ mod tests {
     /// Torch's formulas in f64, one number at a time.
     fn reference(config: &TrainerConfig, w: &mut f64, kept: &mut [f64; 2], g: f64, lr: f64, step: i32) {
         match config.optimiser {
-            Settings::Sgd { momentum, nesterov, .. } => {
+            Settings::Sgd {
+                momentum, nesterov, ..
+            } => {
                 let g = g + config.weight_decay * *w;
                 kept[0] = if step == 0 { g } else { momentum * kept[0] + g };
                 let along = if nesterov { g + momentum * kept[0] } else { kept[0] };
@@ -150,7 +157,11 @@ mod tests {
 
     #[test]
     fn every_number_of_every_length_is_updated_by_torchs_formulas() {
-        let nesterov = Settings::Sgd { momentum: 0.9, dampening: 0.0, nesterov: true };
+        let nesterov = Settings::Sgd {
+            momentum: 0.9,
+            dampening: 0.0,
+            nesterov: true,
+        };
         for optimiser in [Settings::sgd(0.9), nesterov, Settings::adamw()] {
             let config = TrainerConfig {
                 optimiser,
@@ -158,23 +169,40 @@ mod tests {
                 ..TrainerConfig::notebook(Task::SingleLabel)
             };
             for n in [1usize, 15, 16, 37, 3 * PIECE + 5] {
-                let value = |at: usize, salt: usize| ((at * 7919 + salt * 104_729) % 1000) as f32 / 500.0 - 1.0;
+                let value =
+                    |at: usize, salt: usize| ((at * 7919 + salt * 104_729) % 1000) as f32 / 500.0 - 1.0;
                 let mut weights: Vec<f32> = (0..n).map(|at| value(at, 0)).collect();
                 let checked: Vec<usize> = (0..n).filter(|at| at % 997 == 0 || *at + 40 > n).collect();
-                let mut exact: Vec<(f64, [f64; 2])> =
-                    checked.iter().map(|&at| (f64::from(weights[at]), [0.0; 2])).collect();
-                let mut moments = [vec![0.0; n], vec![0.0; if optimiser.n_moments() > 1 { n } else { 0 }]];
+                let mut exact: Vec<(f64, [f64; 2])> = checked
+                    .iter()
+                    .map(|&at| (f64::from(weights[at]), [0.0; 2]))
+                    .collect();
+                let mut moments = [
+                    vec![0.0; n],
+                    vec![0.0; if optimiser.n_moments() > 1 { n } else { 0 }],
+                ];
                 for step in 0..3 {
                     let gradient: Vec<f32> = (0..n).map(|at| value(at, step + 1)).collect();
                     let rule = Rule::new(optimiser, None, step, None);
-                    let settings = HeadStep { lr: 0.05, weight_decay: 0.1, clip: 1.0 };
+                    let settings = HeadStep {
+                        lr: 0.05,
+                        weight_decay: 0.1,
+                        clip: 1.0,
+                    };
                     let scalars = Rule::scalars(optimiser, None, step, |_| settings);
                     let [first, second] = &mut moments;
-                    let state = State { weights: &mut weights, moments: [first, second], ema: &mut [] };
+                    let state = State {
+                        weights: &mut weights,
+                        moments: [first, second],
+                        ema: &mut [],
+                    };
                     update(Arch::new(), &rule, &scalars, state, &gradient);
                     for (&at, (w, kept)) in checked.iter().zip(&mut exact) {
                         reference(&config, w, kept, f64::from(gradient[at]), 0.05, step as i32);
-                        assert!((f64::from(weights[at]) - *w).abs() < 2e-5, "{optimiser:?} {n} {at}");
+                        assert!(
+                            (f64::from(weights[at]) - *w).abs() < 2e-5,
+                            "{optimiser:?} {n} {at}"
+                        );
                     }
                 }
             }

@@ -44,21 +44,30 @@ pub(crate) struct Written {
 fn changed(network: &Network, snapshot: &Snapshot) -> HashSet<String> {
     let n_groups = network.stages[snapshot.stage].n_groups;
     let trained = network.groups[..n_groups].iter().flat_map(|group| &group.members);
-    let mut names: HashSet<String> = trained.map(|&at| network.parameters[at].initializer.clone()).collect();
+    let mut names: HashSet<String> = trained
+        .map(|&at| network.parameters[at].initializer.clone())
+        .collect();
     let layers: HashSet<usize> = network
         .parameters
         .iter()
         .filter(|parameter| snapshot.norm_batches.contains_key(&parameter.initializer))
         .map(|parameter| parameter.node_idx)
         .collect();
-    let moved = network.parameters.iter().filter(|at| at.is_buffer && layers.contains(&at.node_idx));
+    let moved = network
+        .parameters
+        .iter()
+        .filter(|at| at.is_buffer && layers.contains(&at.node_idx));
     names.extend(moved.map(|parameter| parameter.initializer.clone()));
     names
 }
 
 /// # Errors
 /// As [`Model::with_values`].
-pub(crate) fn written(network: &Network, snapshot: &Snapshot, origin: Option<&Origin>) -> Result<Written, Error> {
+pub(crate) fn written(
+    network: &Network,
+    snapshot: &Snapshot,
+    origin: Option<&Origin>,
+) -> Result<Written, Error> {
     let changed = changed(network, snapshot);
     let of_snapshot = |name: &String| Some((name.clone(), snapshot.weights.get(name)?.clone()));
     let values: HashMap<String, Vec<f32>> = changed.iter().filter_map(of_snapshot).collect();
@@ -72,18 +81,29 @@ pub(crate) fn written(network: &Network, snapshot: &Snapshot, origin: Option<&Or
             is_head || given.is_some_and(|given| given.shape() == at.state_shape())
         };
         // Where the exporter folded normalisations into convolutions, the checkpoint's tensors are no more.
-        if !network.parameters.iter().filter(|at| changed.contains(&at.initializer)).all(fits) {
+        if !network
+            .parameters
+            .iter()
+            .filter(|at| changed.contains(&at.initializer))
+            .all(fits)
+        {
             return None;
         }
         let from_graph = network.parameters.iter().filter(|at| {
-            let loaded = network.loaded.as_ref().is_some_and(|report| report.loaded.contains(&at.name));
+            let loaded = network
+                .loaded
+                .as_ref()
+                .is_some_and(|report| report.loaded.contains(&at.name));
             changed.contains(&at.initializer) || loaded
         });
         for parameter in from_graph {
             tensors.insert(named(&parameter.name), entry(&model, parameter)?);
         }
         for (initializer, &batches) in &snapshot.norm_batches {
-            let mean = network.parameters.iter().find(|at| at.initializer == *initializer)?;
+            let mean = network
+                .parameters
+                .iter()
+                .find(|at| at.initializer == *initializer)?;
             count_batches(&mut tensors, &named(&mean.name), batches);
         }
         Some((tensors, named(&network.module)))
@@ -93,7 +113,9 @@ pub(crate) fn written(network: &Network, snapshot: &Snapshot, origin: Option<&Or
         Some((tensors, _)) => (tensors, origin),
         None => (of_graph(&model, &network.parameters), None),
     };
-    mark(&mut tensors, network, snapshot, &|name| named.map_or_else(|| name.to_owned(), |origin| origin.name_of(name)));
+    mark(&mut tensors, network, snapshot, &|name| {
+        named.map_or_else(|| name.to_owned(), |origin| origin.name_of(name))
+    });
     Ok(Written {
         model,
         tensors,
@@ -131,7 +153,12 @@ fn count_batches(tensors: &mut LazyStateDict, running_mean: &str, batches: u64) 
         return;
     };
     let shape = old.shape().to_vec();
-    let Some(before) = old.to_bytes().ok().and_then(|bytes| bytes.try_into().ok()).map(i64::from_le_bytes) else {
+    let Some(before) = old
+        .to_bytes()
+        .ok()
+        .and_then(|bytes| bytes.try_into().ok())
+        .map(i64::from_le_bytes)
+    else {
         return;
     };
     let after = before.saturating_add(i64::try_from(batches).unwrap_or(i64::MAX));
@@ -149,12 +176,20 @@ fn mark(tensors: &mut LazyStateDict, network: &Network, snapshot: &Snapshot, nam
     tensors.groups.clear();
     for (at, group) in network.groups.iter().enumerate() {
         let place = network.groups.len() - 1 - at;
-        group_of.extend(group.members.iter().map(|&at| (named(&network.parameters[at].name), place)));
+        group_of.extend(
+            group
+                .members
+                .iter()
+                .map(|&at| (named(&network.parameters[at].name), place)),
+        );
         let scale = if top > 0.0 { group.lr / top } else { 1.0 };
-        tensors.groups.insert(0, MarkedGroup {
-            name: group.name.clone(),
-            lr_scale: scale,
-        });
+        tensors.groups.insert(
+            0,
+            MarkedGroup {
+                name: group.name.clone(),
+                lr_scale: scale,
+            },
+        );
     }
     let trained: HashSet<String> = network.groups[..n_groups]
         .iter()

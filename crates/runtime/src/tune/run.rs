@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use super::checkpoint;
 use super::config::{NormPolicy, TuneConfig};
@@ -17,6 +18,8 @@ use crate::targets::Targets;
 use crate::train::update::{Loss, RowLoss, Wanted, is_best};
 use crate::train::{EpochMetrics, Outcome, Time, epoch_order};
 
+/// Saving takes at most one part in so many of a run's time; a kill costs what came after the last save.
+const SAVE_SHARE: u32 = 10;
 /// Rows of the validation split that go through a tail at once, at least.
 const JUDGED_AT_ONCE: usize = 32;
 
@@ -71,7 +74,7 @@ pub(super) struct State {
     /// By the initialisers' names.
     pub(super) weights: BTreeMap<String, Vec<f32>>,
     pub(super) optimiser: Optimiser,
-    /// Batches that each batch normalisation has seen, by the initialiser of its scale.
+    /// Batches that each batch normalisation has seen, by the initialiser of its mean.
     pub(super) norm_batches: BTreeMap<String, u64>,
     pub(super) best: Snapshot,
 }
@@ -85,7 +88,7 @@ pub(crate) struct Snapshot {
     pub(crate) stage: usize,
     /// By the initialisers' names.
     pub(crate) weights: BTreeMap<String, Vec<f32>>,
-    /// Batches that batch normalisations have seen since the run began, by the initialiser of their scale.
+    /// Batches that batch normalisations have seen since the run began, by the initialiser of their mean.
     pub(crate) norm_batches: BTreeMap<String, u64>,
 }
 
@@ -103,13 +106,17 @@ pub(crate) struct Tuned {
 
 /// A stage ready for steps.
 pub(crate) struct Loaded {
+    /// Which stage it is.
+    pub(crate) stage: usize,
     tail: Tail,
     plan: Plan,
     rows: Rows,
     /// Learning rates before the schedule, by the initialisers' names.
     rates: HashMap<String, f64>,
-    /// Initialisers of the scales of batch normalisations that use the batch's statistics.
+    /// Initialisers of the running means of batch normalisations that use the batch's statistics.
     moving: Vec<String>,
+    /// Everything that steps change: what learns, and running statistics that move.
+    changing: HashSet<String>,
     loss: Loss,
     weights: Weights,
     gradients: Gradients,
@@ -181,19 +188,15 @@ impl Run<'_> {
         };
         let plan = tail.plan(&|name| rates.contains_key(name), &mode)?;
         // Only batch normalisations have running statistics.
-        let normalising: HashSet<&str> = tail
-            .parameters()
-            .iter()
-            .filter(|parameter| parameter.kind == ParameterKind::RunningMean)
-            .map(|parameter| parameter.layer.as_str())
-            .collect();
-        let moving = tail.parameters().iter().filter(|parameter| {
-            let layer = parameter.layer.as_str();
-            parameter.kind == ParameterKind::RunningMean
-                && normalising.contains(layer)
-                && mode(layer) == NormMode::Batch
-        });
-        let moving = moving.map(|parameter| parameter.name.clone()).collect();
+        let of_moving = |kind: ParameterKind| {
+            let found = tail.parameters().iter();
+            let found = found.filter(move |at| at.kind == kind && mode(&at.layer) == NormMode::Batch);
+            found.map(|parameter| parameter.name.clone())
+        };
+        let moving: Vec<String> = of_moving(ParameterKind::RunningMean).collect();
+        let mut changing: HashSet<String> = plan.trainable().map(str::to_owned).collect();
+        changing.extend(moving.iter().cloned());
+        changing.extend(of_moving(ParameterKind::RunningVar));
         let loss = Loss::new(
             self.config.trainer.task,
             self.config.trainer.label_smoothing,
@@ -202,12 +205,14 @@ impl Run<'_> {
             self.n_classes,
         )?;
         Ok(Loaded {
+            stage,
             weights: tail.weights(),
             gradients: plan.gradients(),
             tail,
             plan,
             rates,
             moving,
+            changing,
             loss,
             rows,
         })
@@ -236,13 +241,20 @@ impl Run<'_> {
             false => n_rows.div_ceil(config.batch_size),
         };
         if batches == 0 {
-            return Err(Error::Usage(format!("{n_rows} rows make no batch of {}", config.batch_size)));
+            return Err(Error::Usage(format!(
+                "{n_rows} rows make no batch of {}",
+                config.batch_size
+            )));
         }
         let kept = match self.checkpoint.exists() {
             true => Some(checkpoint::load(self.checkpoint, &identity)?),
             false => None,
         };
-        let first = kept.as_ref().map_or(0, |state| state.unfreezing.stage.min(stages.len() - 1));
+        let first = kept.as_ref().map_or(0, |state| {
+            let is_done = state.is_over || state.epoch >= config.epochs;
+            let of_last = state.stages.last().copied().unwrap_or(0);
+            if is_done { of_last } else { state.unfreezing.stage }.min(stages.len() - 1)
+        });
         if first > 0 {
             rows = rows_of(&stages[first])?;
         }
@@ -257,6 +269,7 @@ impl Run<'_> {
         let mut stage = first;
         let steps = batches * config.epochs;
         let mut failure = None;
+        let mut last_save: Option<(Instant, Duration)> = None;
         while state.epoch < config.epochs && !state.is_over {
             if state.unfreezing.stage != stage {
                 stage = state.unfreezing.stage;
@@ -278,7 +291,12 @@ impl Run<'_> {
                         break;
                     }
                     self.end_epoch(&loaded, &mut state, totals, judged, (batches, steps), on_epoch);
-                    checkpoint::save(self.checkpoint, &identity, &state)?;
+                    let is_last = state.is_over || state.epoch == config.epochs;
+                    if is_last || last_save.is_none_or(|(at, took)| at.elapsed() >= took * SAVE_SHARE) {
+                        let start = Instant::now();
+                        checkpoint::save(self.checkpoint, &identity, &state)?;
+                        last_save = Some((Instant::now(), start.elapsed()));
+                    }
                 }
                 Err(error @ Error::NotFinite { .. }) => {
                     failure = Some(error);
@@ -410,7 +428,8 @@ impl Run<'_> {
             let lr = |name: &str| config.schedule.lr(rates.get(name).copied().unwrap_or(0.0), time);
             let momentum = config.schedule.momentum(time);
             let (weights, gradients) = (&mut loaded.weights, &loaded.gradients);
-            self.pool.install(|| state.optimiser.step(config, weights, gradients, &lr, momentum));
+            self.pool
+                .install(|| state.optimiser.step(config, weights, gradients, &lr, momentum));
             for name in &loaded.moving {
                 *state.norm_batches.entry(name.clone()).or_default() += 1;
             }
@@ -440,8 +459,9 @@ impl Run<'_> {
         };
         let n_groups = self.network.stages[stage].n_groups;
         let groups = self.network.groups[..n_groups].iter();
-        let rates: Vec<(String, f64)> =
-            groups.map(|group| (group.name.clone(), config.schedule.lr(group.lr, last))).collect();
+        let rates: Vec<(String, f64)> = groups
+            .map(|group| (group.name.clone(), config.schedule.lr(group.lr, last)))
+            .collect();
         let metrics = EpochMetrics {
             epoch: state.epoch + 1,
             lr: rates.first().map_or(0.0, |(_, lr)| *lr),
@@ -454,7 +474,9 @@ impl Run<'_> {
         state.stages.push(stage);
         state.weights.extend(loaded.taken());
         state.epoch += 1;
-        let all: Vec<EpochMetrics> = std::iter::once(state.start).chain(state.history.iter().copied()).collect();
+        let all: Vec<EpochMetrics> = std::iter::once(state.start)
+            .chain(state.history.iter().copied())
+            .collect();
         if is_best(config.best, &all) {
             state.best = Snapshot {
                 epoch: state.epoch,
@@ -491,7 +513,11 @@ impl Loaded {
         for (name, values) in weights {
             if let Some(own) = self.weights.get_mut(name) {
                 if own.len() != values.len() {
-                    return Err(Error::Usage(format!("`{name}` has {} numbers, not {}", own.len(), values.len())));
+                    return Err(Error::Usage(format!(
+                        "`{name}` has {} numbers, not {}",
+                        own.len(),
+                        values.len()
+                    )));
                 }
                 own.copy_from_slice(values);
             }
@@ -499,9 +525,15 @@ impl Loaded {
         Ok(())
     }
 
-    /// A deep copy of the weights.
+    /// A deep copy of the weights that steps change.
     fn taken(&self) -> BTreeMap<String, Vec<f32>> {
-        self.weights.iter().map(|(name, values)| (name.to_owned(), values.to_vec())).collect()
+        let changing = self
+            .weights
+            .iter()
+            .filter(|(name, _)| self.changing.contains(*name));
+        changing
+            .map(|(name, values)| (name.to_owned(), values.to_vec()))
+            .collect()
     }
 
     /// Gradients of a batch, with the weights as they are.
@@ -534,14 +566,20 @@ impl Loaded {
         };
         let mut totals = Totals::default();
         let mut classes = labels.iter();
-        self.each(&self.rows.val.features, &self.weights, batch_size, monitor, &mut |logits, n| {
-            let classes: Vec<u32> = classes.by_ref().take(n).copied().collect();
-            let done = losses(&self.loss, &classes, logits);
-            totals.loss += done.loss;
-            totals.denominator += done.denominator;
-            totals.n_right += done.n_right;
-            totals.n += done.n;
-        })?;
+        self.each(
+            &self.rows.val.features,
+            &self.weights,
+            batch_size,
+            monitor,
+            &mut |logits, n| {
+                let classes: Vec<u32> = classes.by_ref().take(n).copied().collect();
+                let done = losses(&self.loss, &classes, logits);
+                totals.loss += done.loss;
+                totals.denominator += done.denominator;
+                totals.n_right += done.n_right;
+                totals.n += done.n;
+            },
+        )?;
         Ok(totals)
     }
 
@@ -563,7 +601,9 @@ impl Loaded {
             }
         }
         let mut all = Vec::new();
-        self.each(features, &own, JUDGED_AT_ONCE, monitor, &mut |logits, _| all.extend_from_slice(logits))?;
+        self.each(features, &own, JUDGED_AT_ONCE, monitor, &mut |logits, _| {
+            all.extend_from_slice(logits)
+        })?;
         Ok(all)
     }
 
@@ -615,8 +655,19 @@ fn losses(loss: &Loss, classes: &[u32], logits: &mut [f32]) -> Totals {
 /// Rows by their names, the first few.
 fn named(labelled: &Labelled, rows: &[usize]) -> String {
     const MAX_NAMED: usize = 8;
-    let name = |&row: &usize| labelled.names.get(row).cloned().unwrap_or_else(|| format!("row {row}"));
-    let mut text = rows.iter().take(MAX_NAMED).map(name).collect::<Vec<_>>().join(", ");
+    let name = |&row: &usize| {
+        labelled
+            .names
+            .get(row)
+            .cloned()
+            .unwrap_or_else(|| format!("row {row}"))
+    };
+    let mut text = rows
+        .iter()
+        .take(MAX_NAMED)
+        .map(name)
+        .collect::<Vec<_>>()
+        .join(", ");
     if rows.len() > MAX_NAMED {
         text += &format!(" and {} more", rows.len() - MAX_NAMED);
     }

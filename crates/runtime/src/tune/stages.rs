@@ -100,7 +100,10 @@ mod tests {
             lr: 0.0,
         };
         assert_eq!(group.members.len(), trained.len());
-        stages(&model, &parameters, &[group], false).unwrap().remove(0).boundary
+        stages(&model, &parameters, &[group], false)
+            .unwrap()
+            .remove(0)
+            .boundary
     }
 
     #[test]
@@ -117,15 +120,27 @@ mod tests {
     fn boundaries_move_towards_the_input_with_each_group() {
         let model = model();
         let parameters = model.parameters();
-        let names: Vec<&str> = parameters.iter().map(|parameter| parameter.name.as_str()).collect();
+        let names: Vec<&str> = parameters
+            .iter()
+            .map(|parameter| parameter.name.as_str())
+            .collect();
         assert_eq!(names, ["a.weight", "b.0.weight", "b.1.weight", "c.weight"]);
         let group = |members: &[usize]| Group {
             name: String::new(),
             members: members.to_vec(),
             lr: 0.0,
         };
-        let stages = stages(&model, &parameters, &[group(&[3]), group(&[1, 2]), group(&[0])], true).unwrap();
-        let found: Vec<(usize, &str)> = stages.iter().map(|stage| (stage.n_groups, stage.boundary.name())).collect();
+        let stages = stages(
+            &model,
+            &parameters,
+            &[group(&[3]), group(&[1, 2]), group(&[0])],
+            true,
+        )
+        .unwrap();
+        let found: Vec<(usize, &str)> = stages
+            .iter()
+            .map(|stage| (stage.n_groups, stage.boundary.name()))
+            .collect();
         assert_eq!(found, [(1, "sum"), (2, "a_relu"), (3, "x")]);
     }
 }

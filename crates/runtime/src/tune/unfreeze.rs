@@ -73,8 +73,16 @@ impl Unfreezing {
 mod tests {
     use super::*;
 
-    fn run(unfreeze: Unfreeze, patience: Option<usize>, n_stages: usize, scores: &[f64]) -> Vec<(usize, Next)> {
-        let stopping = patience.map(|patience| EarlyStopping { patience, min_delta: 0.0 });
+    fn run(
+        unfreeze: Unfreeze,
+        patience: Option<usize>,
+        n_stages: usize,
+        scores: &[f64],
+    ) -> Vec<(usize, Next)> {
+        let stopping = patience.map(|patience| EarlyStopping {
+            patience,
+            min_delta: 0.0,
+        });
         let mut state = Unfreezing::new();
         let after = |score: &f64| {
             let next = state.after_epoch(unfreeze, stopping, n_stages, *score);
@@ -110,7 +118,11 @@ mod tests {
 
     #[test]
     fn without_patience_nothing_stops_and_what_is_no_number_is_no_progress() {
-        assert!(run(Unfreeze::AtOnce, None, 1, &[0.1; 9]).iter().all(|(_, next)| *next == Next::GoOn));
+        assert!(
+            run(Unfreeze::AtOnce, None, 1, &[0.1; 9])
+                .iter()
+                .all(|(_, next)| *next == Next::GoOn)
+        );
         let scores = [0.5, f64::NAN, f64::NAN];
         assert_eq!(run(Unfreeze::AtOnce, Some(1), 1, &scores)[2], (0, Next::Stop));
     }

@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 
 use super::build::{Graph, graph};
-use crate::onnx::{Model, Reduction};
 use crate::head::Head;
+use crate::onnx::{Model, Reduction};
 use crate::targets::Task;
 
 /// A convolution, two normalisations of which one's scale is the other's by another name, and a linear layer that was
@@ -23,20 +23,30 @@ fn network() -> Graph {
         .weight("fc.bias", &[3], &[0.1, 0.2, 0.3])
         .node("Identity", &["bn1.weight"], &["bn2.weight"])
         .named("Conv", "/conv/Conv", &["x", "conv.weight"], "c")
-        .named("BatchNormalization", "/bn1/BatchNormalization", &[
-            "c",
-            "bn1.weight",
-            "bn1.bias",
-            "bn1.running_mean",
-            "bn1.running_var",
-        ], "b")
-        .named("BatchNormalization", "/bn2/BatchNormalization", &[
+        .named(
+            "BatchNormalization",
+            "/bn1/BatchNormalization",
+            &[
+                "c",
+                "bn1.weight",
+                "bn1.bias",
+                "bn1.running_mean",
+                "bn1.running_var",
+            ],
             "b",
-            "bn2.weight",
-            "bn1.bias",
-            "bn1.running_mean",
-            "bn1.running_var",
-        ], "b2")
+        )
+        .named(
+            "BatchNormalization",
+            "/bn2/BatchNormalization",
+            &[
+                "b",
+                "bn2.weight",
+                "bn1.bias",
+                "bn1.running_mean",
+                "bn1.running_var",
+            ],
+            "b2",
+        )
         .node("Mul", &["b2", "scale"], &["m"])
         .node("GlobalAveragePool", &["m"], &["p"])
         .node("Flatten", &["p"], &["features"])
@@ -51,7 +61,14 @@ fn parameters_have_the_names_that_a_state_dict_has() {
     let parameters = model.parameters();
     let found: Vec<(&str, &str, bool, bool)> = parameters
         .iter()
-        .map(|at| (at.name.as_str(), at.initializer.as_str(), at.is_transposed, at.is_buffer))
+        .map(|at| {
+            (
+                at.name.as_str(),
+                at.initializer.as_str(),
+                at.is_transposed,
+                at.is_buffer,
+            )
+        })
         .collect();
     let same = |name: &'static str, is_buffer| (name, name, false, is_buffer);
     let expected = [
@@ -68,7 +85,10 @@ fn parameters_have_the_names_that_a_state_dict_has() {
     assert_eq!(parameters[6].state_shape(), [3, 2]);
     let turned = parameters[6].turned(&model.values("onnx::MatMul_9").unwrap(), &parameters[6].shape);
     assert_eq!(turned, [1.0, 4.0, 2.0, 5.0, 3.0, 6.0]);
-    assert_eq!(parameters[6].turned(&turned, &[3, 2]), [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
+    assert_eq!(
+        parameters[6].turned(&turned, &[3, 2]),
+        [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
+    );
 }
 
 #[test]
@@ -77,12 +97,16 @@ fn names_of_one_tensor_are_tensors_of_their_own_once_they_are_untied() {
     let model = tied.untied().unwrap();
     assert!(model.nodes.iter().all(|node| node.op_type != "Identity"));
     assert_eq!(model.values("bn2.weight"), tied.values("bn1.weight"));
-    let changed = model.with_values(&HashMap::from([("bn2.weight".to_owned(), vec![7.0, 8.0])])).unwrap();
+    let changed = model
+        .with_values(&HashMap::from([("bn2.weight".to_owned(), vec![7.0, 8.0])]))
+        .unwrap();
     assert_eq!(changed.values("bn2.weight").unwrap(), [7.0, 8.0]);
     assert_eq!(changed.values("bn1.weight").unwrap(), [1.0, 1.0]);
     assert_eq!(model.untied().unwrap().bytes(), model.bytes());
     for (name, numbers) in [("bn2.weight", vec![1.0]), ("none", vec![1.0])] {
-        let error = model.with_values(&HashMap::from([(name.to_owned(), numbers)])).unwrap_err();
+        let error = model
+            .with_values(&HashMap::from([(name.to_owned(), numbers)]))
+            .unwrap_err();
         assert!(error.to_string().contains(name), "{error}");
     }
 }
@@ -100,7 +124,9 @@ fn what_lies_outside_is_changed_outside() {
         .unwrap();
     assert_eq!(model.external().len(), 1);
     let new: Vec<f32> = values.iter().map(|value| value + 1.0).collect();
-    let changed = model.with_values(&HashMap::from([("a.weight".to_owned(), new.clone())])).unwrap();
+    let changed = model
+        .with_values(&HashMap::from([("a.weight".to_owned(), new.clone())]))
+        .unwrap();
     assert_eq!(changed.values("a.weight").unwrap(), new);
     assert_eq!(model.values("a.weight").unwrap(), values);
 }
@@ -114,8 +140,15 @@ fn classifiers_are_read_as_torch_has_them() {
     assert_eq!(found.bias, [0.1, 0.2, 0.3]);
     assert!(model.classifier_at("p").is_none());
 
-    let head = Head::linear(Task::SingleLabel, vec!["a".into(), "b".into()], vec![1.0, 2.0, 3.0, 4.0], vec![5.0, 6.0]);
-    let spliced = model.splice_as("fc", "features", Reduction::None, &head.unwrap(), &[]).unwrap();
+    let head = Head::linear(
+        Task::SingleLabel,
+        vec!["a".into(), "b".into()],
+        vec![1.0, 2.0, 3.0, 4.0],
+        vec![5.0, 6.0],
+    );
+    let spliced = model
+        .splice_as("fc", "features", Reduction::None, &head.unwrap(), &[])
+        .unwrap();
     assert_eq!(spliced.values("fc.weight").unwrap(), [1.0, 2.0, 3.0, 4.0]);
     assert_eq!(spliced.values("fc.bias").unwrap(), [5.0, 6.0]);
     assert_eq!(spliced.outputs(), ["logits"]);

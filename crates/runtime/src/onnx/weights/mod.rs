@@ -18,9 +18,9 @@ use serde::Serialize;
 use surgery::{LazyStateDict, Pattern};
 
 pub use self::from::WeightsFrom;
+use self::names::{Names, Prefix, is_a_name, parent};
 pub(super) use self::parameters::floats;
 pub use self::parameters::{ClassifierLayer, Parameter};
-use self::names::{Names, Prefix, is_a_name, parent};
 use self::resolve::{AddedBias, Place, Resolved, Use, resolve};
 use super::cut::nearest;
 use super::graph::Model;

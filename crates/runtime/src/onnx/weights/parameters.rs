@@ -87,8 +87,7 @@ impl Model {
                     continue;
                 };
                 seen.insert(name);
-                let is_buffer =
-                    node.op_type == "BatchNormalization" && matches!(at.input_idx, Some(3 | 4));
+                let is_buffer = node.op_type == "BatchNormalization" && matches!(at.input_idx, Some(3 | 4));
                 found.push(Parameter {
                     name: state_name,
                     initializer: name.to_owned(),
@@ -114,7 +113,10 @@ impl Model {
                 let Some(initializer) = self.initializers.get(name) else {
                     continue;
                 };
-                if is_float(initializer.dtype) && is_parameter_name(name, initializer.numel()) && seen.insert(name) {
+                if is_float(initializer.dtype)
+                    && is_parameter_name(name, initializer.numel())
+                    && seen.insert(name)
+                {
                     found.push(Parameter {
                         name: name.to_owned(),
                         initializer: name.to_owned(),
@@ -150,7 +152,9 @@ impl Model {
         };
         let module = module_paths(self, node).into_iter().next();
         match (module, at.leaf(node)) {
-            (Some(module), Some(leaf)) if at.initializer.numel() > 1 => Some((child(&module, leaf), is_transposed)),
+            (Some(module), Some(leaf)) if at.initializer.numel() > 1 => {
+                Some((child(&module, leaf), is_transposed))
+            }
             _ => at.is_weight_of(node).then(|| (name.to_owned(), false)),
         }
     }
@@ -158,7 +162,10 @@ impl Model {
     /// The linear layer whose input is `boundary` and whose weights are float32 initialisers: a `Gemm`, or a `MatMul` with
     /// or without an `Add` behind it. None where another node or several read the tensor.
     pub fn classifier_at(&self, boundary: &str) -> Option<ClassifierLayer> {
-        let mut readers = self.nodes.iter().filter(|node| node.reads().any(|name| name == boundary));
+        let mut readers = self
+            .nodes
+            .iter()
+            .filter(|node| node.reads().any(|name| name == boundary));
         let (Some(node), None) = (readers.next(), readers.next()) else {
             return None;
         };
@@ -188,11 +195,15 @@ impl Model {
             Some(name) => self.values(name),
             None => self.added_to(node.outputs.first()?, n_out),
         };
-        let bias = bias.filter(|bias| bias.len() == n_out).unwrap_or_else(|| vec![0.0; n_out]);
+        let bias = bias
+            .filter(|bias| bias.len() == n_out)
+            .unwrap_or_else(|| vec![0.0; n_out]);
         let named = is_parameter_name(weight, rows * columns).then(|| parent(weight).to_owned());
         let module = named.or_else(|| module_paths(self, node).into_iter().next());
         Some(ClassifierLayer {
-            module: module.filter(|module| !module.is_empty()).unwrap_or_else(|| "head".to_owned()),
+            module: module
+                .filter(|module| !module.is_empty())
+                .unwrap_or_else(|| "head".to_owned()),
             weight: turned,
             bias,
         })
@@ -205,7 +216,9 @@ impl Model {
             .iter()
             .find(|node| node.op_type == "Add" && node.reads().any(|name| name == tensor))?;
         let other = add.reads().find(|name| *name != tensor)?;
-        (self.initializers.get(other)?.numel() == n).then(|| self.values(other)).flatten()
+        (self.initializers.get(other)?.numel() == n)
+            .then(|| self.values(other))
+            .flatten()
     }
 }
 
@@ -224,5 +237,7 @@ fn is_parameter_name(name: &str, numel: usize) -> bool {
 /// Little-endian float32.
 pub(in crate::onnx) fn floats(bytes: &[u8]) -> Vec<f32> {
     let numbers = bytes.chunks_exact(4);
-    numbers.map(|bytes| f32::from_le_bytes(bytes.try_into().expect("chunks of four"))).collect()
+    numbers
+        .map(|bytes| f32::from_le_bytes(bytes.try_into().expect("chunks of four")))
+        .collect()
 }
