@@ -1,6 +1,24 @@
 //! What a step says about each parameter that learns.
 
 use indexmap::IndexMap;
+use rayon::prelude::*;
+
+use super::kernel::vectorised;
+use super::op::CHUNK;
+
+vectorised! {
+    fn all_finite(values: &'a [f32]) -> bool {
+        // Zero times what is no number, or infinite, is no number.
+        let mut lanes = [0.0f32; 16];
+        let (chunks, rest) = values.as_chunks::<16>();
+        for chunk in chunks {
+            for (lane, value) in lanes.iter_mut().zip(chunk) {
+                *lane += value * 0.0;
+            }
+        }
+        lanes.iter().sum::<f32>() == 0.0 && rest.iter().all(|value| value.is_finite())
+    }
+}
 
 /// The derivative of the loss by each parameter that learns, row-major, in the shapes of the parameters.
 #[derive(Debug, Clone, PartialEq)]
@@ -9,6 +27,13 @@ pub struct Gradients {
 }
 
 impl Gradients {
+    /// Whether all are numbers, and none is infinite.
+    pub(super) fn are_finite(&self) -> bool {
+        self.values
+            .values()
+            .all(|values| values.par_chunks(CHUNK).all(|values| all_finite(values)))
+    }
+
     /// The gradient of a parameter; none where it does not learn.
     pub fn get(&self, name: &str) -> Option<&[f32]> {
         self.values.get(name).map(Vec::as_slice)

@@ -12,9 +12,16 @@
 //! other than float32, and optimisers.
 
 mod gradients;
+mod kernel;
+mod lower;
+mod op;
 mod plan;
+mod program;
+mod scratch;
+mod shape;
 mod tail;
 mod weights;
+mod workspace;
 
 pub use gradients::Gradients;
 pub use plan::{NormMode, Plan};

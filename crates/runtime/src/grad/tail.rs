@@ -1,10 +1,20 @@
 //! The program and the three things that are done with it.
 
+use std::sync::{Mutex, PoisonError};
+
 use super::gradients::Gradients;
+use super::lower::lower;
+use super::op::Run;
 use super::plan::{NormMode, Plan};
+use super::program::Program;
 use super::weights::{Parameter, Weights};
+use super::workspace::Workspace;
 use crate::error::Error;
 use crate::onnx::Model;
+
+/// Samples that an evaluation takes at a time, so that its room does not follow the batch. A sample's logits do not depend on
+/// the others.
+const EVALUATED_AT_ONCE: usize = 32;
 
 /// What becomes a tail.
 #[derive(Debug, Clone, Copy)]
@@ -22,7 +32,12 @@ pub struct TailOptions<'o> {
 /// The nodes between a boundary and an output, ready to be run forward and backward. Immutable, and shared by threads.
 #[derive(Debug)]
 pub struct Tail {
+    program: Program,
     parameters: Vec<Parameter>,
+    weights: Weights,
+    threads: rayon::ThreadPool,
+    /// Room of runs that are over.
+    workspaces: Mutex<Vec<Workspace>>,
 }
 
 impl Tail {
@@ -32,8 +47,19 @@ impl Tail {
     /// [`Error::UnknownTensor`] for a name that the graph lacks; [`Error::Untrainable`] that names an operator without a
     /// derivative here and its node, or the tensors beside the boundary that the nodes behind it need too.
     pub fn new(model: &Model, options: &TailOptions<'_>) -> Result<Tail, Error> {
-        let _ = (model, options);
-        unimplemented!()
+        let (program, parameters, weights) = lower(model, options)?;
+        let threads = rayon::ThreadPoolBuilder::new()
+            .num_threads(options.threads)
+            .thread_name(|idx| format!("tail {idx}"))
+            .build()
+            .map_err(|error| Error::Usage(format!("no {} threads: {error}", options.threads)))?;
+        Ok(Tail {
+            program,
+            parameters,
+            weights,
+            threads,
+            workspaces: Mutex::new(Vec::new()),
+        })
     }
 
     /// Every float initialiser that the nodes use, in the order of their first use.
@@ -43,7 +69,7 @@ impl Tail {
 
     /// Their values in the model, which float16 and float64 are converted from.
     pub fn weights(&self) -> Weights {
-        unimplemented!()
+        self.weights.clone()
     }
 
     /// Says which parameters learn (`trainable`, by name; running statistics never do) and what each batch normalisation
@@ -56,13 +82,21 @@ impl Tail {
         trainable: &dyn Fn(&str) -> bool,
         norm: &dyn Fn(&str) -> NormMode,
     ) -> Result<Plan, Error> {
-        let _ = (trainable, norm);
-        unimplemented!()
+        let plan = Plan::new(&self.program, &self.parameters, trainable, norm);
+        if plan.trainable().next().is_none() {
+            return Err(Error::Usage("no parameter of the tail is to learn".to_owned()));
+        }
+        Ok(plan)
     }
 
     /// Numbers of the output for one sample.
     pub fn output_width(&self) -> usize {
-        unimplemented!()
+        self.program.output_width
+    }
+
+    /// Numbers of the boundary for one sample.
+    pub fn input_width(&self) -> usize {
+        self.program.input_width
     }
 
     /// The output for `n` samples of `batch` (`[n, input_shape…]`, row-major), all normalisations by their running
@@ -77,8 +111,20 @@ impl Tail {
         n: usize,
         logits: &mut Vec<f32>,
     ) -> Result<(), Error> {
-        let _ = (weights, batch, n, logits);
-        unimplemented!()
+        self.check(weights, batch, n)?;
+        logits.clear();
+        let mut workspace = self.workspace();
+        for batch in batch.chunks(EVALUATED_AT_ONCE * self.program.input_width) {
+            let run = Run {
+                n: batch.len() / self.program.input_width,
+                norm: NormMode::Frozen,
+            };
+            self.threads
+                .install(|| workspace.forward(&self.program, weights, batch, run, |_| NormMode::Frozen));
+            logits.extend_from_slice(workspace.output(&self.program, weights, batch));
+        }
+        self.give_back(workspace);
+        Ok(())
     }
 
     /// One step's gradients: `loss` gets the output (`[n, output_width]`), writes the derivative of the loss by each of
@@ -88,8 +134,7 @@ impl Tail {
     ///
     /// # Errors
     /// [`Error::StepNotFinite`] where the loss or a gradient is no number; running statistics are then as before.
-    /// [`Error::Usage`] as for [`forward`](Tail::forward), and for a batch of a single value per channel under
-    /// [`NormMode::Batch`].
+    /// [`Error::Usage`] as for [`forward`](Tail::forward), and for gradients of another plan.
     pub fn step(
         &self,
         plan: &Plan,
@@ -99,7 +144,64 @@ impl Tail {
         loss: &mut dyn FnMut(&[f32], &mut [f32]) -> f64,
         gradients: &mut Gradients,
     ) -> Result<f64, Error> {
-        let _ = (plan, weights, batch, n, loss, gradients);
-        unimplemented!()
+        self.check(weights, batch, n)?;
+        if plan.needs.len() != self.program.slots.len() || !plan.trainable().eq(gradients.values.keys()) {
+            return Err(Error::Usage("a plan and gradients of another tail".to_owned()));
+        }
+        let run = Run {
+            n,
+            norm: NormMode::Frozen,
+        };
+        let mut workspace = self.workspace();
+        let (program, threads) = (&self.program, &self.threads);
+        threads.install(|| workspace.forward(program, weights, batch, run, |node| plan.norms[node]));
+        let mut d_output = workspace.take(n * program.output_width);
+        d_output.fill(0.0);
+        let value = loss(workspace.output(program, weights, batch), &mut d_output);
+        if !value.is_finite() {
+            self.give_back(workspace);
+            return Err(Error::StepNotFinite("loss"));
+        }
+        threads.install(|| workspace.backward(program, plan, weights, batch, run, d_output, gradients));
+        let is_finite = threads.install(|| gradients.are_finite());
+        if is_finite {
+            workspace.update_running(program, plan, weights);
+        }
+        self.give_back(workspace);
+        if is_finite {
+            Ok(value)
+        } else {
+            Err(Error::StepNotFinite("gradient"))
+        }
+    }
+
+    fn check(&self, weights: &Weights, batch: &[f32], n: usize) -> Result<(), Error> {
+        let width = self.program.input_width;
+        if n == 0 || batch.len() != n * width {
+            return Err(Error::Usage(format!(
+                "{} numbers are not {n} samples of {width}",
+                batch.len()
+            )));
+        }
+        let fits = weights.values.len() == self.weights.values.len()
+            && weights
+                .values
+                .iter()
+                .zip(&self.weights.values)
+                .all(|(a, b)| a.0 == b.0 && a.1.len() == b.1.len());
+        if !fits {
+            return Err(Error::Usage("the weights are another tail's".to_owned()));
+        }
+        Ok(())
+    }
+
+    fn workspace(&self) -> Workspace {
+        let mut free = self.workspaces.lock().unwrap_or_else(PoisonError::into_inner);
+        free.pop().unwrap_or_default()
+    }
+
+    fn give_back(&self, workspace: Workspace) {
+        let mut free = self.workspaces.lock().unwrap_or_else(PoisonError::into_inner);
+        free.push(workspace);
     }
 }

@@ -341,7 +341,7 @@ impl Model {
     }
 
     /// Tensors that follow from initialisers and constants alone, whatever the input.
-    pub(super) fn constants(&self) -> HashSet<&str> {
+    pub(crate) fn constants(&self) -> HashSet<&str> {
         let stored = self.initializers.keys().chain(&self.sparse);
         let mut constants: HashSet<&str> = stored.map(String::as_str).collect();
         // Nodes stand in topological order, as ONNX demands.

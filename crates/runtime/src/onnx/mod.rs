@@ -9,6 +9,7 @@ mod digest;
 mod external;
 mod graph;
 mod node;
+mod operation;
 mod save;
 mod splice;
 mod tensor;
@@ -26,6 +27,7 @@ pub(crate) use cut::nearest;
 pub use external::External;
 pub use graph::Model;
 pub use node::Input;
+pub(crate) use operation::{Numbers, Operation, Values};
 pub use splice::{Outputs, Reduction};
 pub use tensor::type_name;
 pub use weights::{

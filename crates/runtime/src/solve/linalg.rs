@@ -19,7 +19,7 @@ impl Real for f64 {
 }
 
 /// A matrix of `n_rows` by `n_columns` numbers and how far it is to the next of each.
-struct View<'v, T> {
+pub(crate) struct View<'v, T> {
     values: &'v [T],
     n_rows: usize,
     n_columns: usize,
@@ -28,7 +28,8 @@ struct View<'v, T> {
 }
 
 impl<'v, T> View<'v, T> {
-    fn new(values: &'v [T], n_columns: usize) -> View<'v, T> {
+    /// Rows behind each other.
+    pub(crate) fn new(values: &'v [T], n_columns: usize) -> View<'v, T> {
         let n_rows = values.len() / n_columns.max(1);
         assert_eq!(values.len(), n_rows * n_columns);
         View {
@@ -40,7 +41,7 @@ impl<'v, T> View<'v, T> {
         }
     }
 
-    fn transposed(self) -> View<'v, T> {
+    pub(crate) fn transposed(self) -> View<'v, T> {
         View {
             n_rows: self.n_columns,
             n_columns: self.n_rows,
@@ -52,6 +53,11 @@ impl<'v, T> View<'v, T> {
 }
 
 fn product<T: Real>(a: &View<'_, T>, b: &View<'_, T>, out: &mut [T]) {
+    multiply_into(a, b, out, false);
+}
+
+/// `out = a · b`, or `out += a · b`.
+pub(crate) fn multiply_into<T: Real>(a: &View<'_, T>, b: &View<'_, T>, out: &mut [T], is_added: bool) {
     assert!(a.n_columns == b.n_rows && out.len() == a.n_rows * b.n_columns);
     // SAFETY: a view's sizes and strides cover exactly its slice, and `out` is as large as the product and exclusive.
     unsafe {
@@ -62,14 +68,14 @@ fn product<T: Real>(a: &View<'_, T>, b: &View<'_, T>, out: &mut [T]) {
             out.as_mut_ptr(),
             1,
             b.n_columns.cast_signed(),
-            false,
+            is_added,
             a.values.as_ptr(),
             a.column_stride.cast_signed(),
             a.row_stride.cast_signed(),
             b.values.as_ptr(),
             b.column_stride.cast_signed(),
             b.row_stride.cast_signed(),
-            T::ZERO,
+            if is_added { T::ONE } else { T::ZERO },
             T::ONE,
             false,
             false,

@@ -16,7 +16,7 @@ mod kernel;
 mod knn;
 mod lbfgs;
 mod leave_one_out;
-mod linalg;
+pub(crate) mod linalg;
 mod loss;
 mod precondition;
 mod problem;

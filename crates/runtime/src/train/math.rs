@@ -5,7 +5,7 @@ use super::kernel::{LANES, tree_sum};
 
 /// `eˣ` to 1 ulp in the normal range; 0 below -87.3, infinite above 88.7. After Cephes' `expf`.
 #[inline(always)]
-pub(super) fn exp(x: f32) -> f32 {
+pub(crate) fn exp(x: f32) -> f32 {
     /// Adding it leaves the nearest integer in the low bits.
     const ROUND: f32 = 12_582_912.0;
     const LN2_HIGH: f32 = 0.693_359_4;
@@ -38,7 +38,7 @@ pub(super) fn exp(x: f32) -> f32 {
 
 /// `ln x` of a positive normal number to about 1 ulp. After Cephes' `logf`.
 #[inline(always)]
-pub(super) fn ln(x: f32) -> f32 {
+pub(crate) fn ln(x: f32) -> f32 {
     let bits = x.to_bits() as i32;
     // The mantissa in [√½, √2).
     let n = (bits - 0x3f35_04f3) >> 23;
@@ -93,7 +93,7 @@ pub(super) fn sin_cos_of_turns(turns: f32) -> (f32, f32) {
 /// The error function, to 1e-7 of its value. Minimax polynomials of our own: `x + x·P(x²)` near zero and
 /// `1 - exp(-a - a·Q(a))` beyond.
 #[inline(always)]
-pub(super) fn erf(x: f32) -> f32 {
+pub(crate) fn erf(x: f32) -> f32 {
     /// From here on the function is 1 in f32.
     const END: f32 = 3.95;
     let square = x * x;
@@ -126,7 +126,7 @@ pub(super) fn erf(x: f32) -> f32 {
 
 /// `eˣ` of each number.
 #[inline(always)]
-pub(super) fn exp_all(values: &mut [f32]) {
+pub(crate) fn exp_all(values: &mut [f32]) {
     let (rows, rest) = values.as_chunks_mut::<LANES>();
     for row in rows {
         exp_row(row);

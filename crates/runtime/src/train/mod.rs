@@ -24,7 +24,7 @@ mod gpu;
 mod hidden;
 mod kernel;
 mod loss;
-mod math;
+pub(crate) mod math;
 mod network;
 mod optimiser;
 mod run;

@@ -1,0 +1,350 @@
+//! The two products that convolutions and linear layers are made of, on matrices in panels of sixteen columns.
+//!
+//! A matrix `[rows, columns]` in panels is `[⌈columns / 16⌉, rows, 16]` with zeros behind the last column. Each number that
+//! comes out is one chain of fused multiply-adds whose order the sizes decide, so that neither vectors nor threads show.
+
+use pulp::{Simd, WithSimd};
+
+/// Columns of a panel.
+pub(super) const LANES: usize = 16;
+
+/// Numbers of a matrix in panels.
+pub(super) fn panels_len(n_rows: usize, n_columns: usize) -> usize {
+    n_rows * n_columns.next_multiple_of(LANES)
+}
+
+/// Declares a function whose loops are compiled for the widest vectors of the machine.
+macro_rules! vectorised {
+    ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $type:ty),* $(,)?) $body:block) => {
+        $crate::grad::kernel::vectorised! { $(#[$meta])* $vis fn $name($($arg: $type),*) -> () $body }
+    };
+    ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $type:ty),* $(,)?) -> $out:ty $body:block) => {
+        $(#[$meta])*
+        #[allow(clippy::too_many_arguments, reason = "a loop over plain arrays")]
+        $vis fn $name<'a>($($arg: $type),*) -> $out {
+            struct Op<'a> {
+                $($arg: $type,)*
+                marker: std::marker::PhantomData<&'a ()>,
+            }
+            impl<'a> pulp::WithSimd for Op<'a> {
+                type Output = $out;
+                #[inline(always)]
+                fn with_simd<S: pulp::Simd>(self, _: S) -> $out {
+                    let Op { $($arg,)* marker: _ } = self;
+                    $body
+                }
+            }
+            pulp::Arch::new().dispatch(Op { $($arg,)* marker: std::marker::PhantomData })
+        }
+    };
+}
+pub(super) use vectorised;
+
+/// Where a product puts a row and a panel.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Place {
+    /// From one row to the next.
+    pub(super) row: usize,
+    /// From one panel to the next.
+    pub(super) panel: usize,
+    /// Columns that are written; those behind are only computed.
+    pub(super) n_columns: usize,
+    /// Whether what is there is added to.
+    pub(super) is_added: bool,
+}
+
+/// `out[p, k] = Σ_c a[p, c] · b[c, k]`: `a` in panels over `c` with `n_rows` rows each, `b` in panels over `k` of `depth`
+/// rows, a multiple of sixteen.
+pub(super) struct Product<'a> {
+    pub(super) a: &'a [f32],
+    /// From one panel of `a` to the next.
+    pub(super) a_panel: usize,
+    pub(super) n_rows: usize,
+    pub(super) depth: usize,
+    pub(super) b: &'a [f32],
+    /// From one panel of `b` to the next.
+    pub(super) b_panel: usize,
+    pub(super) out: &'a mut [f32],
+    pub(super) place: Place,
+}
+
+impl Product<'_> {
+    pub(super) fn run(self) {
+        pulp::Arch::new().dispatch(self);
+    }
+}
+
+impl WithSimd for Product<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(mut self, simd: S) {
+        match S::F32_LANES {
+            16 => self.pairs::<S, 14, 1>(simd),
+            8 => self.singles::<S, 6, 2>(simd),
+            4 => self.singles::<S, 3, 4>(simd),
+            _ => self.singles::<S, 1, 16>(simd),
+        }
+    }
+}
+
+impl Product<'_> {
+    #[inline(always)]
+    fn pairs<S: Simd, const R: usize, const V: usize>(&mut self, simd: S) {
+        let n_panels = self.place.n_columns.div_ceil(LANES);
+        let mut panel = 0;
+        while panel + 2 <= n_panels {
+            self.rows::<S, R, 2, V>(simd, panel);
+            panel += 2;
+        }
+        if panel < n_panels {
+            self.rows::<S, R, 1, V>(simd, panel);
+        }
+    }
+
+    #[inline(always)]
+    fn singles<S: Simd, const R: usize, const V: usize>(&mut self, simd: S) {
+        for panel in 0..self.place.n_columns.div_ceil(LANES) {
+            self.rows::<S, R, 1, V>(simd, panel);
+        }
+    }
+
+    #[inline(always)]
+    fn rows<S: Simd, const R: usize, const Q: usize, const V: usize>(&mut self, simd: S, panel: usize) {
+        let mut row = 0;
+        while row + R <= self.n_rows {
+            self.tile::<S, R, Q, V>(simd, row, panel);
+            row += R;
+        }
+        while row + 4 <= self.n_rows {
+            self.tile::<S, 4, Q, V>(simd, row, panel);
+            row += 4;
+        }
+        while row < self.n_rows {
+            self.tile::<S, 1, Q, V>(simd, row, panel);
+            row += 1;
+        }
+    }
+
+    #[inline(always)]
+    fn tile<S: Simd, const R: usize, const Q: usize, const V: usize>(
+        &mut self,
+        simd: S,
+        row: usize,
+        panel: usize,
+    ) {
+        let depth = self.depth;
+        let mut sums = [[[simd.splat_f32s(0.0); V]; Q]; R];
+        let mut b = [&self.b[..0]; Q];
+        for (q, b) in b.iter_mut().enumerate() {
+            *b = &self.b[(panel + q) * self.b_panel..][..depth * LANES];
+        }
+        for at in (0..depth).step_by(LANES) {
+            let (a, _) = self.a[at / LANES * self.a_panel + row * LANES..][..R * LANES].as_chunks::<LANES>();
+            let mut factors = [[simd.splat_f32s(0.0); V]; Q];
+            let mut blocks = [&[[0.0f32; LANES]; 0][..]; Q];
+            for q in 0..Q {
+                blocks[q] = b[q][at * LANES..][..LANES * LANES].as_chunks::<LANES>().0;
+            }
+            for c in 0..LANES {
+                for q in 0..Q {
+                    let (vectors, _) = S::as_simd_f32s(&blocks[q][c]);
+                    factors[q][..V].copy_from_slice(&vectors[..V]);
+                }
+                for r in 0..R {
+                    let factor = simd.splat_f32s(a[r][c]);
+                    for q in 0..Q {
+                        for v in 0..V {
+                            sums[r][q][v] = simd.mul_add_f32s(factor, factors[q][v], sums[r][q][v]);
+                        }
+                    }
+                }
+            }
+        }
+        for r in 0..R {
+            for q in 0..Q {
+                store(
+                    simd,
+                    self.out,
+                    self.place,
+                    (row + r) * self.place.row,
+                    panel + q,
+                    &sums[r][q],
+                );
+            }
+        }
+    }
+}
+
+/// Writes one row of a panel at `at` plus the panel's own offset.
+#[inline(always)]
+fn store<S: Simd, const V: usize>(
+    simd: S,
+    out: &mut [f32],
+    place: Place,
+    at: usize,
+    panel: usize,
+    sums: &[S::f32s; V],
+) {
+    let n = (place.n_columns - panel * LANES).min(LANES);
+    let out = &mut out[at + panel * place.panel..][..n];
+    if n == LANES {
+        let (out, _) = S::as_mut_simd_f32s(out);
+        for v in 0..V {
+            out[v] = if place.is_added {
+                simd.add_f32s(out[v], sums[v])
+            } else {
+                sums[v]
+            };
+        }
+        return;
+    }
+    let mut lanes = [0.0; LANES];
+    S::as_mut_simd_f32s(&mut lanes).0[..V].copy_from_slice(sums);
+    for (out, sum) in out.iter_mut().zip(lanes) {
+        *out = if place.is_added { *out + sum } else { sum };
+    }
+}
+
+/// `out[c, k] = Σ_p a[p, c] · b[start + p, k]`: `a` is one panel with as many rows as are summed over, `b` in panels of
+/// `b_rows` rows; rows of `out` are columns of `a`.
+pub(super) struct Outer<'a> {
+    pub(super) a: &'a [f32],
+    /// Columns of `a` that are rows of `out`, at most sixteen.
+    pub(super) n_a: usize,
+    pub(super) b: &'a [f32],
+    pub(super) b_rows: usize,
+    pub(super) start: usize,
+    pub(super) out: &'a mut [f32],
+    pub(super) place: Place,
+}
+
+impl Outer<'_> {
+    pub(super) fn run(self) {
+        pulp::Arch::new().dispatch(self);
+    }
+}
+
+impl WithSimd for Outer<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(mut self, simd: S) {
+        let n_panels = self.place.n_columns.div_ceil(LANES);
+        let mut panel = 0;
+        match S::F32_LANES {
+            16 => {
+                while panel + 2 <= n_panels {
+                    self.columns::<S, 8, 2, 1>(simd, panel);
+                    panel += 2;
+                }
+                if panel < n_panels {
+                    self.columns::<S, 16, 1, 1>(simd, panel);
+                }
+            }
+            8 => (0..n_panels).for_each(|panel| self.columns::<S, 4, 1, 2>(simd, panel)),
+            4 => (0..n_panels).for_each(|panel| self.columns::<S, 2, 1, 4>(simd, panel)),
+            _ => (0..n_panels).for_each(|panel| self.columns::<S, 1, 1, 16>(simd, panel)),
+        }
+    }
+}
+
+impl Outer<'_> {
+    #[inline(always)]
+    fn columns<S: Simd, const R: usize, const Q: usize, const V: usize>(&mut self, simd: S, panel: usize) {
+        for column in (0..self.n_a).step_by(R) {
+            self.tile::<S, R, Q, V>(simd, column, panel);
+        }
+    }
+
+    #[inline(always)]
+    fn tile<S: Simd, const R: usize, const Q: usize, const V: usize>(
+        &mut self,
+        simd: S,
+        column: usize,
+        panel: usize,
+    ) {
+        let mut sums = [[[simd.splat_f32s(0.0); V]; Q]; R];
+        let a = self.a.as_chunks::<LANES>().0;
+        let mut b = [a; Q];
+        for (q, b) in b.iter_mut().enumerate() {
+            let at = ((panel + q) * self.b_rows + self.start) * LANES;
+            *b = self.b[at..][..a.len() * LANES].as_chunks::<LANES>().0;
+        }
+        for (p, a) in a.iter().enumerate() {
+            let a = &a[column..][..R];
+            let mut factors = [[simd.splat_f32s(0.0); V]; Q];
+            for q in 0..Q {
+                let (vectors, _) = S::as_simd_f32s(&b[q][p]);
+                factors[q][..V].copy_from_slice(&vectors[..V]);
+            }
+            for r in 0..R {
+                let factor = simd.splat_f32s(a[r]);
+                for q in 0..Q {
+                    for v in 0..V {
+                        sums[r][q][v] = simd.mul_add_f32s(factor, factors[q][v], sums[r][q][v]);
+                    }
+                }
+            }
+        }
+        for r in 0..R.min(self.n_a - column) {
+            for q in 0..Q {
+                store(
+                    simd,
+                    self.out,
+                    self.place,
+                    (column + r) * self.place.row,
+                    panel + q,
+                    &sums[r][q],
+                );
+            }
+        }
+    }
+}
+
+/// Rows that lie `stride` apart into panels.
+pub(super) fn pack(rows: &[f32], stride: usize, n_rows: usize, n_columns: usize, out: &mut [f32]) {
+    for (panel, out) in out.chunks_exact_mut(n_rows * LANES).enumerate() {
+        let n = (n_columns - panel * LANES).min(LANES);
+        for (row, out) in out.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
+            let from = &rows[row * stride + panel * LANES..][..n];
+            match <&[f32; LANES]>::try_from(from) {
+                Ok(from) => *out = *from,
+                Err(_) => {
+                    out[..n].copy_from_slice(from);
+                    out[n..].fill(0.0);
+                }
+            }
+        }
+    }
+}
+
+/// The transpose of rows `[n_columns, n_rows]` that lie `stride` apart into panels of `n_rows` rows, the last of them
+/// `depth - n_rows` zeros.
+pub(super) fn pack_transposed(
+    rows: &[f32],
+    stride: usize,
+    n_rows: usize,
+    n_columns: usize,
+    depth: usize,
+    out: &mut [f32],
+) {
+    for (panel, out) in out.chunks_exact_mut(depth * LANES).enumerate() {
+        let n = (n_columns - panel * LANES).min(LANES);
+        let (out, _) = out.as_chunks_mut::<LANES>();
+        if n < LANES {
+            out.as_flattened_mut().fill(0.0);
+        }
+        // A few columns at a time, so that the lines that are written stay near.
+        for start in (0..n_rows).step_by(LANES) {
+            let end = (start + LANES).min(n_rows);
+            for lane in 0..n {
+                let from = &rows[(panel * LANES + lane) * stride..][start..end];
+                for (out, from) in out[start..end].iter_mut().zip(from) {
+                    out[lane] = *from;
+                }
+            }
+        }
+        out[n_rows..].as_flattened_mut().fill(0.0);
+    }
+}

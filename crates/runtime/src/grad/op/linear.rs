@@ -1,0 +1,187 @@
+//! Rows times a matrix of weights: linear layers, and convolutions of one pixel.
+
+use rayon::prelude::*;
+
+use super::{Backward, Kept, Op, Run, Sink};
+use crate::grad::kernel::{LANES, Outer, Place, Product, pack, pack_transposed, panels_len, vectorised};
+use crate::grad::scratch;
+
+/// Rows that one task takes.
+const ROWS: usize = 224;
+
+/// `out[r, k] = Σ_c x[r, c] · w[k, c] + b[k]`; inputs are `x`, `w` and, where there is one, `b`.
+#[derive(Debug)]
+pub(in crate::grad) struct Linear {
+    pub(in crate::grad) n_in: usize,
+    pub(in crate::grad) n_out: usize,
+    /// Whether the weights are stored `[n_in, n_out]`, not `[n_out, n_in]`.
+    pub(in crate::grad) is_transposed: bool,
+}
+
+vectorised! {
+    pub(super) fn add_row(rows: &'a mut [f32], row: &'a [f32]) {
+        for out in rows.chunks_exact_mut(row.len()) {
+            for (out, value) in out.iter_mut().zip(row) {
+                *out += value;
+            }
+        }
+    }
+}
+
+vectorised! {
+    /// `out += Σ rows`, in order.
+    pub(super) fn sum_rows(rows: &'a [f32], out: &'a mut [f32]) {
+        for row in rows.chunks_exact(out.len()) {
+            for (out, value) in out.iter_mut().zip(row) {
+                *out += value;
+            }
+        }
+    }
+}
+
+/// The sum of all rows of `n` columns: in parts of 64 rows, which are then added up in order.
+pub(super) fn column_sums(rows: &[f32], n: usize, sink: &mut Sink<'_>) {
+    let n_parts = rows.len().div_ceil(64 * n);
+    scratch::with(n_parts * n, |parts| {
+        parts
+            .par_chunks_mut(n)
+            .zip(rows.par_chunks(64 * n))
+            .for_each(|(out, rows)| {
+                out.fill(0.0);
+                sum_rows(rows, out);
+            });
+        for (column, out) in sink.values.iter_mut().enumerate() {
+            let sum: f64 = parts[column..].iter().step_by(n).map(|v| f64::from(*v)).sum();
+            *out = if sink.is_added { *out } else { 0.0 } + sum as f32;
+        }
+    });
+}
+
+impl Linear {
+    /// Weights `[n, depth]` (or, `is_transposed`, `[depth, n]`) as panels over `n` of a multiple of sixteen rows.
+    fn panels(weights: &[f32], n: usize, depth: usize, is_transposed: bool, out: &mut [f32]) {
+        let padded = depth.next_multiple_of(LANES);
+        let panels = out.par_chunks_mut(padded * LANES).enumerate();
+        panels.for_each(|(panel, out)| {
+            let width = (n - panel * LANES).min(LANES);
+            if is_transposed {
+                pack(
+                    &weights[panel * LANES..],
+                    n,
+                    depth,
+                    width,
+                    &mut out[..depth * LANES],
+                );
+                out[depth * LANES..].fill(0.0);
+            } else {
+                let rows = &weights[panel * LANES * depth..];
+                pack_transposed(rows, depth, depth, width, padded, out);
+            }
+        });
+    }
+
+    /// `out[r, n] (+)= rows[r, depth] · panels`.
+    fn multiply(rows: &[f32], depth: usize, panels: &[f32], n: usize, out: &mut [f32], is_added: bool) {
+        let tasks = out.par_chunks_mut(ROWS * n).zip(rows.par_chunks(ROWS * depth));
+        tasks.for_each(|(out, rows)| {
+            let n_rows = out.len() / n;
+            scratch::with(panels_len(n_rows, depth), |a| {
+                pack(rows, depth, n_rows, depth, a);
+                let place = Place {
+                    row: n,
+                    panel: LANES,
+                    n_columns: n,
+                    is_added,
+                };
+                Product {
+                    a,
+                    a_panel: n_rows * LANES,
+                    n_rows,
+                    depth: depth.next_multiple_of(LANES),
+                    b: panels,
+                    b_panel: depth.next_multiple_of(LANES) * LANES,
+                    out,
+                    place,
+                }
+                .run();
+            });
+        });
+    }
+}
+
+/// `out[a, b] (+)= Σ_r x[r, a] · y[r, b]` for rows of `n_a` and `n_b` numbers.
+pub(super) fn outer(x: &[f32], n_a: usize, y: &[f32], n_b: usize, sink: &mut Sink<'_>) {
+    let n_rows = x.len() / n_a;
+    let (a_len, b_len) = (panels_len(n_rows, n_a), panels_len(n_rows, n_b));
+    scratch::with(a_len + b_len, |room| {
+        let (a, b) = room.split_at_mut(a_len);
+        for (rows, n, out) in [(x, n_a, &mut *a), (y, n_b, &mut *b)] {
+            let panels = out.par_chunks_mut(n_rows * LANES).enumerate();
+            panels.for_each(|(panel, out)| {
+                let width = (n - panel * LANES).min(LANES);
+                pack(&rows[panel * LANES..], n, n_rows, width, out);
+            });
+        }
+        let (a, b) = (&*a, &*b);
+        // Blocks of rows of `b` stay in the cache for four panels of `a`.
+        let is_added = sink.is_added;
+        let tasks = sink.values.par_chunks_mut(4 * LANES * n_b).enumerate();
+        tasks.for_each(|(task, out)| {
+            for start in (0..n_rows).step_by(ROWS) {
+                let rows = start..(start + ROWS).min(n_rows);
+                for (i, out) in out.chunks_mut(LANES * n_b).enumerate() {
+                    let panel = &a[(4 * task + i) * n_rows * LANES..][..n_rows * LANES];
+                    Outer {
+                        a: &panel[rows.start * LANES..rows.end * LANES],
+                        n_a: out.len() / n_b,
+                        b,
+                        b_rows: n_rows,
+                        start,
+                        out,
+                        place: Place {
+                            row: n_b,
+                            panel: LANES,
+                            n_columns: n_b,
+                            is_added: is_added || start > 0,
+                        },
+                    }
+                    .run();
+                }
+            }
+        });
+    });
+}
+
+impl Op for Linear {
+    fn forward(&self, _: Run, inputs: &[&[f32]], out: &mut [f32], kept: &mut Kept) {
+        let &Linear { n_in, n_out, .. } = self;
+        let depth = n_in.next_multiple_of(LANES);
+        let [panels] = kept.arrays([panels_len(depth, n_out)]);
+        Linear::panels(inputs[1], n_out, n_in, self.is_transposed, panels);
+        Linear::multiply(inputs[0], n_in, panels, n_out, out, false);
+        if let Some(bias) = inputs.get(2) {
+            out.par_chunks_mut(ROWS * n_out)
+                .for_each(|rows| add_row(rows, bias));
+        }
+    }
+
+    fn backward(&self, _: Run, pass: Backward<'_>, sinks: &mut [Option<Sink<'_>>], kept: &mut Kept) {
+        let &Linear { n_in, n_out, .. } = self;
+        if let Some(sink) = &mut sinks[0] {
+            let depth = n_out.next_multiple_of(LANES);
+            let [_, panels] = kept.arrays([0, panels_len(depth, n_in)]);
+            Linear::panels(pass.inputs[1], n_in, n_out, !self.is_transposed, panels);
+            Linear::multiply(pass.d_out, n_out, panels, n_in, sink.values, sink.is_added);
+        }
+        if let Some(sink) = &mut sinks[1] {
+            if self.is_transposed {
+                outer(pass.inputs[0], n_in, pass.d_out, n_out, sink);
+            } else {
+                outer(pass.d_out, n_out, pass.inputs[0], n_in, sink);
+            }
+        }
+        if let Some(Some(sink)) = sinks.get_mut(2) {
+            column_sums(pass.d_out, n_out, sink);
+        }
+    }
+}

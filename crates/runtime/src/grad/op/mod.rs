@@ -1,0 +1,138 @@
+//! Operators: each knows its result and how a change of the result depends on a change of its inputs.
+
+mod batch_norm;
+mod binary;
+mod concat;
+mod conv;
+mod depthwise;
+mod layer_norm;
+mod linear;
+mod matmul;
+mod pool;
+mod reduce;
+mod softmax;
+mod strided;
+mod unary;
+mod winograd;
+
+pub(super) use batch_norm::BatchNorm;
+pub(super) use binary::{Binary, BinaryKind};
+pub(super) use concat::{Concat, Select};
+pub(super) use conv::{Conv, Geometry};
+pub(super) use layer_norm::LayerNorm;
+pub(super) use linear::Linear;
+pub(super) use matmul::MatMul;
+pub(super) use pool::{AveragePool, MaxPool};
+pub(super) use reduce::Reduce;
+pub(super) use softmax::Softmax;
+pub(super) use strided::{Axis, Strided};
+pub(super) use unary::{Unary, UnaryKind};
+
+use super::plan::NormMode;
+
+/// What a run is about.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Run {
+    /// Samples.
+    pub(super) n: usize,
+    /// What a batch normalisation takes its statistics from.
+    pub(super) norm: NormMode,
+}
+
+/// Where the derivative by an input goes.
+pub(super) struct Sink<'s> {
+    pub(super) values: &'s mut [f32],
+    /// Whether it is added to what another reader of the same tensor left.
+    pub(super) is_added: bool,
+}
+
+impl Sink<'_> {
+    /// Zeros, where nothing was left: for operators that can only add.
+    pub(super) fn zero(&mut self) {
+        if !self.is_added {
+            self.values.fill(0.0);
+        }
+    }
+}
+
+/// What an operator keeps between the passes, and from one step to the next for its room.
+#[derive(Debug, Default)]
+pub(super) struct Kept {
+    pub(super) arrays: Vec<Vec<f32>>,
+    pub(super) indices: Vec<u32>,
+    /// Room within a pass, which all operators of a tail share.
+    pub(super) room: Vec<f32>,
+}
+
+impl Kept {
+    /// `N` arrays of these sizes; their numbers are those of the last use with the same sizes.
+    pub(super) fn arrays<const N: usize>(&mut self, sizes: [usize; N]) -> [&mut [f32]; N] {
+        if self.arrays.len() < N {
+            self.arrays.resize(N, Vec::new());
+        }
+        for (array, size) in self.arrays.iter_mut().zip(sizes) {
+            if array.len() < size {
+                array.resize(size, 0.0);
+            }
+        }
+        let mut arrays = self.arrays.iter_mut();
+        sizes.map(|size| &mut arrays.next().expect("resized above")[..size])
+    }
+
+    /// `n` numbers of no meaning, and the arrays.
+    pub(super) fn room(&mut self, n: usize) -> (&mut [f32], &mut [Vec<f32>]) {
+        if self.room.len() < n {
+            self.room.resize(n, 0.0);
+        }
+        (&mut self.room[..n], &mut self.arrays)
+    }
+}
+
+/// An operator. Inputs are as it was made for; `out` is whole.
+pub(super) trait Op: std::fmt::Debug + Send + Sync {
+    /// Computes `out`, every element of it.
+    fn forward(&self, run: Run, inputs: &[&[f32]], out: &mut [f32], kept: &mut Kept);
+
+    /// Computes the derivatives by those inputs that have a sink, from that by `out`.
+    fn backward(&self, run: Run, pass: Backward<'_>, sinks: &mut [Option<Sink<'_>>], kept: &mut Kept);
+
+    /// Lets running statistics follow those of the batch that was last run forward; only for a batch normalisation.
+    fn update_running(&self, kept: &Kept, mean: &mut [f32], var: &mut [f32]) {
+        let _ = (kept, mean, var);
+    }
+}
+
+/// What a backward pass looks at.
+pub(super) struct Backward<'b> {
+    pub(super) inputs: &'b [&'b [f32]],
+    pub(super) out: &'b [f32],
+    pub(super) d_out: &'b [f32],
+}
+
+/// `to += from` or `to = from`.
+pub(super) fn put(sink: &mut Sink<'_>, from: &[f32]) {
+    if sink.is_added {
+        add(sink.values, from);
+    } else {
+        sink.values.copy_from_slice(from);
+    }
+}
+
+super::kernel::vectorised! {
+    fn add_part(to: &'a mut [f32], from: &'a [f32]) {
+        for (to, from) in to.iter_mut().zip(from) {
+            *to += from;
+        }
+    }
+}
+
+/// Elements that one task of an elementwise loop takes.
+pub(super) const CHUNK: usize = 1 << 14;
+
+/// `to += from`.
+pub(super) fn add(to: &mut [f32], from: &[f32]) {
+    use rayon::prelude::*;
+    to.par_chunks_mut(CHUNK)
+        .zip(from.par_chunks(CHUNK))
+        .for_each(|(to, from)| add_part(to, from));
+}

@@ -1,0 +1,43 @@
+//! Operators in order, and what each reads and writes.
+
+use super::op::Op;
+use super::shape::Dim;
+
+/// Where an operator finds an input.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Source {
+    /// The rows that come in at the boundary.
+    Boundary,
+    /// What an operator wrote.
+    Slot(usize),
+    /// A parameter, by its place in the list.
+    Parameter(usize),
+    /// Numbers that the graph fixes.
+    Constant(usize),
+}
+
+/// An operator in its place.
+#[derive(Debug)]
+pub(super) struct Node {
+    pub(super) op: Box<dyn Op>,
+    pub(super) inputs: Vec<Source>,
+    /// The slot that it writes.
+    pub(super) slot: usize,
+    /// The name of the graph's node.
+    pub(super) layer: String,
+    /// Whether it is a batch normalisation, whose running statistics are its fourth and fifth input.
+    pub(super) is_batch_norm: bool,
+}
+
+/// What a tail does, for any number of samples.
+#[derive(Debug)]
+pub(super) struct Program {
+    pub(super) nodes: Vec<Node>,
+    /// Sizes of the slots.
+    pub(super) slots: Vec<Dim>,
+    pub(super) constants: Vec<Vec<f32>>,
+    pub(super) output: Source,
+    /// Numbers of a sample at the boundary and at the output.
+    pub(super) input_width: usize,
+    pub(super) output_width: usize,
+}
