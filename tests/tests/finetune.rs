@@ -62,9 +62,12 @@ fn diff(scratch: &Scratch, run_file: &str, changed: &str) -> Said {
 fn a_block_that_is_unfrozen_at_a_small_rate_is_better_than_the_head_alone() {
     let scratch = Scratch::new();
     let head = accuracy(
-        &fit(&scratch, &["--c", "auto", "--dtype", "float32", "-o", "head", "--json"])
-            .ok()
-            .json(),
+        &fit(
+            &scratch,
+            &["--c", "auto", "--dtype", "float32", "-o", "head", "--json"],
+        )
+        .ok()
+        .json(),
     );
     let tuned = fit(
         &scratch,

@@ -216,7 +216,7 @@ fn judge_runtime(error: &runtime::Error) -> Option<(u8, Option<String>)> {
         ),
         NotFinite { .. } => (
             code::BAD_INPUT,
-            Some("a smaller --lr, --clip-grad-norm or --standardize, with --force to begin anew".to_owned()),
+            Some("a smaller --lr or --clip-grad-norm (of a head also --standardize), with --force to begin anew".to_owned()),
         ),
         Install(_) => (
             code::NO_RUNTIME,

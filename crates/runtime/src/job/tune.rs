@@ -138,14 +138,14 @@ pub fn fine_tune(
     let mut head_first = None;
     if tune.head_first && tune.fresh.is_empty() && network.classifier != Classifier::Loaded {
         let first = network.stages[0].boundary.clone();
-        let (extraction, pooled) = context.extract_with_head(&network, &first, &cut)?;
+        let (extraction, tap, is_first) = context.extract_with_head(&network.model, &first, &cut)?;
         let summary = ExtractSummary::of(&extraction);
         on_event(&TuneEvent::Extracted(&summary));
         summaries.push(summary);
-        let accuracy = context.solve_head(&pool, &mut network, &extraction, pooled)?;
+        let accuracy = context.solve_head(&pool, &mut network, &extraction, tap)?;
         on_event(&TuneEvent::HeadFirst(accuracy));
         head_first = Some(accuracy);
-        if pooled > 0 {
+        if is_first {
             kept = Some((first, extraction));
         }
     }
@@ -157,7 +157,7 @@ pub fn fine_tune(
         let extraction = match kept.take() {
             Some((boundary, extraction)) if boundary == stage.boundary => extraction,
             _ => {
-                let extraction = context.extract_at(&network.model, &stage.boundary)?;
+                let extraction = context.extract_at(&network.model, &stage.boundary, &cut)?;
                 let summary = ExtractSummary::of(&extraction);
                 (events.borrow_mut())(&TuneEvent::Extracted(&summary));
                 summaries.push(summary);
@@ -258,7 +258,9 @@ impl<'c> Context<'c> {
         let network = Network::new(&options, self.tune)?;
         let shapes = network.stages.iter().map(|stage| match &stage.boundary {
             Boundary::Input(_) => Ok(config.preprocess.shape().to_vec()),
-            Boundary::Tensor(name) => runner.shape_at(&network.model, name, &config.preprocess),
+            Boundary::Tensor(name) | Boundary::Rows(name) => {
+                runner.shape_at(&network.model, name, &config.preprocess)
+            }
         });
         let shapes = shapes.collect::<Result<_, Error>>()?;
         Ok((network, shapes))
@@ -287,41 +289,48 @@ impl<'c> Context<'c> {
         )
     }
 
-    fn extract_at(&self, model: &Model, boundary: &Boundary) -> Result<Extraction<'c>, Error> {
-        let tap = |boundary: String| Tap {
+    /// What the classifier stands on, as a head's features are kept.
+    fn rows_of_head(&self, cut: &str) -> Tap {
+        Tap {
+            boundary: cut.to_owned(),
+            pool: self.config.pool,
+        }
+    }
+
+    fn extract_at(&self, model: &Model, boundary: &Boundary, cut: &str) -> Result<Extraction<'c>, Error> {
+        let whole = |boundary: String| Tap {
             boundary,
             pool: Pool::None,
         };
         match boundary {
             Boundary::Input(_) => {
                 let (model, name) = model.input_alone()?;
-                self.extract(&model, &[tap(name)])
+                self.extract(&model, &[whole(name)])
             }
-            Boundary::Tensor(name) => self.extract(model, &[tap(name.clone())]),
+            Boundary::Tensor(name) => self.extract(model, &[whole(name.clone())]),
+            Boundary::Rows(_) => self.extract(model, &[self.rows_of_head(cut)]),
         }
     }
 
-    /// The features that the classifier stands on, in one pass with those of the first boundary where both can be had of
-    /// one; and which tap the former are.
+    /// The rows that the classifier stands on, in one pass with those of the first boundary where both can be had of one;
+    /// which tap the former are, and whether the first tap is the first boundary's.
     fn extract_with_head(
         &self,
-        network: &Network,
+        model: &Model,
         first: &Boundary,
         cut: &str,
-    ) -> Result<(Extraction<'c>, usize), Error> {
-        let pooled = Tap {
-            boundary: cut.to_owned(),
-            pool: self.config.pool,
-        };
+    ) -> Result<(Extraction<'c>, usize, bool), Error> {
+        let rows = self.rows_of_head(cut);
         match first {
             Boundary::Tensor(name) if name != cut => {
-                let spatial = Tap {
+                let whole = Tap {
                     boundary: name.clone(),
                     pool: Pool::None,
                 };
-                Ok((self.extract(&network.model, &[spatial, pooled])?, 1))
+                Ok((self.extract(model, &[whole, rows])?, 1, true))
             }
-            _ => Ok((self.extract(&network.model, &[pooled])?, 0)),
+            Boundary::Rows(_) => Ok((self.extract(model, &[rows])?, 0, true)),
+            Boundary::Tensor(_) | Boundary::Input(_) => Ok((self.extract(model, &[rows])?, 0, false)),
         }
     }
 
@@ -395,7 +404,7 @@ impl<'c> Context<'c> {
         let (config, data) = (self.config, self.data);
         let (cut, tensor) = match &stage.boundary {
             Boundary::Input(_) => network.model.input_alone()?,
-            Boundary::Tensor(name) => (network.model.clone(), name.clone()),
+            Boundary::Tensor(name) | Boundary::Rows(name) => (network.model.clone(), name.clone()),
         };
         let n_numbers: usize = shape.iter().product();
         let front = Exported::of_tensor(

@@ -64,17 +64,33 @@ impl Patterns {
                 .iter()
                 .any(|parameter| pattern.matches(&parameter.name))
             {
-                let wanted = pattern.as_str().replace(['*', '/'], "");
-                let names = parameters.iter().map(|parameter| parameter.name.as_str());
                 return Err(Error::NoParameter {
                     path: path.to_owned(),
                     pattern: pattern.as_str().to_owned(),
-                    suggestions: nearest(&wanted, names, 5),
+                    suggestions: near(pattern.as_str(), parameters),
                 });
             }
         }
         Ok(())
     }
+}
+
+/// What a pattern may have meant: names, or where it ends in a star modules, that are near to what stands in front of its
+/// first star.
+fn near(pattern: &str, parameters: &[Parameter]) -> Vec<String> {
+    let literal = pattern
+        .split(['*', '{', '/'])
+        .next()
+        .unwrap_or_default()
+        .trim_end_matches('.');
+    let n_segments = literal.split('.').count();
+    let prefix = |name: &str| {
+        let end = name.match_indices('.').nth(n_segments - 1).map(|(at, _)| at);
+        end.filter(|_| literal.len() < pattern.len())
+            .map_or_else(|| name.to_owned(), |end| format!("{}.**", &name[..end]))
+    };
+    let names: std::collections::BTreeSet<String> = parameters.iter().map(|at| prefix(&at.name)).collect();
+    nearest(literal, names.iter().map(String::as_str), 5)
 }
 
 /// The indices of the parameters that patterns of `words` match.
@@ -275,10 +291,7 @@ mod tests {
             panic!("{error}")
         };
         assert_eq!(pattern, "layer9.**");
-        assert!(
-            suggestions.iter().any(|name| name.starts_with("layer")),
-            "{suggestions:?}"
-        );
+        assert_eq!(suggestions[..2], ["layer1.**", "layer2.**"]);
         let message = |train, groups: &[&str]| resolved(train, groups, |_| {}).unwrap_err().to_string();
         assert!(message("{", &[]).contains("`{`"));
         assert!(

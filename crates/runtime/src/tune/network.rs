@@ -59,6 +59,8 @@ pub(crate) struct Network {
 pub(crate) enum Classifier {
     /// Drawn as torch draws a `Linear`'s.
     Fresh,
+    /// Fitted by the solver on the frozen features.
+    Solved,
     /// The backbone's own, which has as many classes.
     Own,
     /// Of the checkpoint that was loaded.
@@ -148,7 +150,7 @@ impl Network {
         }
         let groups = resolve(model.path(), &parameters, &module, config)?;
         let is_gradual = config.unfreeze != Unfreeze::AtOnce;
-        let stages = stages(&model, &parameters, &groups, is_gradual)?;
+        let stages = stages(&model, cut, &parameters, &groups, is_gradual)?;
         Ok(Network {
             model,
             parameters,
@@ -165,7 +167,7 @@ impl Network {
         &self.model.outputs()[0]
     }
 
-    /// The same with this classifier.
+    /// Takes the solver's classifier.
     ///
     /// # Errors
     /// None that a classifier of these sizes could cause.
@@ -175,6 +177,7 @@ impl Network {
             (format!("{}.bias", self.module), linear.bias.clone()),
         ];
         self.model = self.model.with_values(&HashMap::from(values))?;
+        self.classifier = Classifier::Solved;
         Ok(())
     }
 }

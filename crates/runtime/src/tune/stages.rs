@@ -20,24 +20,27 @@ pub(crate) enum Boundary {
     Input(String),
     /// At a tensor that everything goes through.
     Tensor(String),
+    /// At the rows that the classifier stands on: those that are made of the tensor where the backbone was cut.
+    Rows(String),
 }
 
 impl Boundary {
     /// The tensor.
     pub(crate) fn name(&self) -> &str {
         match self {
-            Boundary::Input(name) | Boundary::Tensor(name) => name,
+            Boundary::Input(name) | Boundary::Tensor(name) | Boundary::Rows(name) => name,
         }
     }
 }
 
 /// A stage for each number of groups that train at a time, in the order of time; `is_gradual` says whether there are
-/// several.
+/// several. The backbone was cut at `cut`.
 ///
 /// # Errors
 /// As [`Model::input`].
 pub(crate) fn stages(
     model: &Model,
+    cut: &str,
     parameters: &[Parameter],
     groups: &[Group],
     is_gradual: bool,
@@ -47,7 +50,7 @@ pub(crate) fn stages(
         .map(|n_groups| {
             Ok(Stage {
                 n_groups,
-                boundary: boundary_of(model, parameters, &groups[..n_groups])?,
+                boundary: boundary_of(model, cut, parameters, &groups[..n_groups])?,
             })
         })
         .collect()
@@ -55,12 +58,24 @@ pub(crate) fn stages(
 
 /// The last tensor in front of all nodes that a trained parameter goes into, that alone is needed behind it. Between two
 /// such tensors of a network several are needed; then an earlier one is taken, the input at last.
-fn boundary_of(model: &Model, parameters: &[Parameter], groups: &[Group]) -> Result<Boundary, Error> {
+fn boundary_of(
+    model: &Model,
+    cut: &str,
+    parameters: &[Parameter],
+    groups: &[Group],
+) -> Result<Boundary, Error> {
     let members = groups.iter().flat_map(|group| &group.members);
     let first = members.map(|&at| parameters[at].node_idx).min().unwrap_or(0);
-    let boundaries = model.boundaries().into_iter();
-    let found = boundaries.filter(|at| at.is_sole && at.node_idx < first).last();
+    let boundaries = model.boundaries();
+    let cut_idx = boundaries
+        .iter()
+        .find(|at| at.name == cut)
+        .map_or(usize::MAX, |at| at.node_idx);
+    let found = boundaries
+        .into_iter()
+        .rfind(|at| at.is_sole && at.node_idx < first);
     match found {
+        Some(boundary) if boundary.node_idx > cut_idx => Ok(Boundary::Rows(boundary.name)),
         Some(boundary) => Ok(Boundary::Tensor(boundary.name)),
         None => Ok(Boundary::Input(model.input()?.name.clone())),
     }
@@ -91,6 +106,10 @@ mod tests {
     }
 
     fn boundary(trained: &[&str]) -> Boundary {
+        boundary_with_cut(trained, "none")
+    }
+
+    fn boundary_with_cut(trained: &[&str], cut: &str) -> Boundary {
         let model = model();
         let parameters = model.parameters();
         let members = (0..parameters.len()).filter(|&at| trained.contains(&parameters[at].name.as_str()));
@@ -100,7 +119,7 @@ mod tests {
             lr: 0.0,
         };
         assert_eq!(group.members.len(), trained.len());
-        stages(&model, &parameters, &[group], false)
+        stages(&model, cut, &parameters, &[group], false)
             .unwrap()
             .remove(0)
             .boundary
@@ -114,6 +133,11 @@ mod tests {
         assert_eq!(boundary(&["b.1.weight"]), tensor("a_relu"));
         assert_eq!(boundary(&["b.0.weight", "c.weight"]), tensor("a_relu"));
         assert_eq!(boundary(&["a.weight"]), Boundary::Input("x".to_owned()));
+        assert_eq!(
+            boundary_with_cut(&["c.weight"], "a_relu"),
+            Boundary::Rows("sum".to_owned())
+        );
+        assert_eq!(boundary_with_cut(&["b.1.weight"], "a_relu"), tensor("a_relu"));
     }
 
     #[test]
@@ -132,6 +156,7 @@ mod tests {
         };
         let stages = stages(
             &model,
+            "none",
             &parameters,
             &[group(&[3]), group(&[1, 2]), group(&[0])],
             true,
