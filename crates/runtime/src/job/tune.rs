@@ -346,7 +346,7 @@ impl<'c> Context<'c> {
         let store = &extraction.stores[tap];
         let train = manifest.labelled(store, &[], Split::Train)?;
         let val = manifest.labelled(store, &[], Split::Val)?;
-        self.check_val(&val.targets.len())?;
+        self.check_val(val.targets.len())?;
         let (classes, recipe) = (self.data.classes(), &self.config.head);
         let trained = pool.install(|| {
             train_in(
@@ -364,8 +364,8 @@ impl<'c> Context<'c> {
         Ok(trained.val.as_ref().map_or(f64::NAN, |marks| marks.headline().1))
     }
 
-    fn check_val(&self, n: &usize) -> Result<(), Error> {
-        if *n == 0 {
+    fn check_val(&self, n: usize) -> Result<(), Error> {
+        if n == 0 {
             let reason = "no validation picture could be read".to_owned();
             return Err(Error::Data {
                 path: self.config.data.clone(),
@@ -381,7 +381,7 @@ impl<'c> Context<'c> {
             train: manifest.labelled(extraction.store(), &extraction.views, Split::Train)?,
             val: manifest.labelled(extraction.store(), &[], Split::Val)?,
         };
-        self.check_val(&rows.val.targets.len())?;
+        self.check_val(rows.val.targets.len())?;
         rows.train.targets.check(
             Task::SingleLabel,
             rows.train.features.n_rows(),

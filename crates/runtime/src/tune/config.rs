@@ -27,9 +27,15 @@ pub struct TuneConfig {
     /// Whether the classifier begins as the solver fits it on the frozen features.
     pub head_first: bool,
     /// A checkpoint of which what fits is put into the network first, `load_state_dict(strict=False)`.
+    #[serde(serialize_with = "as_text")]
     pub load: Option<PathBuf>,
     /// Losses, updates and schedules.
     pub trainer: TrainerConfig,
+}
+
+/// A path that is no Unicode is text all the same.
+fn as_text<S: serde::Serializer>(path: &Option<PathBuf>, serializer: S) -> Result<S::Ok, S::Error> {
+    path.as_ref().map(|path| path.to_string_lossy()).serialize(serializer)
 }
 
 /// Learning rates of groups.
