@@ -148,8 +148,8 @@ fn judge_io(error: &io::Error) -> (u8, Option<String>) {
 fn judge_runtime(error: &runtime::Error) -> Option<(u8, Option<String>)> {
     use runtime::Error::{
         CacheFull, Cancelled, CropMismatch, CudaMissing, Damaged, Exists, Fetch, Gpu, GpuMemory,
-        HalfOverflow, Install, Interrupted, JobDiffers, JobUnfinished, NoSplit, NoTemplate, NotFinite,
-        OrtMissing, OrtUnusable, Stopped, UnknownTensor, Usage,
+        HalfOverflow, Install, Interrupted, JobDiffers, JobUnfinished, NoParameter, NoSplit, NoTemplate,
+        NotFinite, OrtMissing, OrtUnusable, Stopped, UnknownTensor, Untrainable, Usage,
     };
     Some(match error {
         UnknownTensor { suggestions, .. } => {
@@ -160,6 +160,17 @@ fn judge_runtime(error: &runtime::Error) -> Option<(u8, Option<String>)> {
                     .then(|| format!("--cut takes one of its tensors; near are {}", near.join(", "))),
             )
         }
+        NoParameter { suggestions, .. } => {
+            let near: Vec<String> = suggestions.iter().map(|name| format!("`{name}`")).collect();
+            (
+                code::USAGE,
+                (!near.is_empty()).then(|| format!("near are {}", near.join(", "))),
+            )
+        }
+        Untrainable { .. } => (
+            code::BAD_INPUT,
+            Some("patterns of parameters behind it can be trained; without --train a head is, on frozen features".to_owned()),
+        ),
         CropMismatch { .. } => (
             code::USAGE,
             Some("--crop SIDE, and --resize SIDE to match (often the same or 8/7 of it); --input-size for a checkpoint".to_owned()),
@@ -219,7 +230,7 @@ fn judge_runtime(error: &runtime::Error) -> Option<(u8, Option<String>)> {
         ),
         NotFinite { .. } => (
             code::BAD_INPUT,
-            Some("a smaller --lr, --clip-grad-norm or --standardize, with --force to begin anew".to_owned()),
+            Some("a smaller --lr or --clip-grad-norm (of a head also --standardize), with --force to begin anew".to_owned()),
         ),
         Install(_) => (
             code::NO_RUNTIME,

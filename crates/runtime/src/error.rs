@@ -23,6 +23,16 @@ pub enum Error {
         /// The nearest names in the model.
         suggestions: Vec<String>,
     },
+    /// A pattern that matches none of a graph's parameters, with the nearest that there are.
+    #[error("`{}` has no parameter that `{pattern}` matches", path.display())]
+    NoParameter {
+        /// The model.
+        path: PathBuf,
+        /// What was asked for.
+        pattern: String,
+        /// The nearest names in the model.
+        suggestions: Vec<String>,
+    },
     /// An option or a combination of options that cannot be followed.
     #[error("{0}")]
     Usage(String),

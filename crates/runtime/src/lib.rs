@@ -4,7 +4,8 @@
 //! [`features`] keeps the result ([`text`] is for graphs that take tokens), [`solve`] fits a head on all of them, [`export`] puts head and graph together and
 //! proves that they agree. [`job::fit`] is all of it in one call.
 //!
-//! [`template`] makes graphs of checkpoints, and [`grad`] differentiates the part of a graph behind a boundary.
+//! [`template`] makes graphs of checkpoints; [`grad`] differentiates the part of a graph behind a boundary, and [`tune`]
+//! trains it.
 
 mod contained;
 pub mod data;
@@ -32,6 +33,7 @@ mod targets;
 pub mod template;
 pub mod text;
 pub mod train;
+pub mod tune;
 
 pub use contained::is_contained;
 pub use error::Error;

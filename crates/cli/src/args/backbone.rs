@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use pth::FileError;
 use runtime::onnx::{DEFAULT_BATCH_NORM_EPS, Model, WeightsFrom, WeightsReport};
-use runtime::template::{Choice, GraphOptions, InputSize, Template, open_graph};
+use runtime::template::{Choice, GraphOptions, InputSize, Made, Template, open_graph};
+use runtime::tune::Origin;
 
 use super::OpenArgs;
 use crate::text;
@@ -80,17 +81,27 @@ impl TemplateArgs {
         size: Option<InputSize>,
         open: &OpenArgs,
     ) -> anyhow::Result<Model> {
+        Ok(self.open_made(path, size, open)?.0)
+    }
+
+    /// As [`TemplateArgs::open`], with what the graph was made of.
+    fn open_made(
+        &self,
+        path: &Path,
+        size: Option<InputSize>,
+        open: &OpenArgs,
+    ) -> anyhow::Result<(Model, Option<Made>)> {
         let options = GraphOptions {
             choice: self.choice(),
             size: self.input_size.or(size),
             open: open.options(),
         };
-        let (model, template) = open_graph(path, &options)?;
-        match template {
-            Some(template) => remark_on_template(path, &template, &model),
+        let (model, made) = open_graph(path, &options)?;
+        match &made {
+            Some(made) => remark_on_template(path, &made.template, &model),
             None => self.check_unused(path)?,
         }
-        Ok(model)
+        Ok((model, made))
     }
 
     /// Refuses what is for checkpoints alone.
@@ -127,10 +138,13 @@ pub(crate) fn remark_on_template(path: &Path, template: &Template, model: &Model
 }
 
 impl BackboneArgs {
-    /// The model as it will be run, and where it is cut; what was put into it is said. A checkpoint becomes a graph for pictures
-    /// of `size`, unless its own flag says otherwise.
-    pub(crate) fn open(&self, size: Option<InputSize>) -> anyhow::Result<(Model, Vec<String>)> {
-        self.graph.open(&self.backbone, size)
+    /// The model as it will be run, where it is cut, and the checkpoint that its weights came from; what was put into it is
+    /// said. A checkpoint becomes a graph for pictures of `size`, unless its own flag says otherwise.
+    pub(crate) fn open(
+        &self,
+        size: Option<InputSize>,
+    ) -> anyhow::Result<(Model, Vec<String>, Option<Origin>)> {
+        self.graph.open_with_origin(&self.backbone, size)
     }
 }
 
@@ -141,19 +155,40 @@ impl GraphArgs {
         backbone: &Path,
         size: Option<InputSize>,
     ) -> anyhow::Result<(Model, Vec<String>)> {
-        let model = self.template.open(backbone, size, &self.open)?;
+        let (model, cuts, _) = self.open_with_origin(backbone, size)?;
+        Ok((model, cuts))
+    }
+
+    /// As [`GraphArgs::open`], with the checkpoint that its weights came from.
+    fn open_with_origin(
+        &self,
+        backbone: &Path,
+        size: Option<InputSize>,
+    ) -> anyhow::Result<(Model, Vec<String>, Option<Origin>)> {
+        let (model, made) = self.template.open_made(backbone, size, &self.open)?;
+        let made = made.map(|made| Origin {
+            tensors: made.tensors,
+            prefix_in_checkpoint: String::new(),
+            prefix_in_graph: String::new(),
+        });
         let cuts = if self.cut.is_empty() {
             vec![model.default_boundary()?]
         } else {
             self.cut.clone()
         };
         let Some(weights) = self.weights()? else {
-            return Ok((model, cuts));
+            return Ok((model, cuts, made));
         };
         let names: Vec<&str> = cuts.iter().map(String::as_str).collect();
-        let (model, report) = weights.put_into(&model, &names)?;
+        let tensors = weights.tensors()?;
+        let (model, report) = weights.put(&model, &names, &tensors)?;
         report_weights(&report);
-        Ok((model, cuts))
+        let origin = Origin {
+            tensors,
+            prefix_in_checkpoint: report.prefix_in_checkpoint,
+            prefix_in_graph: report.prefix_in_graph,
+        };
+        Ok((model, cuts, Some(origin)))
     }
 
     /// The checkpoint that goes into the graph.

@@ -18,7 +18,7 @@ use crate::usage::UsageError;
 
 /// Without --optimizer or --preset a linear head is fitted to the optimum, which needs no learning rate.
 #[derive(Debug, Args)]
-#[command(next_help_heading = "Head", group = ArgGroup::new("descent").multiple(true))]
+#[command(next_help_heading = "Head", group = ArgGroup::new("descent").multiple(true), group = ArgGroup::new("steps").multiple(true))]
 pub(crate) struct HeadArgs {
     /// What the outputs mean: one class a row, each class by itself, or numbers
     #[arg(long, value_name = "TASK", value_enum, default_value_t = TaskArg::SingleLabel)]
@@ -55,68 +55,68 @@ pub(crate) struct HeadArgs {
 
 /// Training by mini-batches, with PyTorch's names and meanings.
 #[derive(Debug, Args)]
-#[command(next_help_heading = "Mini-batches (with --optimizer or --preset)")]
+#[command(next_help_heading = "Mini-batches (with --optimizer, --preset or --train)")]
 struct DescentArgs {
     /// Train by steps on mini-batches, by torch.optim's rules
-    #[arg(long, value_name = "RULE", value_enum, group = "descent")]
+    #[arg(long, value_name = "RULE", value_enum, groups = ["descent", "steps"])]
     optimizer: Option<OptimizerArg>,
     /// Settings to begin with: the transfer-learning notebook's (SGD, lr 0.001, momentum 0.9, StepLR(7, 0.1), 25 epochs,
     /// batches of 4), or DINOv2's linear evaluation (13 learning rates at once)
-    #[arg(long, value_name = "NAME", value_enum, group = "descent")]
+    #[arg(long, value_name = "NAME", value_enum, groups = ["descent", "steps"])]
     preset: Option<PresetArg>,
     /// Learning rate; several make a sweep of heads trained at once, of which the best is kept [default: 0.001]
-    #[arg(long, value_name = "LR,...", value_delimiter = ',', requires = "descent")]
+    #[arg(long, value_name = "LR,...", value_delimiter = ',', requires = "steps")]
     lr: Vec<f64>,
     /// Weight decay; several make a sweep [default: 0, of adamw 0.01]
-    #[arg(long, value_name = "WD,...", value_delimiter = ',', requires = "descent")]
+    #[arg(long, value_name = "WD,...", value_delimiter = ',', requires = "steps")]
     weight_decay: Vec<f64>,
     /// Seed of the first weights; several make a sweep [default: 0]
-    #[arg(long, value_name = "N,...", value_delimiter = ',', requires = "descent")]
+    #[arg(long, value_name = "N,...", value_delimiter = ',', requires = "steps")]
     init_seed: Vec<u64>,
     /// In a sweep: after FIRST epochs, and each time FACTOR as many have passed, the best 1/FACTOR of the heads go on
-    #[arg(long, value_name = "FIRST:FACTOR", requires = "descent")]
+    #[arg(long, value_name = "FIRST:FACTOR", requires = "steps")]
     halving: Option<HalvingArg>,
     /// Of SGD [default: 0]
-    #[arg(long, value_name = "M", requires = "descent")]
+    #[arg(long, value_name = "M", requires = "steps")]
     momentum: Option<f64>,
     /// Nesterov's momentum
-    #[arg(long, requires = "descent")]
+    #[arg(long, requires = "steps")]
     nesterov: bool,
     /// Of Adam and AdamW [default: 0.9,0.999]
-    #[arg(long, value_name = "B1,B2", requires = "descent")]
+    #[arg(long, value_name = "B1,B2", requires = "steps")]
     betas: Option<PairArg>,
     /// Of Adam and AdamW [default: 1e-8]
-    #[arg(long, value_name = "EPS", requires = "descent")]
+    #[arg(long, value_name = "EPS", requires = "steps")]
     eps: Option<f64>,
     /// The learning rate over time, by torch.optim.lr_scheduler [default: constant]
-    #[arg(long, value_name = "FORM", value_enum, requires = "descent")]
+    #[arg(long, value_name = "FORM", value_enum, requires = "steps")]
     schedule: Option<ScheduleArg>,
     /// Of --schedule step: epochs between two falls [default: 7]
-    #[arg(long, value_name = "N", requires = "descent")]
+    #[arg(long, value_name = "N", requires = "steps")]
     step_size: Option<usize>,
     /// Of --schedule step: factor of each fall [default: 0.1]
-    #[arg(long, value_name = "F", requires = "descent")]
+    #[arg(long, value_name = "F", requires = "steps")]
     gamma: Option<f64>,
     /// Of --schedule cosine: the rate at the end [default: 0]
-    #[arg(long, value_name = "LR", requires = "descent")]
+    #[arg(long, value_name = "LR", requires = "steps")]
     min_lr: Option<f64>,
     /// Whether the schedule and --warmup count epochs or steps [default: epoch]
-    #[arg(long, value_name = "UNIT", value_enum, requires = "descent")]
+    #[arg(long, value_name = "UNIT", value_enum, requires = "steps")]
     schedule_unit: Option<UnitArg>,
     /// Epochs (or steps) in which the rate rises from a third to all of it
-    #[arg(long, value_name = "N", requires = "descent")]
+    #[arg(long, value_name = "N", requires = "steps")]
     warmup: Option<usize>,
     /// Passes over the training rows [default: 25]
-    #[arg(long, value_name = "N", requires = "descent")]
+    #[arg(long, value_name = "N", requires = "steps")]
     epochs: Option<usize>,
     /// Rows of a step [default: 64]
-    #[arg(long, value_name = "N", requires = "descent")]
+    #[arg(long, value_name = "N", requires = "steps")]
     train_batch_size: Option<usize>,
     /// Leave out the last batch of an epoch where it is not full
-    #[arg(long, requires = "descent")]
+    #[arg(long, requires = "steps")]
     drop_last: bool,
     /// Widths of hidden layers
-    #[arg(long, value_name = "WIDTH,...", value_delimiter = ',', requires = "descent")]
+    #[arg(long, value_name = "WIDTH,...", value_delimiter = ',', requires = "steps")]
     hidden: Vec<usize>,
     /// After each hidden layer and its norm [default: relu]
     #[arg(long, value_name = "NAME", value_enum, requires = "hidden")]
@@ -128,28 +128,29 @@ struct DescentArgs {
     #[arg(long, value_name = "P", requires = "hidden")]
     dropout: Option<f32>,
     /// Mix rows with others of the batch, by shares from Beta(ALPHA, ALPHA)
-    #[arg(long, value_name = "ALPHA", requires = "descent")]
+    #[arg(long, value_name = "ALPHA", requires = "steps")]
     mixup: Option<f64>,
     /// Standard deviation of Gaussian noise on the features
-    #[arg(long, value_name = "S", requires = "descent")]
+    #[arg(long, value_name = "S", requires = "steps")]
     noise: Option<f32>,
     /// The largest norm of a step's gradient, torch.nn.utils.clip_grad_norm_
-    #[arg(long, value_name = "NORM", requires = "descent")]
+    #[arg(long, value_name = "NORM", requires = "steps")]
     clip_grad_norm: Option<f64>,
-    /// Stop after this many epochs in which the validation loss has not fallen
-    #[arg(long, value_name = "EPOCHS", requires = "descent")]
+    /// Stop after this many epochs in which the validation loss has not fallen; in a fine-tuning, in which what --best looks
+    /// at got no better
+    #[arg(long, value_name = "EPOCHS", requires = "steps")]
     patience: Option<usize>,
     /// By how much it has to fall
     #[arg(long, value_name = "LOSS", default_value_t = 0.0, requires = "patience")]
     min_delta: f64,
     /// Which epoch's weights are kept [default: accuracy]
-    #[arg(long, value_name = "BY", value_enum, requires = "descent")]
+    #[arg(long, value_name = "BY", value_enum, requires = "steps")]
     best: Option<BestArg>,
     /// Keep the moving average of the weights with this decay at the end, instead of an epoch's
-    #[arg(long, value_name = "DECAY", requires = "descent", conflicts_with = "best")]
+    #[arg(long, value_name = "DECAY", requires = "steps", conflicts_with = "best")]
     ema: Option<f64>,
     /// How a GPU keeps the features
-    #[arg(long, value_name = "TYPE", value_enum, default_value_t = PrecisionArg::F32, requires = "descent")]
+    #[arg(long, value_name = "TYPE", value_enum, default_value_t = PrecisionArg::F32, requires = "steps")]
     precision: PrecisionArg,
 }
 
@@ -307,37 +308,80 @@ impl HeadArgs {
     pub(crate) fn recipe(&self, seed: u64, device: Device) -> Result<HeadRecipe, UsageError> {
         let descent = &self.descent;
         let method = match (descent.preset, descent.optimizer) {
-            (None, None) => Method::Solver {
-                config: SolverConfig {
-                    class_weights: self.class_weight.0.clone(),
-                    label_smoothing: self.label_smoothing,
-                    standardise: self.standardize,
-                    ..SolverConfig::new(self.task.task())
-                },
-                regularisation: self.c.0.clone(),
-                n_folds: self.folds,
-                seed,
-            },
-            _ => self.descend(seed)?,
+            (None, None) => self.solver(seed),
+            _ => {
+                let plain = TrainerConfig {
+                    schedule: Schedule::constant(),
+                    batch_size: 64,
+                    optimiser: Optimiser::sgd(0.0),
+                    ..TrainerConfig::notebook(self.task.task())
+                };
+                self.descend(seed, plain)?
+            }
         };
-        Ok(HeadRecipe {
+        Ok(self.recipe_of(method, device))
+    }
+
+    /// The solver's recipe whatever else is said: a classifier to begin a fine-tuning with.
+    pub(crate) fn solver_recipe(&self, seed: u64) -> HeadRecipe {
+        self.recipe_of(self.solver(seed), Device::Cpu)
+    }
+
+    /// Settings of steps that train a network; what is not said is SGD's with lr 0.01 and momentum 0.9, batches of 32, 25
+    /// epochs.
+    pub(crate) fn trainer(&self, seed: u64) -> Result<TrainerConfig, UsageError> {
+        let plain = TrainerConfig {
+            schedule: Schedule::constant(),
+            batch_size: 32,
+            lr: 0.01,
+            ..TrainerConfig::notebook(self.task.task())
+        };
+        match self.descend(seed, plain)? {
+            Method::MiniBatch(config) => Ok(config),
+            Method::Sweep(_) | Method::Solver { .. } => Err(UsageError::new(
+                "a sweep trains heads; a network is fine-tuned at one setting",
+            )),
+        }
+    }
+
+    /// How much the validation loss has to fall to count as progress.
+    pub(crate) fn min_delta(&self) -> f64 {
+        self.descent.min_delta
+    }
+
+    fn solver(&self, seed: u64) -> Method {
+        Method::Solver {
+            config: SolverConfig {
+                class_weights: self.class_weight.0.clone(),
+                label_smoothing: self.label_smoothing,
+                standardise: self.standardize,
+                ..SolverConfig::new(self.task.task())
+            },
+            regularisation: self.c.0.clone(),
+            n_folds: self.folds,
+            seed,
+        }
+    }
+
+    fn recipe_of(&self, method: Method, device: Device) -> HeadRecipe {
+        HeadRecipe {
             method,
             calibrate: self.calibrate,
             baselines: self.baselines,
             device,
-            precision: match descent.precision {
+            precision: match self.descent.precision {
                 PrecisionArg::F32 => Precision::F32,
                 PrecisionArg::F16 => Precision::F16,
                 PrecisionArg::Bf16 => Precision::Bf16,
             },
-        })
+        }
     }
 
-    /// One head by mini-batches, or a sweep where something has several values.
-    fn descend(&self, seed: u64) -> Result<Method, UsageError> {
+    /// One head by mini-batches, or a sweep where something has several values; `plain` is what holds without a preset.
+    fn descend(&self, seed: u64, plain: TrainerConfig) -> Result<Method, UsageError> {
         let (task, args) = (self.task.task(), &self.descent);
         let notebook = TrainerConfig::notebook(task);
-        let epochs = args.epochs.unwrap_or(notebook.epochs);
+        let epochs = args.epochs.unwrap_or(plain.epochs);
         let batch_size = args.train_batch_size;
         let (base, mut heads) = match args.preset {
             Some(PresetArg::Dinov2) => {
@@ -345,16 +389,7 @@ impl HeadArgs {
                 (sweep.base, sweep.heads)
             }
             Some(PresetArg::Notebook) => (notebook, Vec::new()),
-            None => {
-                let schedule = Schedule::constant();
-                let plain = TrainerConfig {
-                    schedule,
-                    batch_size: 64,
-                    optimiser: Optimiser::sgd(0.0),
-                    ..notebook
-                };
-                (plain, Vec::new())
-            }
+            None => (plain, Vec::new()),
         };
         let mut config = TrainerConfig {
             optimiser: self.optimiser(base.optimiser)?,

@@ -9,6 +9,7 @@ mod features;
 mod head;
 mod preprocess;
 mod text;
+mod tune;
 mod views;
 
 pub(crate) use backbone::{BackboneArgs, GraphArgs, TemplateArgs};
@@ -18,6 +19,7 @@ pub(crate) use features::{CacheArg, KeepArgs, age, size};
 pub(crate) use head::HeadArgs;
 pub(crate) use preprocess::PreprocessArgs;
 pub(crate) use text::TextArgs;
+pub(crate) use tune::TuneArgs;
 pub(crate) use views::ViewArgs;
 
 /// How a checkpoint is read.

@@ -6,7 +6,6 @@ use clap::Args;
 use runtime::data::{DataOptions, Dataset, SplitRule};
 use runtime::export::Classifier;
 use runtime::features::Labelled;
-use runtime::head::Head;
 use runtime::metrics::Marks;
 use runtime::onnx::Model;
 use runtime::{Targets, Task};
@@ -116,7 +115,7 @@ fn on_pictures(args: &EvalArgs, data: &std::path::Path) -> anyhow::Result<(Marks
 }
 
 fn on_features(args: &EvalArgs, features: &std::path::Path) -> anyhow::Result<Marks> {
-    let head = Head::open(&args.run.join("head.safetensors"))?;
+    let head = super::predict::open_head(&args.run)?;
     let source = FeatureArgs {
         features: features.to_owned(),
         labels: args.labels.clone(),

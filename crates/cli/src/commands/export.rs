@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use pth::Existing;
+use pth::{Existing, OpenOptions};
 use runtime::export::{
     About, Assembled, CheckpointOptions, Outputs, Runner, assemble_run, save_checkpoint, save_head,
     with_probabilities,
@@ -11,7 +11,7 @@ use runtime::export::{
 use runtime::onnx::Model;
 use runtime::{Error, Task};
 use serde_json::{Value, json};
-use surgery::OutputFormat;
+use surgery::{OutputFormat, WriteOptions, open_whole};
 
 use super::predict::open_head;
 use crate::args::{EngineArgs, GraphArgs};
@@ -87,8 +87,11 @@ pub(crate) fn run(args: &ExportArgs) -> anyhow::Result<u8> {
         return Err(UsageError::new(format!("`{}` is a folder", args.output.display())).into());
     }
     check_writable(&args.output, existing(args.force))?;
+    let network = args.run.join("model.pth");
+    let is_network = network.is_file() && !args.run.join("head.safetensors").exists();
     let report = match (is_onnx, &args.checkpoint) {
         (true, _) => args.write_model()?,
+        _ if is_network => args.write_network(&network)?,
         (false, Some(checkpoint)) => args.write_checkpoint(checkpoint)?,
         (false, None) => args.write_head()?,
     };
@@ -109,6 +112,33 @@ struct Report {
 impl ExportArgs {
     fn existing(&self) -> Existing {
         existing(self.force)
+    }
+
+    /// The state dict of a run whose network was fine-tuned, as another file.
+    fn write_network(&self, network: &Path) -> anyhow::Result<Report> {
+        if self.checkpoint.is_some() {
+            let text = format!("`{}` has a state dict of its whole network", self.run.display());
+            return Err(UsageError::new(text)
+                .with_hint("without --checkpoint that is written")
+                .into());
+        }
+        let tensors = open_whole(network, &OpenOptions::default())?;
+        let options = WriteOptions {
+            existing: self.existing(),
+            ..WriteOptions::new(OutputFormat::of(&self.output).expect("its ending was checked"))
+        };
+        let written = surgery::write(&self.output, &tensors, &options)?;
+        let n_frozen = tensors
+            .iter()
+            .filter(|(_, entry)| entry.is_parameter && !entry.requires_grad)
+            .count();
+        Ok(Report {
+            line: format!(
+                "the whole network, {} tensors, {n_frozen} parameters of it frozen",
+                tensors.len()
+            ),
+            json: json!({ "files": written.files, "n_frozen": n_frozen }),
+        })
     }
 
     /// The head alone.

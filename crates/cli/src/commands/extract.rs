@@ -8,6 +8,7 @@ use runtime::job::ExtractSummary;
 use runtime::onnx::Model;
 use runtime::template::InputSize;
 use runtime::text::{TextEncoder, TextGraph};
+use runtime::tune::Origin;
 
 use crate::args::{
     BackboneArgs, BatchArgs, CacheArg, DataArgs, EngineArgs, KeepArgs, PreprocessArgs, TextArgs, ViewArgs,
@@ -41,6 +42,8 @@ pub(crate) struct Checked {
     pub(crate) taps: Vec<Tap>,
     pub(crate) input: Input,
     pub(crate) views: Option<Views>,
+    /// The checkpoint that the backbone's weights came from, where it was not the graph.
+    pub(crate) origin: Option<Origin>,
 }
 
 /// What the backbone takes.
@@ -75,7 +78,7 @@ impl RecipeArgs {
             let [_, height, width] = preprocess.shape();
             InputSize { height, width }
         });
-        let (model, cuts) = self.backbone.open(size)?;
+        let (model, cuts, origin) = self.backbone.open(size)?;
         let is_for_text = TextGraph::is_for_text(&model);
         let stray = if is_for_text {
             self.preprocess.given().map(|flag| (flag, "pictures", "texts"))
@@ -98,6 +101,7 @@ impl RecipeArgs {
             taps,
             input,
             views,
+            origin,
         })
     }
 }

@@ -5,10 +5,10 @@ use std::path::PathBuf;
 use clap::Args;
 use pth::Existing;
 use runtime::engine::Device;
-use runtime::job::{FitConfig, FitReport, HeadRecipe, Method, fit};
+use runtime::job::{FitConfig, FitReport, HeadRecipe, Method, TuneJob, fit};
 
 use super::extract::{Input, RecipeArgs};
-use crate::args::{BatchArgs, DataArgs, HeadArgs};
+use crate::args::{BatchArgs, DataArgs, HeadArgs, TuneArgs};
 use crate::progress::Watch;
 use crate::text;
 use crate::usage::UsageError;
@@ -24,6 +24,8 @@ pub(crate) struct FitArgs {
     output: PathBuf,
     #[command(flatten)]
     head: HeadArgs,
+    #[command(flatten)]
+    tune: TuneArgs,
     /// Replace a run of other settings
     #[arg(long)]
     force: bool,
@@ -45,6 +47,8 @@ pub(crate) fn run(args: &FitArgs) -> anyhow::Result<u8> {
             .with_hint("graftwork extract, then graftwork train on the entry")
             .into());
     };
+    let seed = args.data.seed;
+    let tune = args.tune.config(&args.head, seed)?;
     let config = FitConfig {
         cut: Some(tap.boundary.clone()),
         pool: tap.pool,
@@ -58,7 +62,10 @@ pub(crate) fn run(args: &FitArgs) -> anyhow::Result<u8> {
         dtype: args.recipe.keep.dtype(),
         block_rows: args.recipe.keep.block_rows,
         max_cache_bytes: args.recipe.keep.max_cache_size,
-        head: head_recipe(&args.head, args.data.seed, args.recipe.engine.device()?)?,
+        head: match &tune {
+            Some(_) => args.head.solver_recipe(seed),
+            None => head_recipe(&args.head, seed, args.recipe.engine.device()?)?,
+        },
         batch_size: args.batch.batch_size,
         threads: args.recipe.engine.threads(),
         device: args.recipe.engine.device()?,
@@ -69,6 +76,14 @@ pub(crate) fn run(args: &FitArgs) -> anyhow::Result<u8> {
             Existing::Refuse
         },
     };
+    if let Some(tune) = tune {
+        let job = TuneJob {
+            fit: config,
+            tune,
+            origin: checked.origin,
+        };
+        return super::tune::run(&job, args.json);
+    }
     let watch = Watch::new();
     let mut epochs = super::train::Epochs::new(&watch, &config.head);
     let report = watch.run(|monitor| fit(&config, &mut |head, epoch| epochs.show(head, epoch), monitor))?;
@@ -92,6 +107,11 @@ fn head_recipe(args: &HeadArgs, seed: u64, device: Device) -> Result<HeadRecipe,
 pub(crate) fn show(report: &FitReport, config: &FitConfig, json: bool) -> anyhow::Result<()> {
     text::remark(&format!("ran on {}", report.engine.describe(config.device)?));
     super::extract::report(&report.extraction);
+    show_trained(report, config, json)
+}
+
+/// The same of a run that has said what it extracted.
+pub(crate) fn show_trained(report: &FitReport, config: &FitConfig, json: bool) -> anyhow::Result<()> {
     super::train::report(&report.trained);
     text::remark(&format!(
         "model.onnx agrees with the trained head on {} pictures (largest difference of a logit {:.1e})",

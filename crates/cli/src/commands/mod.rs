@@ -21,4 +21,5 @@ pub(crate) mod show;
 pub(crate) mod status;
 pub(crate) mod summary;
 pub(crate) mod train;
+pub(crate) mod tune;
 pub(crate) mod verify;

@@ -54,6 +54,30 @@ impl Classifier {
         })
     }
 
+    /// A part of a model that ends in a tensor of `n` numbers a picture, which are its answers.
+    ///
+    /// # Errors
+    /// As [`Engine::open`]; [`Error::CropMismatch`].
+    pub(crate) fn of_tensor(
+        model: Model,
+        n: usize,
+        preprocess: &Preprocess,
+        engine: Engine,
+        threads: usize,
+    ) -> Result<Classifier, Error> {
+        let batch_size = check_input(&model, preprocess, crate::job::DEFAULT_BATCH_SIZE)?;
+        Ok(Classifier {
+            model,
+            engine,
+            classes: vec![String::new(); n],
+            task: Task::Regression,
+            preprocess: preprocess.clone(),
+            batch_size,
+            threads: threads.max(1),
+            device: Device::Cpu,
+        })
+    }
+
     /// Class names in order.
     pub fn classes(&self) -> &[String] {
         &self.classes

@@ -10,6 +10,7 @@ mod verify;
 
 pub use checkpoint::{CheckpointOptions, CheckpointReport, save_checkpoint, save_head};
 pub use classifier::{Answer, Classifier};
+pub(crate) use model::metadata;
 pub use model::{About, assemble};
 pub use pattern::{Runner, assemble_proven, reduction_at, with_probabilities};
 pub use run::{Assembled, assemble_run};

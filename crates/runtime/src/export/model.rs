@@ -73,11 +73,20 @@ pub fn assemble(
     outputs: Outputs,
     preprocess: &Preprocess,
 ) -> Result<Model, Error> {
-    let json = |value: Result<String, serde_json::Error>| value.expect("plain data is JSON");
-    let metadata = [
-        (CLASSES, json(serde_json::to_string(head.outputs()))),
-        (TASK, json(serde_json::to_string(&head.task()))),
-        (PREPROCESS, json(serde_json::to_string(preprocess))),
-    ];
+    let metadata = metadata(head.outputs(), head.task(), preprocess);
     backbone.splice(boundary, reduction, head, outputs, &metadata)
+}
+
+/// What a model says of itself, under its keys.
+pub(crate) fn metadata(
+    outputs: &[String],
+    task: Task,
+    preprocess: &Preprocess,
+) -> [(&'static str, String); 3] {
+    let json = |value: Result<String, serde_json::Error>| value.expect("plain data is JSON");
+    [
+        (CLASSES, json(serde_json::to_string(outputs))),
+        (TASK, json(serde_json::to_string(&task))),
+        (PREPROCESS, json(serde_json::to_string(preprocess))),
+    ]
 }

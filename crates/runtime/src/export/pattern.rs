@@ -123,6 +123,19 @@ impl Runner<'_> {
         Ok(self.run(&cut, preprocess)?.swap_remove(0))
     }
 
+    /// The sizes of a tensor for one sample.
+    ///
+    /// # Errors
+    /// As [`Model::cut`] and [`Engine::session`].
+    pub(crate) fn shape_at(
+        self,
+        model: &Model,
+        tensor: &str,
+        preprocess: &Preprocess,
+    ) -> Result<Vec<usize>, Error> {
+        Ok(self.at_boundary(model, tensor, preprocess)?.shape)
+    }
+
     /// What a model gives for a test pattern, one sample of each output; the shapes are without the batch's axis.
     fn run(self, model: &Model, preprocess: &Preprocess) -> Result<Vec<Output>, Error> {
         let batch_size = check_input(model, preprocess, 1)?;

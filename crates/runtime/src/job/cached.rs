@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::page::{Page, suspects_csv};
 use super::recipe::{HeadRecipe, Method};
-use super::run_folder::RunFolder;
+use super::run_folder::{Results, RunFolder};
 use super::settings;
 use super::train::{OnEpoch, Trained, Way, train_in};
 use crate::error::Error;
@@ -92,7 +92,12 @@ pub fn train_to_folder(
     ];
     let suspects = suspects_csv(&trained, train);
     files.extend(suspects.map(|text| ("suspects.csv".to_owned(), text.into_bytes())));
-    folder.write(&trained.head, None, files, keep)?;
+    let results = Results {
+        head: Some(&trained.head),
+        files,
+        ..Results::default()
+    };
+    folder.write(results, keep)?;
     Ok((trained, metrics))
 }
 

@@ -8,7 +8,7 @@ use pth::Existing;
 use super::cached::{add_training, pool, pretty};
 use super::page::{Page, suspects_csv};
 use super::recipe::{HeadRecipe, Method};
-use super::run_folder::RunFolder;
+use super::run_folder::{Results, RunFolder};
 use super::settings;
 use super::train::{OnEpoch, Trained, train_in};
 use crate::data::{Columns, DataOptions, Dataset, LeftOut, Split, SplitRule};
@@ -261,7 +261,13 @@ pub fn fit(config: &FitConfig, on_epoch: OnEpoch<'_>, monitor: Monitor<'_>) -> R
     ];
     let suspects = suspects_csv(&trained, &train_rows);
     files.extend(suspects.map(|text| ("suspects.csv".to_owned(), text.into_bytes())));
-    folder.write(&trained.head, Some(&exported), files, keep)?;
+    let results = Results {
+        head: Some(&trained.head),
+        model: Some(&exported),
+        files,
+        ..Results::default()
+    };
+    folder.write(results, keep)?;
     Ok(FitReport {
         extraction,
         trained,
@@ -343,7 +349,7 @@ fn spread(samples: &[usize], trained: &Trained, val: &Labelled, dtype: FeatureTy
 
 /// The settings that, with the content of the data, decide the result, as TOML. The same text means the same job: running
 /// it again may replace its results.
-fn settings_of(config: &FitConfig, boundary: &str) -> Result<String, Error> {
+pub(super) fn settings_of(config: &FitConfig, boundary: &str) -> Result<String, Error> {
     let absolute = |path: &Path| {
         let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
         settings::string(&path.to_string_lossy())

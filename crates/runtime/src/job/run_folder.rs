@@ -8,6 +8,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use pth::{AtomicFile, Existing, FileError};
+use surgery::{LazyStateDict, OutputFormat, WriteOptions};
 
 use crate::error::Error;
 use crate::head::Head;
@@ -22,14 +23,17 @@ const UNFINISHED: &str = "unfinished";
 const EVENTS: &str = "events.out.tfevents.";
 /// All that a run may leave, in the order in which old ones are removed; the settings come first there, and last when new
 /// ones are put in place, so that a folder that has them is complete.
-const RESULTS: [&str; 9] = [
+const RESULTS: [&str; 12] = [
     CONFIG,
     HEAD,
+    "last.safetensors",
     "ledger.jsonl",
     "metrics.json",
     METRICS_FILE,
     MODEL,
     "model.onnx.data",
+    "model.pth",
+    "model.safetensors",
     "report.html",
     "suspects.csv",
 ];
@@ -38,6 +42,18 @@ const RESULTS: [&str; 9] = [
 pub(super) struct RunFolder {
     path: PathBuf,
     existing: Existing,
+}
+
+/// What a run leaves.
+#[derive(Default)]
+pub(super) struct Results<'r> {
+    /// What stands on features as they are given, where the run has such.
+    pub(super) head: Option<&'r Head>,
+    pub(super) model: Option<&'r Model>,
+    /// By the files' names, which end in `.pth` or `.safetensors`.
+    pub(super) state_dicts: Vec<(&'static str, &'r LazyStateDict)>,
+    /// Names and bytes.
+    pub(super) files: Vec<(String, Vec<u8>)>,
 }
 
 /// The place of a run that can be interrupted, locked against a second one.
@@ -144,13 +160,11 @@ impl RunFolder {
     /// results that the new run does not have, and is without its `config.toml` until it is complete.
     pub(super) fn write(
         &self,
-        head: &Head,
-        model: Option<&Model>,
-        mut files: Vec<(String, Vec<u8>)>,
+        mut results: Results<'_>,
         unfinished: Option<Unfinished>,
     ) -> Result<(), Error> {
         if let Some(unfinished) = &unfinished {
-            files.extend(unfinished.lines()?);
+            results.files.extend(unfinished.lines()?);
         }
         let name = format!(".graftwork-{}.tmp", std::process::id());
         // In the folder itself where there is one: it may be a mount, into which no rename leads.
@@ -162,7 +176,7 @@ impl RunFolder {
             fs::create_dir_all(parent).map_err(FileError::at("create", parent))?;
             parent.join(name)
         };
-        let result = self.stage_and_move(&staging, head, model, &files);
+        let result = self.stage_and_move(&staging, &results);
         let _ = fs::remove_dir_all(&staging);
         result?;
         // All that is left of this run, and of others that were killed.
@@ -176,19 +190,20 @@ impl RunFolder {
         Ok(())
     }
 
-    fn stage_and_move(
-        &self,
-        staging: &Path,
-        head: &Head,
-        model: Option<&Model>,
-        files: &[(String, Vec<u8>)],
-    ) -> Result<(), Error> {
+    fn stage_and_move(&self, staging: &Path, results: &Results<'_>) -> Result<(), Error> {
         fs::create_dir_all(staging).map_err(FileError::at("create", &self.path))?;
-        head.save(&staging.join(HEAD))?;
-        if let Some(model) = model {
+        if let Some(head) = results.head {
+            head.save(&staging.join(HEAD))?;
+        }
+        if let Some(model) = results.model {
             model.save(&staging.join(MODEL), Existing::Replace)?;
         }
-        for (name, bytes) in files {
+        for (name, tensors) in &results.state_dicts {
+            let path = staging.join(name);
+            let format = OutputFormat::of(&path).expect("a state dict's name ends as one's does");
+            surgery::write(&path, tensors, &WriteOptions::new(format))?;
+        }
+        for (name, bytes) in &results.files {
             let path = self.path.join(name);
             // Errors speak of the file that was wanted, not of the staging one.
             let mut file =

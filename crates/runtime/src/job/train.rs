@@ -316,7 +316,7 @@ impl Descent {
 }
 
 /// An epoch by TensorBoard's names.
-fn scalars(epoch: &EpochMetrics) -> EpochScalars {
+pub(super) fn scalars(epoch: &EpochMetrics) -> EpochScalars {
     let figures = [
         ("loss/train", Some(epoch.train_loss)),
         ("loss/val", epoch.val_loss),

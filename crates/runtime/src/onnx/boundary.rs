@@ -66,14 +66,14 @@ impl Model {
 }
 
 /// What the sweep knows before it begins.
-struct Sweep<'m> {
+pub(super) struct Sweep<'m> {
     model: &'m Model,
     main: Option<&'m str>,
     producers: HashMap<&'m str, usize>,
     /// Nodes whose values depend on the main input's values, and that the output needs.
-    on_path: Vec<bool>,
+    pub(super) on_path: Vec<bool>,
     /// Tensors that depend on the main input's values.
-    dependent: HashSet<&'m str>,
+    pub(super) dependent: HashSet<&'m str>,
     /// Of all other tensors, those that something in front decides all the same: the first node (counted from 1) whose
     /// result's sizes they come from, or 0 for an input.
     since: HashMap<&'m str, usize>,
@@ -92,7 +92,7 @@ struct All<'m> {
 }
 
 impl<'m> Sweep<'m> {
-    fn new(model: &'m Model) -> Sweep<'m> {
+    pub(super) fn new(model: &'m Model) -> Sweep<'m> {
         let main = model
             .inputs
             .iter()

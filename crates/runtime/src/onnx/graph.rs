@@ -304,6 +304,16 @@ impl Model {
         })
     }
 
+    /// A number among a node's attributes.
+    pub(super) fn float(&self, node: &Node, name: &str) -> Option<f32> {
+        let (_, span) = node.attributes.iter().find(|(found, _)| found == name)?;
+        let mut parts = wire::each(&self.bytes, span.clone()).flatten();
+        parts.find_map(|part| match part.value {
+            Value::Fixed32(bits) if part.number == 2 => Some(f32::from_bits(bits)),
+            _ => None,
+        })
+    }
+
     /// Index of the node that makes each tensor.
     pub(super) fn producers(&self) -> HashMap<&str, usize> {
         let mut producers = HashMap::new();

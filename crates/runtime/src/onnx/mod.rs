@@ -17,8 +17,12 @@ mod splice;
 mod tensor;
 #[cfg(test)]
 pub(crate) mod tests;
+mod values;
 mod weights;
 pub(crate) mod wire;
+
+#[cfg(test)]
+pub(crate) use tests::build::graph as test_graph;
 
 pub use boundary::Boundary;
 pub(crate) use cut::nearest;
@@ -29,4 +33,7 @@ pub use node::Input;
 pub(crate) use operation::{Numbers, Operation, Values};
 pub use splice::{Outputs, Reduction};
 pub use tensor::type_name;
-pub use weights::{DEFAULT_BATCH_NORM_EPS, FoldedNorm, WeightsFrom, WeightsOptions, WeightsReport};
+pub use weights::{
+    ClassifierLayer, DEFAULT_BATCH_NORM_EPS, FoldedNorm, Parameter, WeightsFrom, WeightsOptions,
+    WeightsReport,
+};

@@ -30,5 +30,5 @@ mod value;
 pub use emit::InputSize;
 pub use fault::TemplateError;
 pub use fit::{Choice, NoTemplate, Template};
-pub use open::{GraphOptions, open_graph};
+pub use open::{GraphOptions, Made, open_graph};
 pub use summary::{BatchSize, Column, NetworkRow, NetworkSummary, SummaryFormat};

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use pth::{Backing, OpenOptions, Source};
-use surgery::open_whole;
+use surgery::{LazyStateDict, open_whole};
 
 use super::emit::InputSize;
 use super::fit::{Choice, Template};
@@ -21,18 +21,27 @@ pub struct GraphOptions {
     pub open: OpenOptions,
 }
 
-/// Opens an ONNX model, or makes one of a checkpoint; with the template in the second case.
+/// What a graph was made of.
+#[derive(Debug, Clone)]
+pub struct Made {
+    /// The network.
+    pub template: Template,
+    /// The checkpoint.
+    pub tensors: LazyStateDict,
+}
+
+/// Opens an ONNX model, or makes one of a checkpoint; with what it was made of in the second case.
 ///
 /// # Errors
 /// As [`Model::open`]; for a checkpoint as [`Template::recognise`] and [`Template::to_onnx`].
-pub fn open_graph(path: &Path, options: &GraphOptions) -> Result<(Model, Option<Template>), Error> {
+pub fn open_graph(path: &Path, options: &GraphOptions) -> Result<(Model, Option<Made>), Error> {
     if !is_checkpoint(path)? {
         return Ok((Model::open(path)?, None));
     }
     let tensors = open_whole(path, &options.open)?;
     let template = Template::recognise(path, &tensors, &options.choice)?;
     let model = template.to_onnx(&tensors, options.size)?;
-    Ok((model, Some(template)))
+    Ok((model, Some(Made { template, tensors })))
 }
 
 /// Whether a file begins as checkpoints do and ONNX models do not: a zip, a pickle, safetensors, an index; or is a folder.

@@ -9,7 +9,7 @@
 use pulp::{Simd, WithSimd};
 
 /// Numbers of a row of a panel.
-pub(super) const LANES: usize = 16;
+pub(crate) const LANES: usize = 16;
 
 /// `out[b, 16·p + lane] = Σ_m a[b, m] · panels[p, m, lane]` for `n` rows.
 pub(super) struct Spread<'a> {

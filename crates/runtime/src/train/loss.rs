@@ -8,7 +8,7 @@ use crate::targets::{Targets, Task};
 
 /// A loss with its settings.
 #[derive(Debug, Clone)]
-pub(super) struct Loss {
+pub(crate) struct Loss {
     task: Task,
     smoothing: f32,
     /// Outputs of a head.
@@ -22,7 +22,7 @@ pub(super) struct Loss {
 
 /// What a row is to be.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Wanted<'t> {
+pub(crate) enum Wanted<'t> {
     /// A class, and with mixup another one with what is left of 1.
     Class { first: u32, second: u32, share: f32 },
     /// Numbers.
@@ -31,17 +31,17 @@ pub(super) enum Wanted<'t> {
 
 /// What a row of a head gave.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub(super) struct RowLoss {
+pub(crate) struct RowLoss {
     /// The loss, not yet divided by anything.
-    pub(super) loss: f64,
+    pub(crate) loss: f64,
     /// Right outputs: 1 or 0 where a row has one class.
-    pub(super) n_right: u32,
+    pub(crate) n_right: u32,
 }
 
 impl Loss {
     /// # Errors
     /// [`Error::Features`] for balanced weights of a class that has no row.
-    pub(super) fn new(
+    pub(crate) fn new(
         task: Task,
         smoothing: f32,
         class_weights: &ClassWeights,
@@ -105,7 +105,7 @@ impl Loss {
     }
 
     /// What a row adds to the number that the losses of a batch are divided by.
-    pub(super) fn denominator(&self, wanted: Wanted<'_>) -> f64 {
+    pub(crate) fn denominator(&self, wanted: Wanted<'_>) -> f64 {
         match wanted {
             Wanted::Class { first, second, share } => {
                 f64::from(share) * f64::from(self.weight(first))
@@ -117,7 +117,7 @@ impl Loss {
 
     /// Turns the logits of one head into residuals, multiplied by `scale`.
     #[inline(always)]
-    pub(super) fn row(&self, logits: &mut [f32], wanted: Wanted<'_>, scale: f32) -> RowLoss {
+    pub(crate) fn row(&self, logits: &mut [f32], wanted: Wanted<'_>, scale: f32) -> RowLoss {
         match (self.task, wanted) {
             (_, Wanted::Class { first, second, share }) => {
                 self.cross_entropy(logits, first, second, share, scale)

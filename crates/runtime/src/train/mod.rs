@@ -7,7 +7,7 @@
 //!
 //! [`fit_on`] and [`sweep_on`] do the same on a GPU, whose sums round differently; checkpoints are those of the processor.
 //!
-//! Deliberately absent: gradients of the backbone; a learning rate that is found by itself (for linear heads
+//! Deliberately absent: gradients of the backbone (see [`tune`](crate::tune)); a learning rate that is found by itself (for linear heads
 //! [`solve`](crate::solve) needs none).
 
 #![expect(
@@ -40,3 +40,11 @@ pub use counter::epoch_order;
 pub use schedule::{Curve, Schedule, Time, Unit};
 pub use state::{EpochMetrics, Outcome, TrainedHead, best_of};
 pub use sweep::{Halving, SweepConfig, SweepHead, fit, fit_from, fit_on, sweep, sweep_on};
+
+/// The parts of a step that the tail of a network is trained by too.
+pub(crate) mod update {
+    pub(crate) use super::kernel::LANES;
+    pub(crate) use super::loss::{Loss, RowLoss, Wanted};
+    pub(crate) use super::optimiser::{HeadStep, Rule, Scalars, State, Update};
+    pub(crate) use super::state::{is_best, score};
+}

@@ -8,15 +8,15 @@ use super::config::Optimiser;
 use super::kernel::LANES;
 
 /// Weights with what the optimiser keeps beside each: parallel slices, empty where it keeps nothing.
-pub(super) struct State<'s> {
-    pub(super) weights: &'s mut [f32],
-    pub(super) moments: [&'s mut [f32]; 2],
-    pub(super) ema: &'s mut [f32],
+pub(crate) struct State<'s> {
+    pub(crate) weights: &'s mut [f32],
+    pub(crate) moments: [&'s mut [f32]; 2],
+    pub(crate) ema: &'s mut [f32],
 }
 
 impl<'s> State<'s> {
     /// Both sides of a cut behind `at` weights.
-    pub(super) fn split(self, at: usize) -> (State<'s>, State<'s>) {
+    pub(crate) fn split(self, at: usize) -> (State<'s>, State<'s>) {
         fn cut(values: &mut [f32], at: usize) -> (&mut [f32], &mut [f32]) {
             let at = at.min(values.len());
             values.split_at_mut(at)
@@ -59,7 +59,7 @@ impl<'s> State<'s> {
 
 /// What a rule multiplies with in one step, per lane.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Scalars {
+pub(crate) struct Scalars {
     /// SGD: the learning rate. Adam: `lr / (1 - β₁ᵗ)`.
     rate: [f32; LANES],
     /// SGD and Adam: weight decay. AdamW: `1 - lr · decay`.
@@ -70,7 +70,7 @@ pub(super) struct Scalars {
 
 /// The rule of one step, with what is the same for all lanes.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Rule {
+pub(crate) struct Rule {
     kind: Kind,
     /// Share of the new weights in the moving average.
     ema: f32,
@@ -96,15 +96,15 @@ enum Kind {
 
 /// Settings of one head in one step.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct HeadStep {
-    pub(super) lr: f64,
-    pub(super) weight_decay: f64,
-    pub(super) clip: f64,
+pub(crate) struct HeadStep {
+    pub(crate) lr: f64,
+    pub(crate) weight_decay: f64,
+    pub(crate) clip: f64,
 }
 
 impl Rule {
     /// The rule of step `step` (from 0) with the momentum or first beta that the schedule says.
-    pub(super) fn new(optimiser: Optimiser, momentum: Option<f64>, step: usize, ema: Option<f64>) -> Rule {
+    pub(crate) fn new(optimiser: Optimiser, momentum: Option<f64>, step: usize, ema: Option<f64>) -> Rule {
         let kind = match optimiser {
             Optimiser::Sgd { momentum: 0.0, .. } => Kind::Sgd,
             Optimiser::Sgd {
@@ -135,7 +135,7 @@ impl Rule {
     }
 
     /// A lane's scalars: what [`update`](Rule::update) takes for a head.
-    pub(super) fn scalars(
+    pub(crate) fn scalars(
         optimiser: Optimiser,
         momentum: Option<f64>,
         step: usize,
@@ -255,11 +255,11 @@ impl Rule {
 }
 
 /// An update by itself.
-pub(super) struct Update<'u> {
-    pub(super) rule: &'u Rule,
-    pub(super) scalars: &'u Scalars,
-    pub(super) state: State<'u>,
-    pub(super) gradient: &'u [f32],
+pub(crate) struct Update<'u> {
+    pub(crate) rule: &'u Rule,
+    pub(crate) scalars: &'u Scalars,
+    pub(crate) state: State<'u>,
+    pub(crate) gradient: &'u [f32],
 }
 
 impl WithSimd for Update<'_> {

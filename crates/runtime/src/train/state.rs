@@ -132,7 +132,7 @@ impl Run {
 }
 
 /// How good an epoch is; more is better.
-pub(super) fn score(best: Best, metrics: &EpochMetrics) -> f64 {
+pub(crate) fn score(best: Best, metrics: &EpochMetrics) -> f64 {
     let loss = -metrics.val_loss.unwrap_or(metrics.train_loss);
     let score = match best {
         Best::Accuracy => metrics.val_accuracy.or(metrics.train_accuracy).unwrap_or(loss),
@@ -143,7 +143,7 @@ pub(super) fn score(best: Best, metrics: &EpochMetrics) -> f64 {
 }
 
 /// Whether the last epoch is the best so far. Without validation rows it is: the training loss says nothing of others.
-pub(super) fn is_best(best: Best, history: &[EpochMetrics]) -> bool {
+pub(crate) fn is_best(best: Best, history: &[EpochMetrics]) -> bool {
     let (last, before) = history.split_last().expect("an epoch was judged");
     if best == Best::Last || last.val_loss.is_none() {
         return true;

@@ -87,6 +87,11 @@ pub(crate) fn open_head(run: &Path) -> anyhow::Result<Head> {
         return Ok(Head::open(&head)?);
     }
     let text = format!("`{}` holds no `head.safetensors`", run.display());
+    if run.join("model.pth").is_file() {
+        return Err(UsageError::new(text)
+            .with_hint("its whole network was trained, and model.onnx takes pictures")
+            .into());
+    }
     Err(UsageError::new(text)
         .with_hint("graftwork train and graftwork fit write run folders that do")
         .into())

@@ -68,6 +68,23 @@ impl Model {
         )
     }
 
+    /// As [`splice`](Model::splice), with logits alone and the head's numbers called `<module>.weight` and so on.
+    ///
+    /// # Errors
+    /// As [`splice`](Model::splice).
+    pub fn splice_as(
+        &self,
+        module: &str,
+        boundary: &str,
+        reduction: Reduction,
+        head: &Head,
+        metadata: &[(&str, String)],
+    ) -> Result<Model, Error> {
+        let tail = Tail::behind(boundary, module, self.names_in_front(boundary));
+        let limit = MAX_PROTOBUF_BYTES as usize;
+        self.splice_tail(tail, boundary, reduction, head, Outputs::Logits, metadata, limit)
+    }
+
     /// As [`splice`](Model::splice); the head's numbers lie outside the bytes where these would reach `limit`.
     pub(super) fn splice_below(
         &self,
@@ -78,9 +95,23 @@ impl Model {
         metadata: &[(&str, String)],
         limit: usize,
     ) -> Result<Model, Error> {
+        let tail = Tail::behind(boundary, "head", self.names_in_front(boundary));
+        self.splice_tail(tail, boundary, reduction, head, outputs, metadata, limit)
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "what the two doors above are asked for")]
+    fn splice_tail<'m>(
+        &'m self,
+        mut tail: Tail<'m>,
+        boundary: &str,
+        reduction: Reduction,
+        head: &Head,
+        outputs: Outputs,
+        metadata: &[(&str, String)],
+        limit: usize,
+    ) -> Result<Model, Error> {
         self.check_boundary(boundary)?;
         self.check_opset()?;
-        let mut tail = Tail::behind(boundary, self.names_in_front(boundary));
         let about = self.infos.get(boundary).map(|info| info.about.elem_type);
         if about != Some(FLOAT) && (about.is_some() || self.input()?.elem_type != FLOAT || self.has_casts()) {
             // A graph of float16, wholly or inside; where the boundary is float32 all the same this does nothing.
@@ -125,7 +156,7 @@ impl Model {
             );
             return Err(Error::Usage(text));
         };
-        let mut tail = Tail::behind(logits, self.names_in_front(logits));
+        let mut tail = Tail::behind(logits, "head", self.names_in_front(logits));
         tail.probabilities(task, n_outputs);
         let (graph_tail, _) = tail.finish(false);
         self.remade(self.with_graph_tail(&graph_tail))

@@ -21,6 +21,8 @@ pub(super) struct Tail<'m> {
     outputs: Vec<(String, usize)>,
     /// The tensor that the next node reads.
     last: String,
+    /// In front of the names of its numbers.
+    module: String,
 }
 
 struct Node {
@@ -40,7 +42,7 @@ struct Weight {
 }
 
 impl<'m> Tail<'m> {
-    pub(super) fn behind(boundary: &str, in_front: HashSet<&'m str>) -> Tail<'m> {
+    pub(super) fn behind(boundary: &str, module: &str, in_front: HashSet<&'m str>) -> Tail<'m> {
         Tail {
             in_front,
             taken: HashSet::new(),
@@ -48,6 +50,7 @@ impl<'m> Tail<'m> {
             weights: Vec::new(),
             outputs: Vec::new(),
             last: boundary.to_owned(),
+            module: module.to_owned(),
         }
     }
 
@@ -106,7 +109,7 @@ impl<'m> Tail<'m> {
         });
     }
 
-    /// Numbers of the head, `head.<name>`; the name that nodes read them by.
+    /// Numbers of the head, `<module>.<name>`; the name that nodes read them by.
     pub(super) fn weight(&mut self, name: &str, shape: &[usize], values: &[f32]) -> String {
         self.constant(
             name,
@@ -117,7 +120,7 @@ impl<'m> Tail<'m> {
     }
 
     fn constant(&mut self, name: &str, dtype: i64, shape: &[usize], bytes: Vec<u8>) -> String {
-        let name = self.free(&format!("head.{name}"));
+        let name = self.free(&format!("{}.{name}", self.module));
         self.weights.push(Weight {
             name: name.clone(),
             dtype,

@@ -8,5 +8,6 @@ mod boundaries;
 pub(crate) mod build;
 mod digests;
 mod external;
+mod parameters;
 mod splice;
 mod weights;

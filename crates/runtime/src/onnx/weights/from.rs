@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use pth::OpenOptions;
-use surgery::{Pattern, Plan, open_whole};
+use surgery::{LazyStateDict, Pattern, Plan, open_whole};
 
 use super::{WeightsOptions, WeightsReport};
 use crate::error::Error;
@@ -25,11 +25,34 @@ pub struct WeightsFrom {
 }
 
 impl WeightsFrom {
+    /// Opens the checkpoint and does the steps.
+    ///
+    /// # Errors
+    /// The checkpoint cannot be opened, or a step cannot be done.
+    pub fn tensors(&self) -> Result<LazyStateDict, Error> {
+        let plan = Plan::parse(&self.plan)?;
+        let (tensors, _) = plan.apply(open_whole(&self.path, &self.open)?, &self.open)?;
+        Ok(tensors)
+    }
+
     /// Opens the checkpoint, does the steps, and puts the tensors into `model`.
     ///
     /// # Errors
-    /// As [`Model::with_weights`]; the checkpoint cannot be opened, a step cannot be done, a pattern is none.
+    /// As [`tensors`](WeightsFrom::tensors) and [`put`](WeightsFrom::put).
     pub fn put_into(&self, model: &Model, boundaries: &[&str]) -> Result<(Model, WeightsReport), Error> {
+        self.put(model, boundaries, &self.tensors()?)
+    }
+
+    /// Puts what [`tensors`](WeightsFrom::tensors) gave into `model`.
+    ///
+    /// # Errors
+    /// As [`Model::with_weights`]; a pattern is none.
+    pub fn put(
+        &self,
+        model: &Model,
+        boundaries: &[&str],
+        tensors: &LazyStateDict,
+    ) -> Result<(Model, WeightsReport), Error> {
         let keep: Vec<Pattern> = self
             .keep
             .iter()
@@ -37,13 +60,11 @@ impl WeightsFrom {
                 Pattern::parse(text).map_err(|error| Error::Usage(format!("`{text}`: {}", error.reason)))
             })
             .collect::<Result<_, Error>>()?;
-        let plan = Plan::parse(&self.plan)?;
-        let (weights, _) = plan.apply(open_whole(&self.path, &self.open)?, &self.open)?;
         let options = WeightsOptions {
             boundaries,
             keep: &keep,
             batch_norm_eps: self.batch_norm_eps,
         };
-        model.with_weights(&weights, &options)
+        model.with_weights(tensors, &options)
     }
 }

@@ -8,6 +8,7 @@ mod fold;
 mod from;
 mod module_path;
 mod names;
+mod parameters;
 mod resolve;
 mod write;
 
@@ -18,6 +19,8 @@ use surgery::{LazyStateDict, Pattern};
 
 pub use self::from::WeightsFrom;
 use self::names::{Names, Prefix, is_a_name, parent};
+pub(super) use self::parameters::floats;
+pub use self::parameters::{ClassifierLayer, Parameter};
 use self::resolve::{AddedBias, Place, Resolved, Use, resolve};
 use super::cut::nearest;
 use super::graph::Model;

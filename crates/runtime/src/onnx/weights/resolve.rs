@@ -94,7 +94,7 @@ impl<'m> Use<'m> {
     }
 
     /// What the operand is called in a module of PyTorch, for operators that are modules.
-    fn leaf(&self, node: &Node) -> Option<&'static str> {
+    pub(super) fn leaf(&self, node: &Node) -> Option<&'static str> {
         if !node.domain.is_empty() {
             return None;
         }

@@ -206,7 +206,7 @@ fn value(dtype: i64, numel: usize, place: &Place, names: &Names<'_>) -> Result<V
 }
 
 /// A row-major matrix of `columns` elements a row, transposed.
-fn transposed(bytes: &[u8], columns: usize, size: usize) -> Vec<u8> {
+pub(super) fn transposed(bytes: &[u8], columns: usize, size: usize) -> Vec<u8> {
     /// Rows and columns that are moved together, so that both sides stay in the cache.
     const TILE: usize = 32;
     let rows = bytes.len() / (columns * size).max(1);
