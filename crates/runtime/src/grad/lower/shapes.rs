@@ -553,6 +553,10 @@ fn home(from: &[Dim], to: &[Dim]) -> Option<usize> {
             if is_between && j_start > 0 && j_start + 1 == to.len() {
                 return Some(j_start - 1);
             }
+            // Samples behind something: where the graph was exported for one, a one stands in their place.
+            if from[at].size > 1 && to[j_start].size != 1 && to.get(j).is_some_and(|dim| dim.size == 1) {
+                return Some(j);
+            }
             return (leads || j - j_start == 1).then_some(j_start);
         }
     }
@@ -580,6 +584,7 @@ mod tests {
         check(&[n, fixed(197), fixed(768)], &[-1, 768], "[197n, 768]");
         check(&[fixed(197), n, fixed(768)], &[197, 12, 64], "[197, 12n, 64]");
         check(&[fixed(197), n, fixed(12), fixed(64)], &[197, 768], "[197n, 768]");
+        check(&[Dim::batched(197), fixed(768)], &[197, 1, 768], "[197, n, 768]");
         check(
             &[Dim::batched(12), fixed(197), fixed(64)],
             &[1, 12, 197, 64],
