@@ -36,7 +36,7 @@ impl Parser<'_> {
         while self.take_sign(",") {
             let is_end = matches!(
                 self.token().kind,
-                TokenKind::NewLine | TokenKind::End | TokenKind::Sign("=" | ")" | "]" | ":")
+                TokenKind::NewLine | TokenKind::End | TokenKind::Sign("=" | ")" | "]")
             ) || self.is_word("in");
             if is_end {
                 break;
