@@ -503,7 +503,7 @@ fn a_loss_that_is_no_number_leaves_the_last_good_weights() {
 /// A small network with a hyperbolic sine in its middle.
 fn odd_network() -> Vec<u8> {
     let weight: Vec<u8> = (0..3 * 32 * 32 * 4)
-        .flat_map(|at| (at as f32 * 1e-5).to_le_bytes())
+        .flat_map(|at| (at as f32 * 1e-8).to_le_bytes())
         .collect();
     let last: Vec<u8> = (0..4 * 2)
         .flat_map(|at| (at as f32 * 0.1).to_le_bytes())
