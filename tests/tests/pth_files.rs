@@ -117,7 +117,7 @@ fn all_of_a_training_checkpoint_is_kept_as_plain_values() {
     }
     run(scratch.command_without_runtime(["convert", "in.pth", "b.safetensors", "--all"]))
         .fails(2, "tensors only");
-    run(scratch.command_without_runtime(["convert", "in.pth", "b.onnx"])).fails(2, ".safetensors");
+    run(scratch.command_without_runtime(["convert", "in.pth", "b.txt"])).fails(2, ".safetensors");
 }
 
 /// `[magic number, protocol, system, object, storage keys]`: a dict of one float tensor and what calling `os.system` would return.

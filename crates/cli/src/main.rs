@@ -24,7 +24,7 @@ use clap::Parser;
 )]
 enum Verb {
     /// The main job: features of a folder (cached), a trained head, its marks, one deployable model
-    Fit(commands::fit::FitArgs),
+    Fit(Box<commands::fit::FitArgs>),
     /// Features of a folder into the cache
     Extract(commands::extract::ExtractArgs),
     /// The tensors that a whole network goes through, at which it can be cut

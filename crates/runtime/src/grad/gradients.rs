@@ -31,7 +31,7 @@ impl Gradients {
     pub(super) fn are_finite(&self) -> bool {
         self.values
             .values()
-            .all(|values| values.par_chunks(CHUNK).all(|values| all_finite(values)))
+            .all(|values| values.par_chunks(CHUNK).all(all_finite))
     }
 
     /// The gradient of a parameter; none where it does not learn.

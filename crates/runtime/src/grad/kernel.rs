@@ -165,6 +165,10 @@ impl Product<'_> {
 
     /// A part of the depth of a tile.
     #[inline(always)]
+    #[expect(
+        clippy::needless_range_loop,
+        reason = "the sums stay in registers only where plain numbers index them"
+    )]
     fn block<S: Simd, const R: usize, const Q: usize, const V: usize>(
         &mut self,
         simd: S,
@@ -301,6 +305,10 @@ impl Outer<'_> {
     }
 
     #[inline(always)]
+    #[expect(
+        clippy::needless_range_loop,
+        reason = "the sums stay in registers only where plain numbers index them"
+    )]
     fn tile<S: Simd, const R: usize, const Q: usize, const V: usize>(
         &mut self,
         simd: S,

@@ -109,6 +109,10 @@ impl Workspace {
     }
 
     /// Runs the operators back that lead to what learns; gradients are written whole.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "what is known, and three places to write to"
+    )]
     pub(super) fn backward(
         &mut self,
         program: &Program,

@@ -14,6 +14,9 @@ use crate::targets::Task;
 /// Rows at a time: enough for the products, small enough for the caches.
 const CHUNK_ROWS: usize = 256;
 
+/// Told of a stretch of rows: the number of its first, and the logits of all.
+pub type EachStretch<'e> = dyn FnMut(usize, &[f32]) -> Result<(), Error> + 'e;
+
 /// Layers with what their outputs mean, as `torch.nn.Sequential` would apply them.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Head {
@@ -127,11 +130,7 @@ impl Head {
     ///
     /// # Errors
     /// As [`logits`](Head::logits); what `each` returns, after which no more rows are looked at.
-    pub fn logits_each(
-        &self,
-        features: &Features,
-        each: &mut dyn FnMut(usize, &[f32]) -> Result<(), Error>,
-    ) -> Result<(), Error> {
+    pub fn logits_each(&self, features: &Features, each: &mut EachStretch<'_>) -> Result<(), Error> {
         /// Chunks for each thread between two calls.
         const CHUNKS_PER_THREAD: usize = 4;
         self.check_takes(features)?;

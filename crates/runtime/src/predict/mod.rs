@@ -25,7 +25,7 @@ use crate::error::Error;
 use crate::metrics::Judged;
 use crate::metrics::sigmoid;
 use crate::targets::Task;
-pub use rows::{NamedBy, Rows};
+pub use rows::{EachRow, NamedBy, Rows};
 
 /// How much is written of each row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

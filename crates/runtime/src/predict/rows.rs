@@ -23,6 +23,9 @@ pub enum NamedBy {
     Digest,
 }
 
+/// Told of a row: what it is called, what is known of it, and its logits.
+pub type EachRow<'e> = dyn FnMut(&str, Known<'_>, &[f32]) -> Result<(), Error> + Send + 'e;
+
 /// Features with what each row is called.
 #[derive(Debug)]
 pub struct Rows {
@@ -37,7 +40,7 @@ enum Named {
     /// One name for each row.
     By(Vec<String>),
     /// The samples that have a row, in order.
-    Samples(Manifest, NamedBy),
+    Samples(Box<Manifest>, NamedBy),
 }
 
 impl Rows {
@@ -56,7 +59,7 @@ impl Rows {
         })?;
         Ok(Rows {
             features,
-            named: Named::Samples(manifest, named_by),
+            named: Named::Samples(Box::new(manifest), named_by),
         })
     }
 
@@ -97,7 +100,7 @@ impl Rows {
             Named::Samples(manifest, _) => Some(manifest),
             Named::ByNumber | Named::By(_) => None,
         };
-        let lines = manifest.into_iter().flat_map(Manifest::lines);
+        let lines = manifest.into_iter().flat_map(|manifest| manifest.lines());
         lines.filter(|line| line.id.is_none()).map(|line| LeftOut {
             name: line.name.into_owned(),
             reason: line.left_out.unwrap_or_default().into_owned(),
@@ -115,7 +118,7 @@ impl Rows {
         head: &Head,
         threads: usize,
         monitor: Monitor<'_>,
-        each: &mut (dyn FnMut(&str, Known<'_>, &[f32]) -> Result<(), Error> + Send),
+        each: &mut EachRow<'_>,
     ) -> Result<(), Error> {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
         let pool =
@@ -124,12 +127,7 @@ impl Rows {
     }
 
     /// As [`predict`](Rows::predict), by the threads of the pool that it is called in.
-    fn predict_here(
-        &self,
-        head: &Head,
-        monitor: Monitor<'_>,
-        each: &mut dyn FnMut(&str, Known<'_>, &[f32]) -> Result<(), Error>,
-    ) -> Result<(), Error> {
+    fn predict_here(&self, head: &Head, monitor: Monitor<'_>, each: &mut EachRow<'_>) -> Result<(), Error> {
         let total = self.features.n_rows();
         let mut named = self.named(head);
         head.logits_each(&self.features, &mut |first, logits| {

@@ -38,7 +38,7 @@ pub(super) enum Value {
     /// A method of a module that its class defines.
     Method(ModuleId, Rc<Closure>),
     /// A method that all values of its kind have.
-    ValueMethod(Rc<(Value, Rc<str>)>),
+    KindMethod(Rc<(Value, Rc<str>)>),
     /// `super()` in a method of a class.
     Super(ModuleId, Option<Parent>),
     /// `torch`, `nn`, `F` and what is imported: one space of all names.
@@ -220,7 +220,7 @@ impl Value {
             | Value::Builtin(_)
             | Value::Partial(_)
             | Value::Method(..)
-            | Value::ValueMethod(_) => "a function",
+            | Value::KindMethod(_) => "a function",
             Value::Super(..) => "super()",
             Value::Namespace | Value::Ignored => "a module of Python",
         }

@@ -602,7 +602,7 @@ impl Loaded {
         }
         let mut all = Vec::new();
         self.each(features, &own, JUDGED_AT_ONCE, monitor, &mut |logits, _| {
-            all.extend_from_slice(logits)
+            all.extend_from_slice(logits);
         })?;
         Ok(all)
     }

@@ -160,8 +160,7 @@ impl Lower<'_> {
         let [a, b] = &sides;
         let mut shape = Vec::with_capacity(rank);
         let mut has = [vec![true; rank], vec![true; rank]];
-        for axis in 0..rank {
-            let (of_a, of_b) = (a.shape[axis], b.shape[axis]);
+        for (axis, (&of_a, &of_b)) in a.shape.iter().zip(&b.shape).enumerate() {
             shape.push(match (of_a == of_b, of_a == Dim::ONE, of_b == Dim::ONE) {
                 (true, ..) => of_a,
                 (_, true, _) => {

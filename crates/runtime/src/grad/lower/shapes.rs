@@ -318,12 +318,10 @@ impl Lower<'_> {
             total += input.shape[axis].size;
         }
         shape[axis] = Dim::fixed(total);
-        let mut memory = shape.clone();
-        let mut place = axis;
-        if layout == Layout::ChannelsLast {
-            memory = vec![shape[0], shape[2], shape[3], shape[1]];
-            place = PLACES[axis];
-        }
+        let (memory, place) = match layout {
+            Layout::ChannelsLast => (vec![shape[0], shape[2], shape[3], shape[1]], PLACES[axis]),
+            _ => (shape.clone(), axis),
+        };
         let op = Concat {
             sizes: inputs.iter().map(|input| input.shape[axis]).collect(),
             inner: numel(&memory[place + 1..]),
@@ -375,12 +373,13 @@ impl Lower<'_> {
             axes = (0..rank).collect();
         }
         let is_picture = x.layout == Layout::ChannelsLast;
-        let mut memory = x.shape.clone();
-        let mut places = axes.clone();
-        if is_picture {
-            memory = vec![x.shape[0], x.shape[2], x.shape[3], x.shape[1]];
-            places = axes.iter().map(|axis| PLACES[*axis]).collect();
-        }
+        let (memory, mut places) = match is_picture {
+            true => (
+                vec![x.shape[0], x.shape[2], x.shape[3], x.shape[1]],
+                axes.iter().map(|axis| PLACES[*axis]).collect(),
+            ),
+            false => (x.shape.clone(), axes.clone()),
+        };
         places.sort_unstable();
         let (first, last) = (places[0], places[places.len() - 1]);
         if last - first + 1 != places.len() {

@@ -40,7 +40,7 @@ impl Layout {
             }
             match joined.last_mut() {
                 Some((inner, inner_stride)) if stride == *inner_stride * inner.cast_signed() => {
-                    *inner *= size
+                    *inner *= size;
                 }
                 _ => joined.push((size, stride)),
             }

@@ -258,7 +258,7 @@ impl WithSimd for ToTiles<'_> {
     fn with_simd<S: Simd>(self, simd: S) {
         match self.what {
             Taken::Inputs(Size::Two, pad) => {
-                self.run::<S, 4, 4>(simd, pad, |math, tile| math.both(tile, |d| math.input_of_two(d)))
+                self.run::<S, 4, 4>(simd, pad, |math, tile| math.both(tile, |d| math.input_of_two(d)));
             }
             Taken::Inputs(Size::Four, pad) => {
                 self.run::<S, 6, 6>(simd, pad, |math, tile| math.both(tile, |d| math.input(d)));
@@ -339,10 +339,10 @@ impl WithSimd for FromTiles<'_> {
     fn with_simd<S: Simd>(self, simd: S) {
         match self.what {
             Given::Outputs => {
-                self.run::<S, 4, 2, false>(simd, [0, 0], |math, m| math.both(m, |m| math.output_of_two(m)))
+                self.run::<S, 4, 2, false>(simd, [0, 0], |math, m| math.both(m, |m| math.output_of_two(m)));
             }
             Given::Inputs(pad) => {
-                self.run::<S, 6, 6, true>(simd, pad, |math, z| math.both(z, |z| math.input_adjoint(z)))
+                self.run::<S, 6, 6, true>(simd, pad, |math, z| math.both(z, |z| math.input_adjoint(z)));
             }
         }
     }
@@ -427,8 +427,8 @@ impl Kernels<'_> {
             let mut taps = [[0.0f32; LANES]; 9];
             for lane in 0..LANES {
                 let kernel = &self.weights[lane * self.lane + row * self.row..][..9];
-                for tap in 0..9 {
-                    taps[tap][lane] = kernel[tap];
+                for (tap, value) in taps.iter_mut().zip(kernel) {
+                    tap[lane] = *value;
                 }
             }
             for lane in (0..LANES).step_by(S::F32_LANES) {

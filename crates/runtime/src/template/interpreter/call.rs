@@ -36,7 +36,7 @@ impl Interpreter<'_> {
                 let (callee, first) = &**partial;
                 self.call(callee, first.clone().and(args))
             }
-            Value::ValueMethod(method) => {
+            Value::KindMethod(method) => {
                 let (receiver, name) = &**method;
                 self.call_value_method(receiver, name, args)
             }

@@ -67,17 +67,17 @@ impl Interpreter<'_> {
                     )
                 }
                 "dtype" | "device" => Ok(Value::None),
-                _ => Ok(Value::ValueMethod(Rc::new((of.clone(), name.clone())))),
+                _ => Ok(Value::KindMethod(Rc::new((of.clone(), name.clone())))),
             },
             Value::Super(id, parent) => {
                 let parent = parent.clone().unwrap_or(Parent::Base(Base::Module));
                 if &**name == "__init__" {
-                    return Ok(Value::ValueMethod(Rc::new((of.clone(), name.clone()))));
+                    return Ok(Value::KindMethod(Rc::new((of.clone(), name.clone()))));
                 }
                 match Self::method(&parent, name) {
                     Some(method) => Ok(Value::Method(*id, method)),
                     None if &**name == "forward" => {
-                        Ok(Value::ValueMethod(Rc::new((of.clone(), name.clone()))))
+                        Ok(Value::KindMethod(Rc::new((of.clone(), name.clone()))))
                     }
                     None => self.module_attribute(*id, name),
                 }
@@ -96,11 +96,11 @@ impl Interpreter<'_> {
                 Ok(Value::Str(closure.function.name.clone()))
             }
             Value::List(_) | Value::Dict(_) | Value::Str(_) | Value::Tuple(_) => {
-                Ok(Value::ValueMethod(Rc::new((of.clone(), name.clone()))))
+                Ok(Value::KindMethod(Rc::new((of.clone(), name.clone()))))
             }
             // `tensor.item()` of what is a number here.
             Value::Int(_) | Value::Float(_) | Value::Batch(_) if &**name == "item" => {
-                Ok(Value::ValueMethod(Rc::new((of.clone(), name.clone()))))
+                Ok(Value::KindMethod(Rc::new((of.clone(), name.clone()))))
             }
             other => Err(missing(other.kind())),
         }
@@ -143,7 +143,7 @@ impl Interpreter<'_> {
             return Ok(Value::Bool(false));
         }
         if &**name == "forward" || WITHOUT_EFFECT.contains(&&**name) || MODULE_METHODS.contains(&&**name) {
-            return Ok(Value::ValueMethod(Rc::new((Value::Module(id), name.clone()))));
+            return Ok(Value::KindMethod(Rc::new((Value::Module(id), name.clone()))));
         }
         let names = module
             .children

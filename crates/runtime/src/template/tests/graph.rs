@@ -218,6 +218,7 @@ fn a_tensor_that_is_no_float_is_refused() {
 #[test]
 fn a_template_file_may_be_missing_or_no_text() {
     let (_folder, path) = file("x = 1");
+    #[expect(clippy::disallowed_methods, reason = "a test's input needs no durability")]
     std::fs::write(&path, [0xff, 0xfe, 0x00]).unwrap();
     let refuse = |path: &Path| {
         Template::recognise_sizes(Path::new("n.pth"), Sizes::new(), &Choice::File(path.to_owned()))

@@ -40,6 +40,7 @@ fn sizes_of(model: &str) -> Sizes {
 fn file(text: &str) -> (tempfile::TempDir, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("net.template");
+    #[expect(clippy::disallowed_methods, reason = "a test's input needs no durability")]
     std::fs::write(&path, text).unwrap();
     (folder, path)
 }
