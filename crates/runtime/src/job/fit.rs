@@ -277,7 +277,8 @@ pub fn fit(config: &FitConfig, on_epoch: OnEpoch<'_>, monitor: Monitor<'_>) -> R
     })
 }
 
-fn metrics_of(
+/// What `metrics.json` says of any run that begins at pictures.
+pub(super) fn metrics_of(
     extraction: &ExtractSummary,
     trained: &Trained,
     verified: &Verified,

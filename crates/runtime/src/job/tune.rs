@@ -4,8 +4,8 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 
-use super::cached::{add_training, pool, pretty};
-use super::fit::{ExtractSummary, FitConfig, FitReport, settings_of};
+use super::cached::{pool, pretty};
+use super::fit::{self, ExtractSummary, FitConfig, FitReport, settings_of};
 use super::page::Page;
 use super::run_folder::{Results, RunFolder};
 use super::settings;
@@ -630,35 +630,21 @@ fn metrics_of(
     let boundary = network.stages[tuned.stages.last().copied().unwrap_or(0)]
         .boundary
         .name();
-    let mut metrics = json!({
-        "classes": trained.head.outputs(),
-        "train": trained.train,
-        "val": trained.val,
-        "seconds": { "extract": extraction.elapsed.as_secs_f64(), "train": trained.seconds },
-        "images_per_second": extraction.images_per_second(),
-        "cache": {
-            "hits": extraction.hits,
-            "misses": extraction.misses,
-            "entry": extraction.entry.to_string_lossy(),
-        },
-        "left_out": extraction.n_left_out,
-        "boundary": boundary,
-        "export": verified,
-        "onnxruntime": format!("1.{}", context.engine.found().minor),
-        "tune": {
-            "groups": groups.collect::<Vec<Value>>(),
-            "boundaries": network.stages.iter().map(|stage| stage.boundary.name()).collect::<Vec<&str>>(),
-            "is_gradual": is_gradual,
-            "classifier": network.classifier,
-            "head_first": head_first.map(|accuracy| json!({ "val_accuracy": accuracy })),
-            "start": { "val_loss": tuned.start.val_loss, "val_accuracy": tuned.start.val_accuracy },
-            "best_epoch": tuned.best.epoch,
-            "n_trained": n_trained,
-            "n_frozen": n_numbers(network, all.iter()) - n_trained,
-            "loaded": network.loaded,
-            "names_of_checkpoint": best.is_as_origin,
-        },
+    let mut metrics = fit::metrics_of(extraction, trained, verified, context.engine);
+    // Of the stage that trained last.
+    metrics["boundary"] = boundary.into();
+    metrics["tune"] = json!({
+        "groups": groups.collect::<Vec<Value>>(),
+        "boundaries": network.stages.iter().map(|stage| stage.boundary.name()).collect::<Vec<&str>>(),
+        "is_gradual": is_gradual,
+        "classifier": network.classifier,
+        "head_first": head_first.map(|accuracy| json!({ "val_accuracy": accuracy })),
+        "start": { "val_loss": tuned.start.val_loss, "val_accuracy": tuned.start.val_accuracy },
+        "best_epoch": tuned.best.epoch,
+        "n_trained": n_trained,
+        "n_frozen": n_numbers(network, all.iter()) - n_trained,
+        "loaded": network.loaded,
+        "names_of_checkpoint": best.is_as_origin,
     });
-    add_training(&mut metrics, trained);
     metrics
 }

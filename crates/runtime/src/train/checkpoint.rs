@@ -14,7 +14,7 @@ use serde_json::Value;
 use super::dense::Array;
 use super::network::Network;
 use super::run::Job;
-use super::state::{EpochMetrics, HeadState, Outcome, Run};
+use super::state::{EpochBits, EpochMetrics, HeadState, Outcome, Run};
 use super::step::Totals;
 use super::sweep::SweepHead;
 use crate::error::Error;
@@ -55,7 +55,7 @@ struct HeadProgress {
     best_epoch: Option<usize>,
     lowest: u64,
     stalled: usize,
-    history: Vec<[Option<u64>; 5]>,
+    history: Vec<EpochBits>,
     is_ended: bool,
 }
 
@@ -297,7 +297,7 @@ pub(super) fn load(path: &Path, identity: &Identity, run: &mut Run, job: &Job<'_
             .history
             .iter()
             .enumerate()
-            .map(|(epoch, bits)| epoch_of(epoch, bits))
+            .map(|(epoch, bits)| EpochMetrics::from_bits(epoch + 1, *bits))
             .collect();
         if let Some(epoch) = saved.best_epoch {
             state.best = Some((epoch, layers(&format!("{at}.best"))?));
@@ -363,36 +363,13 @@ fn read_layers(
 
 impl HeadProgress {
     fn of(state: &HeadState) -> HeadProgress {
-        let bits = |metrics: &EpochMetrics| {
-            let EpochMetrics {
-                epoch: _,
-                lr,
-                train_loss,
-                train_accuracy,
-                val_loss,
-                val_accuracy,
-            } = *metrics;
-            [Some(lr), Some(train_loss), train_accuracy, val_loss, val_accuracy].map(|x| x.map(f64::to_bits))
-        };
         HeadProgress {
             outcome: state.outcome,
             best_epoch: state.best.as_ref().map(|(epoch, _)| *epoch),
             lowest: state.lowest.to_bits(),
             stalled: state.stalled,
-            history: state.history.iter().map(bits).collect(),
+            history: state.history.iter().map(|metrics| metrics.to_bits()).collect(),
             is_ended: state.ended.is_some(),
         }
-    }
-}
-
-fn epoch_of(epoch: usize, bits: &[Option<u64>; 5]) -> EpochMetrics {
-    let [lr, train_loss, train_accuracy, val_loss, val_accuracy] = bits.map(|bits| bits.map(f64::from_bits));
-    EpochMetrics {
-        epoch: epoch + 1,
-        lr: lr.unwrap_or(0.0),
-        train_loss: train_loss.unwrap_or(f64::NAN),
-        train_accuracy,
-        val_loss,
-        val_accuracy,
     }
 }

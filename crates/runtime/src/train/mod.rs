@@ -38,6 +38,7 @@ mod tests;
 pub use config::{Activation, Best, EarlyStopping, Init, Norm, Optimiser, TrainerConfig};
 pub use counter::epoch_order;
 pub use schedule::{Curve, Schedule, Time, Unit};
+pub(crate) use state::EpochBits;
 pub use state::{EpochMetrics, Outcome, TrainedHead, best_of};
 pub use sweep::{Halving, SweepConfig, SweepHead, fit, fit_from, fit_on, sweep, sweep_on};
 

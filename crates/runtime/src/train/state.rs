@@ -27,6 +27,36 @@ pub struct EpochMetrics {
     pub val_accuracy: Option<f64>,
 }
 
+/// [`EpochMetrics`] in a checkpoint: all but the epoch's number, as integers, so that they come back to the bit.
+pub(crate) type EpochBits = [Option<u64>; 5];
+
+impl EpochMetrics {
+    pub(crate) fn to_bits(self) -> EpochBits {
+        let EpochMetrics {
+            epoch: _,
+            lr,
+            train_loss,
+            train_accuracy,
+            val_loss,
+            val_accuracy,
+        } = self;
+        [Some(lr), Some(train_loss), train_accuracy, val_loss, val_accuracy].map(|x| x.map(f64::to_bits))
+    }
+
+    pub(crate) fn from_bits(epoch: usize, bits: EpochBits) -> EpochMetrics {
+        let [lr, train_loss, train_accuracy, val_loss, val_accuracy] =
+            bits.map(|bits| bits.map(f64::from_bits));
+        EpochMetrics {
+            epoch,
+            lr: lr.unwrap_or(0.0),
+            train_loss: train_loss.unwrap_or(f64::NAN),
+            train_accuracy,
+            val_loss,
+            val_accuracy,
+        }
+    }
+}
+
 /// How a head's training ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

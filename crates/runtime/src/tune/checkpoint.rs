@@ -14,7 +14,7 @@ use super::optimiser::Kept;
 use super::run::{Snapshot, State};
 use super::unfreeze::Unfreezing;
 use crate::error::Error;
-use crate::train::EpochMetrics;
+use crate::train::{EpochBits, EpochMetrics};
 
 /// The form of the file.
 const VERSION: u32 = 1;
@@ -29,8 +29,8 @@ struct Progress {
     step: usize,
     is_over: bool,
     unfreezing: Unfreezing,
-    start: [Option<u64>; 5],
-    history: Vec<[Option<u64>; 5]>,
+    start: EpochBits,
+    history: Vec<EpochBits>,
     stages: Vec<usize>,
     norm_batches: BTreeMap<String, u64>,
     steps: BTreeMap<String, usize>,
@@ -42,30 +42,6 @@ struct BestProgress {
     epoch: usize,
     stage: usize,
     norm_batches: BTreeMap<String, u64>,
-}
-
-fn bits(metrics: &EpochMetrics) -> [Option<u64>; 5] {
-    let EpochMetrics {
-        epoch: _,
-        lr,
-        train_loss,
-        train_accuracy,
-        val_loss,
-        val_accuracy,
-    } = *metrics;
-    [Some(lr), Some(train_loss), train_accuracy, val_loss, val_accuracy].map(|x| x.map(f64::to_bits))
-}
-
-fn metrics(epoch: usize, bits: &[Option<u64>; 5]) -> EpochMetrics {
-    let [lr, train_loss, train_accuracy, val_loss, val_accuracy] = bits.map(|bits| bits.map(f64::from_bits));
-    EpochMetrics {
-        epoch,
-        lr: lr.unwrap_or(0.0),
-        train_loss: train_loss.unwrap_or(f64::NAN),
-        train_accuracy,
-        val_loss,
-        val_accuracy,
-    }
 }
 
 /// Replaces the file by the state of a run.
@@ -98,8 +74,8 @@ pub(super) fn save(path: &Path, identity: &str, state: &State) -> Result<(), Err
         step: state.step,
         is_over: state.is_over,
         unfreezing: state.unfreezing,
-        start: bits(&state.start),
-        history: state.history.iter().map(bits).collect(),
+        start: state.start.to_bits(),
+        history: state.history.iter().map(|metrics| metrics.to_bits()).collect(),
         stages: state.stages.clone(),
         norm_batches: state.norm_batches.clone(),
         steps: steps.map(|(name, kept)| (name.clone(), kept.steps)).collect(),
@@ -198,8 +174,10 @@ pub(super) fn load(path: &Path, identity: &str) -> Result<State, Error> {
         step: progress.step,
         is_over: progress.is_over,
         unfreezing: progress.unfreezing,
-        start: metrics(0, &progress.start),
-        history: history.map(|(at, bits)| metrics(at + 1, bits)).collect(),
+        start: EpochMetrics::from_bits(0, progress.start),
+        history: history
+            .map(|(at, bits)| EpochMetrics::from_bits(at + 1, *bits))
+            .collect(),
         stages: progress.stages,
         weights,
         optimiser,
