@@ -30,8 +30,8 @@ import timm
 import torchvision
 from torch import nn
 
+from notebook_net import NOTEBOOK, MyNet_pretrained
 from parity_common import check, finish, run
-from parity_templates import NOTEBOOK, MyNet_pretrained
 
 COLUMNS = ("kernel_size", "num_params", "trainable")
 DEPTHS = [0, 1, 2, 3, 9]
