@@ -314,11 +314,13 @@ fn answers_that_are_no_file() {
         assert!(error.contains(message), "{name}: {error}");
         assert!(!path.exists(), "{name}");
     };
+    let part = path.with_file_name(format!("{}.part", path.file_name().unwrap().to_string_lossy()));
     check("gone", "the server answers 404 Not Found");
     check("busy", "the server answers 503 Service Unavailable");
     check("round", "redirects more than ten times");
     check("zipped", "compressed");
     check("part", "206");
+    assert!(!part.exists(), "nothing arrived");
     check("no-end", "the file ends after 1000 of an unknown number of bytes");
     for name in ["moved", "chunks"] {
         assert_eq!(
@@ -339,6 +341,7 @@ fn answers_that_are_no_file() {
     ] {
         let fault = fault(get(&url, to(&path), None));
         assert!(matches!(fault, Fault::Unreachable(_)), "{fault:?}");
+        assert!(!part.exists(), "{url}");
     }
     // A server that speaks no TLS.
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();

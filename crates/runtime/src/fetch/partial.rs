@@ -133,6 +133,16 @@ impl Partial {
     }
 }
 
+/// Where nothing arrived, nothing is left.
+impl Drop for Partial {
+    fn drop(&mut self) {
+        if self.len().is_ok_and(|n_bytes| n_bytes == 0) && is_at(&self.file, &self.path) {
+            let _ = fs::remove_file(&self.path);
+            let _ = fs::remove_file(&self.origin_path);
+        }
+    }
+}
+
 /// Whether an open file still has this path.
 #[cfg(unix)]
 fn is_at(file: &File, path: &Path) -> bool {
