@@ -28,6 +28,7 @@ pub mod onnx;
 pub mod predict;
 mod random;
 pub mod report;
+mod scratch;
 pub mod solve;
 mod targets;
 pub mod template;

@@ -4,6 +4,8 @@
 //! comes out is made of chains of fused multiply-adds whose order the sizes decide, so that neither vectors nor threads
 //! show.
 
+use std::ops::Range;
+
 use pulp::{Simd, WithSimd};
 
 /// Columns of a panel.
@@ -11,6 +13,13 @@ pub(super) const LANES: usize = 16;
 
 /// Terms of a sum of products that are added up by themselves: shorter chains round less.
 const CHAIN: usize = 128;
+
+/// Rows that meet all panels before the next ones' turn: they stay in the second cache. Of an outer product those whose
+/// terms are added up by themselves.
+const ROWS: usize = 224;
+
+/// Panels of an outer product whose sums stay in the second cache while all rows pass.
+const BLOCK: usize = 16;
 
 /// Numbers of a matrix in panels.
 pub(super) fn panels_len(n_rows: usize, n_columns: usize) -> usize {
@@ -75,11 +84,13 @@ pub(super) struct Place {
     pub(super) is_added: bool,
 }
 
-/// `out[p, k] = Σ_c a[p, c] · b[c, k]`: `a` in panels over `c` with `n_rows` rows each, `b` in panels over `k` of `depth`
-/// rows, a multiple of sixteen.
+/// `out[p, k] = Σ_c a[p, c] · b[c, k]`: `a` in panels over `c` or in rows, `b` in panels over `k` of `depth` rows, a multiple
+/// of sixteen.
 pub(super) struct Product<'a> {
     pub(super) a: &'a [f32],
-    /// From one panel of `a` to the next.
+    /// From one row of `a` to the next.
+    pub(super) a_row: usize,
+    /// From sixteen columns of `a` to the next.
     pub(super) a_panel: usize,
     pub(super) n_rows: usize,
     pub(super) depth: usize,
@@ -101,93 +112,106 @@ impl WithSimd for Product<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(mut self, simd: S) {
-        match S::F32_LANES {
-            16 => self.pairs::<S, 14, 1>(simd),
-            8 => self.singles::<S, 6, 2>(simd),
-            4 => self.singles::<S, 3, 4>(simd),
-            _ => self.singles::<S, 1, 16>(simd),
+        for start in (0..self.n_rows).step_by(ROWS) {
+            let rows = start..(start + ROWS).min(self.n_rows);
+            match S::F32_LANES {
+                16 => self.pairs::<S, 14, 1>(simd, rows),
+                8 => self.singles::<S, 6, 2>(simd, rows),
+                4 => self.singles::<S, 3, 4>(simd, rows),
+                _ => self.singles::<S, 1, 16>(simd, rows),
+            }
         }
     }
 }
 
 impl Product<'_> {
     #[inline(always)]
-    fn pairs<S: Simd, const R: usize, const V: usize>(&mut self, simd: S) {
+    fn pairs<S: Simd, const R: usize, const V: usize>(&mut self, simd: S, rows: Range<usize>) {
         let n_panels = self.place.n_columns.div_ceil(LANES);
         let mut panel = 0;
         while panel + 2 <= n_panels {
-            self.rows::<S, R, 2, V>(simd, panel);
+            self.chains::<S, R, 2, V>(simd, rows.clone(), panel);
             panel += 2;
         }
         if panel < n_panels {
-            self.rows::<S, R, 1, V>(simd, panel);
+            self.chains::<S, R, 1, V>(simd, rows, panel);
         }
     }
 
     #[inline(always)]
-    fn singles<S: Simd, const R: usize, const V: usize>(&mut self, simd: S) {
+    fn singles<S: Simd, const R: usize, const V: usize>(&mut self, simd: S, rows: Range<usize>) {
         for panel in 0..self.place.n_columns.div_ceil(LANES) {
-            self.rows::<S, R, 1, V>(simd, panel);
+            self.chains::<S, R, 1, V>(simd, rows.clone(), panel);
+        }
+    }
+
+    /// Some panels, chain by chain: what a chain takes of `b` stays in the innermost cache for all rows.
+    #[inline(always)]
+    fn chains<S: Simd, const R: usize, const Q: usize, const V: usize>(
+        &mut self,
+        simd: S,
+        rows: Range<usize>,
+        panel: usize,
+    ) {
+        for start in (0..self.depth).step_by(CHAIN) {
+            let part = start..(start + CHAIN).min(self.depth);
+            self.rows::<S, R, Q, V>(simd, rows.clone(), panel, part);
         }
     }
 
     #[inline(always)]
-    fn rows<S: Simd, const R: usize, const Q: usize, const V: usize>(&mut self, simd: S, panel: usize) {
-        let mut row = 0;
-        while row + R <= self.n_rows {
-            self.tile::<S, R, Q, V>(simd, row, panel);
+    fn rows<S: Simd, const R: usize, const Q: usize, const V: usize>(
+        &mut self,
+        simd: S,
+        rows: Range<usize>,
+        panel: usize,
+        part: Range<usize>,
+    ) {
+        let mut row = rows.start;
+        while row + R <= rows.end {
+            self.tile::<S, R, Q, V>(simd, row, panel, part.clone());
             row += R;
         }
-        while row + 4 <= self.n_rows {
-            self.tile::<S, 4, Q, V>(simd, row, panel);
+        while row + 4 <= rows.end {
+            self.tile::<S, 4, Q, V>(simd, row, panel, part.clone());
             row += 4;
         }
-        while row < self.n_rows {
-            self.tile::<S, 1, Q, V>(simd, row, panel);
+        while row < rows.end {
+            self.tile::<S, 1, Q, V>(simd, row, panel, part.clone());
             row += 1;
         }
     }
 
     #[inline(always)]
+    #[expect(
+        clippy::needless_range_loop,
+        reason = "the sums stay in registers only where plain numbers index them"
+    )]
     fn tile<S: Simd, const R: usize, const Q: usize, const V: usize>(
         &mut self,
         simd: S,
         row: usize,
         panel: usize,
+        part: Range<usize>,
     ) {
-        let mut start = 0;
-        while start < self.depth {
-            let end = (start + CHAIN).min(self.depth);
-            self.block::<S, R, Q, V>(simd, row, panel, start..end);
-            start = end;
-        }
-    }
-
-    /// A part of the depth of a tile.
-    #[inline(always)]
-    #[expect(
-        clippy::needless_range_loop,
-        reason = "the sums stay in registers only where plain numbers index them"
-    )]
-    fn block<S: Simd, const R: usize, const Q: usize, const V: usize>(
-        &mut self,
-        simd: S,
-        row: usize,
-        panel: usize,
-        part: std::ops::Range<usize>,
-    ) {
-        let depth = self.depth;
         let mut sums = [[[simd.splat_f32s(0.0); V]; Q]; R];
         let mut b = [&self.b[..0]; Q];
         for (q, b) in b.iter_mut().enumerate() {
-            *b = &self.b[(panel + q) * self.b_panel..][..depth * LANES];
+            *b = &self.b[(panel + q) * self.b_panel..][part.start * LANES..part.end * LANES];
         }
-        for at in part.clone().step_by(LANES) {
-            let (a, _) = self.a[at / LANES * self.a_panel + row * LANES..][..R * LANES].as_chunks::<LANES>();
+        let mut rows = [&self.a[..0]; R];
+        for r in 0..R {
+            rows[r] = &self.a[part.start / LANES * self.a_panel + (row + r) * self.a_row..];
+        }
+        for at in 0..part.len() / LANES {
+            let mut a = [&[0.0f32; LANES]; R];
+            for r in 0..R {
+                a[r] = &rows[r][at * self.a_panel..].as_chunks::<LANES>().0[0];
+            }
             let mut factors = [[simd.splat_f32s(0.0); V]; Q];
             let mut blocks = [&[[0.0f32; LANES]; 0][..]; Q];
             for q in 0..Q {
-                blocks[q] = b[q][at * LANES..][..LANES * LANES].as_chunks::<LANES>().0;
+                blocks[q] = b[q][at * LANES * LANES..][..LANES * LANES].as_chunks::<LANES>().0;
             }
             for c in 0..LANES {
                 for q in 0..Q {
@@ -204,64 +228,71 @@ impl Product<'_> {
                 }
             }
         }
-        for r in 0..R {
-            for q in 0..Q {
-                let place = Place {
-                    is_added: self.place.is_added || part.start > 0,
-                    ..self.place
-                };
-                store(
-                    simd,
-                    self.out,
-                    place,
-                    (row + r) * self.place.row,
-                    panel + q,
-                    &sums[r][q],
-                );
+        let done = in_memory::<S, R, Q, V>(sums);
+        let place = Place {
+            is_added: self.place.is_added || part.start > 0,
+            ..self.place
+        };
+        for (r, panels) in done.iter().enumerate() {
+            for (q, sums) in panels.iter().enumerate() {
+                let at = (row + r) * place.row;
+                store(simd, self.out, place, at, panel + q, sums);
             }
         }
     }
 }
 
+/// Sums out of their registers. What is done with them afterwards takes loops that are not unrolled, and an array that those
+/// index would be kept in memory all the time.
+#[inline(always)]
+#[expect(clippy::needless_range_loop, reason = "as above")]
+fn in_memory<S: Simd, const R: usize, const Q: usize, const V: usize>(
+    sums: [[[S::f32s; V]; Q]; R],
+) -> [[[f32; LANES]; Q]; R] {
+    let mut done = [[[0.0; LANES]; Q]; R];
+    for r in 0..R {
+        for q in 0..Q {
+            let (vectors, _) = S::as_mut_simd_f32s(&mut done[r][q]);
+            for v in 0..V {
+                vectors[v] = sums[r][q][v];
+            }
+        }
+    }
+    done
+}
+
 /// Writes one row of a panel at `at` plus the panel's own offset.
 #[inline(always)]
-fn store<S: Simd, const V: usize>(
-    simd: S,
-    out: &mut [f32],
-    place: Place,
-    at: usize,
-    panel: usize,
-    sums: &[S::f32s; V],
-) {
+fn store<S: Simd>(simd: S, out: &mut [f32], place: Place, at: usize, panel: usize, sums: &[f32; LANES]) {
     let n = (place.n_columns - panel * LANES).min(LANES);
     let out = &mut out[at + panel * place.panel..][..n];
     if n == LANES {
-        let (out, _) = S::as_mut_simd_f32s(out);
-        for v in 0..V {
-            out[v] = if place.is_added {
-                simd.add_f32s(out[v], sums[v])
+        let (out, sums) = (S::as_mut_simd_f32s(out).0, S::as_simd_f32s(sums).0);
+        for (out, sums) in out.iter_mut().zip(sums) {
+            *out = if place.is_added {
+                simd.add_f32s(*out, *sums)
             } else {
-                sums[v]
+                *sums
             };
         }
         return;
     }
-    let mut lanes = [0.0; LANES];
-    S::as_mut_simd_f32s(&mut lanes).0[..V].copy_from_slice(sums);
-    for (out, sum) in out.iter_mut().zip(lanes) {
-        *out = if place.is_added { *out + sum } else { sum };
+    for (out, sum) in out.iter_mut().zip(sums) {
+        *out = if place.is_added { *out + sum } else { *sum };
     }
 }
 
-/// `out[c, k] = Σ_p a[p, c] · b[start + p, k]`: `a` is one panel with as many rows as are summed over, `b` in panels of
-/// `b_rows` rows; rows of `out` are columns of `a`.
+/// `out[c, k] = Σ_p a[p, c] · b[p, k]` over `n_rows` rows of both, which are in panels; rows of `out` are columns of `a`.
 pub(super) struct Outer<'a> {
     pub(super) a: &'a [f32],
-    /// Columns of `a` that are rows of `out`, at most sixteen.
+    /// From one panel of `a` to the next.
+    pub(super) a_panel: usize,
+    /// Columns of `a` that are rows of `out`.
     pub(super) n_a: usize,
     pub(super) b: &'a [f32],
-    pub(super) b_rows: usize,
-    pub(super) start: usize,
+    /// From one panel of `b` to the next.
+    pub(super) b_panel: usize,
+    pub(super) n_rows: usize,
     pub(super) out: &'a mut [f32],
     pub(super) place: Place,
 }
@@ -278,29 +309,55 @@ impl WithSimd for Outer<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(mut self, simd: S) {
         let n_panels = self.place.n_columns.div_ceil(LANES);
-        let mut panel = 0;
-        match S::F32_LANES {
-            16 => {
-                while panel + 2 <= n_panels {
-                    self.columns::<S, 8, 2, 1>(simd, panel);
-                    panel += 2;
-                }
-                if panel < n_panels {
-                    self.columns::<S, 16, 1, 1>(simd, panel);
+        for block in (0..n_panels).step_by(BLOCK) {
+            let panels = block..(block + BLOCK).min(n_panels);
+            for start in (0..self.n_rows).step_by(ROWS) {
+                let rows = start..(start + ROWS).min(self.n_rows);
+                match S::F32_LANES {
+                    16 => self.pairs(simd, rows, panels.clone()),
+                    8 => self.singles::<S, 4, 2>(simd, rows, panels.clone()),
+                    4 => self.singles::<S, 2, 4>(simd, rows, panels.clone()),
+                    _ => self.singles::<S, 1, 16>(simd, rows, panels.clone()),
                 }
             }
-            8 => (0..n_panels).for_each(|panel| self.columns::<S, 4, 1, 2>(simd, panel)),
-            4 => (0..n_panels).for_each(|panel| self.columns::<S, 2, 1, 4>(simd, panel)),
-            _ => (0..n_panels).for_each(|panel| self.columns::<S, 1, 1, 16>(simd, panel)),
         }
     }
 }
 
 impl Outer<'_> {
     #[inline(always)]
-    fn columns<S: Simd, const R: usize, const Q: usize, const V: usize>(&mut self, simd: S, panel: usize) {
+    fn pairs<S: Simd>(&mut self, simd: S, rows: Range<usize>, panels: Range<usize>) {
+        let mut panel = panels.start;
+        while panel + 2 <= panels.end {
+            self.columns::<S, 8, 2, 1>(simd, rows.clone(), panel);
+            panel += 2;
+        }
+        if panel < panels.end {
+            self.columns::<S, 16, 1, 1>(simd, rows, panel);
+        }
+    }
+
+    #[inline(always)]
+    fn singles<S: Simd, const R: usize, const V: usize>(
+        &mut self,
+        simd: S,
+        rows: Range<usize>,
+        panels: Range<usize>,
+    ) {
+        for panel in panels {
+            self.columns::<S, R, 1, V>(simd, rows.clone(), panel);
+        }
+    }
+
+    #[inline(always)]
+    fn columns<S: Simd, const R: usize, const Q: usize, const V: usize>(
+        &mut self,
+        simd: S,
+        rows: Range<usize>,
+        panel: usize,
+    ) {
         for column in (0..self.n_a).step_by(R) {
-            self.tile::<S, R, Q, V>(simd, column, panel);
+            self.tile::<S, R, Q, V>(simd, rows.clone(), column, panel);
         }
     }
 
@@ -312,18 +369,23 @@ impl Outer<'_> {
     fn tile<S: Simd, const R: usize, const Q: usize, const V: usize>(
         &mut self,
         simd: S,
+        rows: Range<usize>,
         column: usize,
         panel: usize,
     ) {
         let mut sums = [[[simd.splat_f32s(0.0); V]; Q]; R];
-        let a = self.a.as_chunks::<LANES>().0;
+        let part = rows.start * LANES..rows.end * LANES;
+        let a = self.a[column / LANES * self.a_panel..][part.clone()]
+            .as_chunks::<LANES>()
+            .0;
         let mut b = [a; Q];
         for (q, b) in b.iter_mut().enumerate() {
-            let at = ((panel + q) * self.b_rows + self.start) * LANES;
-            *b = self.b[at..][..a.len() * LANES].as_chunks::<LANES>().0;
+            *b = self.b[(panel + q) * self.b_panel..][part.clone()]
+                .as_chunks::<LANES>()
+                .0;
         }
         for (p, a) in a.iter().enumerate() {
-            let a = &a[column..][..R];
+            let a = &a[column % LANES..][..R];
             let mut factors = [[simd.splat_f32s(0.0); V]; Q];
             for q in 0..Q {
                 let (vectors, _) = S::as_simd_f32s(&b[q][p]);
@@ -338,16 +400,15 @@ impl Outer<'_> {
                 }
             }
         }
-        for r in 0..R.min(self.n_a - column) {
-            for q in 0..Q {
-                store(
-                    simd,
-                    self.out,
-                    self.place,
-                    (column + r) * self.place.row,
-                    panel + q,
-                    &sums[r][q],
-                );
+        let done = in_memory::<S, R, Q, V>(sums);
+        let place = Place {
+            is_added: self.place.is_added || rows.start > 0,
+            ..self.place
+        };
+        for (r, panels) in done.iter().enumerate().take(self.n_a - column) {
+            for (q, sums) in panels.iter().enumerate() {
+                let at = (column + r) * place.row;
+                store(simd, self.out, place, at, panel + q, sums);
             }
         }
     }
@@ -355,15 +416,21 @@ impl Outer<'_> {
 
 /// Rows that lie `stride` apart into panels.
 pub(super) fn pack(rows: &[f32], stride: usize, n_rows: usize, n_columns: usize, out: &mut [f32]) {
-    for (panel, out) in out.chunks_exact_mut(n_rows * LANES).enumerate() {
-        let n = (n_columns - panel * LANES).min(LANES);
-        for (row, out) in out.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
-            let from = &rows[row * stride + panel * LANES..][..n];
-            match <&[f32; LANES]>::try_from(from) {
-                Ok(from) => *out = *from,
-                Err(_) => {
-                    out[..n].copy_from_slice(from);
-                    out[n..].fill(0.0);
+    /// Panels that are filled side by side, since what lies side by side is read at once.
+    const AT_ONCE: usize = 8;
+    for (idx, out) in out.chunks_mut(AT_ONCE * n_rows * LANES).enumerate() {
+        let first = idx * AT_ONCE * LANES;
+        for row in 0..n_rows {
+            let from = &rows[row * stride + first..];
+            let from = from[..(n_columns - first).min(AT_ONCE * LANES)].chunks(LANES);
+            for (panel, from) in from.enumerate() {
+                let out = &mut out[(panel * n_rows + row) * LANES..][..LANES];
+                match <&[f32; LANES]>::try_from(from) {
+                    Ok(from) => out.copy_from_slice(from),
+                    Err(_) => {
+                        out[..from.len()].copy_from_slice(from);
+                        out[from.len()..].fill(0.0);
+                    }
                 }
             }
         }

@@ -17,7 +17,6 @@ mod lower;
 mod op;
 mod plan;
 mod program;
-mod scratch;
 mod shape;
 mod tail;
 #[cfg(test)]

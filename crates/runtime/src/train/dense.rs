@@ -6,9 +6,11 @@
 use std::ops::Range;
 
 use pulp::{Arch, Simd, WithSimd};
+use rayon::prelude::*;
 
 use super::kernel::{Dot, LANES, Matrix, OUTER_HEIGHT, OUTER_PANELS, Outer, Spread};
 use super::optimiser::{Rule, Scalars, State};
+use crate::scratch;
 
 /// Outputs of a head below which lanes are filled by its inputs instead: sixteen lanes for two classes would be mostly idle.
 pub(super) const NARROW: usize = 8;
@@ -214,6 +216,7 @@ impl Dense {
         I: Iterator<Item = (Matrix<'m>, Matrix<'m>)> + Clone + Sync,
     {
         let grid = self.grid(lesson.is_parallel);
+        let strips = Strips::new(grid, pairs.clone());
         grid.walk(
             self.state(),
             0..grid.n_panels,
@@ -228,6 +231,7 @@ impl Dense {
                 lesson.arch.dispatch(Learn {
                     part,
                     pairs: pairs.clone(),
+                    strips: strips.as_ref(),
                     lesson: Some(lesson),
                 });
             },
@@ -241,6 +245,7 @@ impl Dense {
     {
         let grid = self.grid(is_parallel);
         self.gradient.resize(self.arrays[0].len(), 0.0);
+        let strips = Strips::new(grid, pairs.clone());
         let state = State {
             weights: &mut self.gradient,
             moments: [&mut [], &mut []],
@@ -256,6 +261,7 @@ impl Dense {
             arch.dispatch(Learn {
                 part,
                 pairs: pairs.clone(),
+                strips: strips.as_ref(),
                 lesson: None,
             });
         });
@@ -400,10 +406,65 @@ impl Part<'_> {
     }
 }
 
+/// The inputs' side of pairs (of a narrow layer the residuals'), sixteen columns after the other: `[⌈m / 16⌉, n, 16]`.
+/// Where several parts read it, it is worth being brought together.
+struct Strips {
+    room: scratch::Room,
+    n: usize,
+}
+
+impl Strips {
+    fn new<'m>(
+        grid: Grid,
+        pairs: impl Iterator<Item = (Matrix<'m>, Matrix<'m>)> + Clone + Sync,
+    ) -> Option<Strips> {
+        let n = pairs.clone().map(|(x, _)| x.n).sum::<usize>();
+        if grid.n_panels <= OUTER_PANELS || grid.m <= 2 * OUTER_HEIGHT || n < OUTER_HEIGHT {
+            return None;
+        }
+        let mut room = scratch::take(n * grid.m);
+        let strip = |(idx, out): (usize, &mut [f32])| {
+            let sides = pairs.clone().map(|(x, r)| if grid.is_narrow { r } else { x });
+            gather(sides, idx * OUTER_HEIGHT, out.len() / n, out);
+        };
+        let size = n * OUTER_HEIGHT;
+        if grid.is_parallel {
+            room.as_mut().par_chunks_mut(size).enumerate().for_each(strip);
+        } else {
+            room.as_mut().chunks_mut(size).enumerate().for_each(strip);
+        }
+        Some(Strips { room, n })
+    }
+
+    /// The strip that begins with a row of the grid.
+    fn of(&self, row: usize, height: usize) -> Matrix<'_> {
+        Matrix {
+            values: &self.room.as_ref()[row * self.n..][..height * self.n],
+            stride: height,
+            n: self.n,
+        }
+    }
+}
+
+/// Columns from `at` on of matrices, one row after the other: what lies a row apart is read once and then lies together.
+fn gather<'m>(matrices: impl Iterator<Item = Matrix<'m>>, at: usize, n_columns: usize, out: &mut [f32]) {
+    let mut out = out.chunks_exact_mut(n_columns);
+    for matrix in matrices {
+        for row in 0..matrix.n {
+            let from = &matrix.values[row * matrix.stride + at..][..n_columns];
+            let to = out.next().expect("as many rows");
+            let ((from, from_rest), (to, to_rest)) = (from.as_chunks::<LANES>(), to.as_chunks_mut());
+            to.iter_mut().zip(from).for_each(|(to, from)| *to = *from);
+            to_rest.copy_from_slice(from_rest);
+        }
+    }
+}
+
 /// Gradients of a part, a few rows at a time; without a lesson they take the weights' place.
 struct Learn<'l, I> {
     part: Part<'l>,
     pairs: I,
+    strips: Option<&'l Strips>,
     lesson: Option<Lesson<'l>>,
 }
 
@@ -415,38 +476,67 @@ impl<'m, I: Iterator<Item = (Matrix<'m>, Matrix<'m>)> + Clone> WithSimd for Lear
         let Learn {
             mut part,
             pairs,
+            strips,
             lesson,
         } = self;
         let is_narrow = part.grid.is_narrow;
         let pairs = pairs.map(|(x, r)| if is_narrow { (r, x) } else { (x, r) });
-        let mut strip = [0.0f32; OUTER_PANELS * OUTER_HEIGHT * LANES];
-        // The inputs' side of a strip of rows is small and is used for all panels before the next one's turn.
-        for row in part.rows.clone().step_by(OUTER_HEIGHT) {
-            let height = OUTER_HEIGHT.min(part.rows.end - row);
-            for panel in part.panels.clone().step_by(OUTER_PANELS) {
-                let n_panels = OUTER_PANELS.min(part.panels.end - panel);
-                let out = &mut strip[..n_panels * height * LANES];
-                let (a_at, b_at) = (row, panel * LANES);
-                Outer {
-                    pairs: pairs.clone(),
-                    a_at,
-                    b_at,
-                    height,
-                    n_panels,
-                    out,
+        let Some(strips) = strips else {
+            // A strip is small and is used for all panels before the next one's turn.
+            for row in part.rows.clone().step_by(OUTER_HEIGHT) {
+                for panel in part.panels.clone().step_by(OUTER_PANELS) {
+                    part.strip(simd, lesson, pairs.clone(), [row, panel], [row, panel * LANES]);
                 }
-                .with_simd(simd);
-                for (i, gradient) in strip[..n_panels * height * LANES]
-                    .chunks_exact(height * LANES)
-                    .enumerate()
-                {
-                    match lesson {
-                        Some(lesson) => part.update(simd, lesson, panel + i, row, gradient),
-                        None => {
-                            let at = part.at(panel + i, row);
-                            part.state.weights[at..at + gradient.len()].copy_from_slice(gradient);
-                        }
-                    }
+            }
+            return;
+        };
+        let n = strips.n;
+        let mut room = scratch::take(n * OUTER_PANELS * LANES);
+        for panel in part.panels.clone().step_by(OUTER_PANELS) {
+            let width = OUTER_PANELS.min(part.panels.end - panel) * LANES;
+            let b = &mut room.as_mut()[..n * width];
+            gather(pairs.clone().map(|(_, b)| b), panel * LANES, width, b);
+            let (values, stride) = (&*b, width);
+            // Rows of a panel lie one after the other, and so do their weights and moments.
+            for row in part.rows.clone().step_by(OUTER_HEIGHT) {
+                let a = strips.of(row, OUTER_HEIGHT.min(part.grid.m - row));
+                let pair = (a, Matrix { values, stride, n });
+                part.strip(simd, lesson, std::iter::once(pair), [row, panel], [0, 0]);
+            }
+        }
+    }
+}
+
+impl Part<'_> {
+    /// The gradient of some rows of some panels, and what comes of it; `at` is where they stand in the pairs.
+    #[inline(always)]
+    fn strip<'m, S: Simd>(
+        &mut self,
+        simd: S,
+        lesson: Option<Lesson<'_>>,
+        pairs: impl Iterator<Item = (Matrix<'m>, Matrix<'m>)> + Clone,
+        [row, panel]: [usize; 2],
+        [a_at, b_at]: [usize; 2],
+    ) {
+        let mut strip = [0.0f32; OUTER_PANELS * OUTER_HEIGHT * LANES];
+        let height = OUTER_HEIGHT.min(self.rows.end - row);
+        let n_panels = OUTER_PANELS.min(self.panels.end - panel);
+        let out = &mut strip[..n_panels * height * LANES];
+        Outer {
+            pairs,
+            a_at,
+            b_at,
+            height,
+            n_panels,
+            out: &mut *out,
+        }
+        .with_simd(simd);
+        for (i, gradient) in out.chunks_exact(height * LANES).enumerate() {
+            match lesson {
+                Some(lesson) => self.update(simd, lesson, panel + i, row, gradient),
+                None => {
+                    let at = self.at(panel + i, row);
+                    self.state.weights[at..at + gradient.len()].copy_from_slice(gradient);
                 }
             }
         }

@@ -6,6 +6,8 @@
 //!
 //! A *panel* is `[m, 16]`: sixteen outputs of a layer for all its inputs, or sixteen inputs for all its outputs.
 
+use std::ops::Range;
+
 use pulp::{Simd, WithSimd};
 
 /// Numbers of a row of a panel.
@@ -22,67 +24,121 @@ pub(super) struct Spread<'a> {
     pub(super) out_stride: usize,
 }
 
+/// Terms of a chain that are added before the next rows' turn: what they take of a panel stays in the innermost cache.
+const TERMS: usize = 256;
+
 impl WithSimd for Spread<'_> {
     type Output = ();
 
     #[inline(always)]
     fn with_simd<S: Simd>(mut self, simd: S) {
+        let n_panels = self.panels.len() / (self.m * LANES);
         match S::F32_LANES {
-            16 => self.run::<S, 14, 1>(simd),
-            8 => self.run::<S, 6, 2>(simd),
-            4 => self.run::<S, 6, 4>(simd),
-            _ => self.run::<S, 1, 16>(simd),
+            16 => {
+                let mut panel = 0;
+                while panel + 2 <= n_panels {
+                    self.chains::<S, 14, 2, 1>(simd, panel);
+                    panel += 2;
+                }
+                if panel < n_panels {
+                    self.chains::<S, 14, 1, 1>(simd, panel);
+                }
+            }
+            8 => (0..n_panels).for_each(|panel| self.chains::<S, 6, 1, 2>(simd, panel)),
+            4 => (0..n_panels).for_each(|panel| self.chains::<S, 6, 1, 4>(simd, panel)),
+            _ => (0..n_panels).for_each(|panel| self.chains::<S, 1, 1, 16>(simd, panel)),
         }
     }
 }
 
 impl Spread<'_> {
+    /// A chain goes on from memory, which does not change a bit of it.
     #[inline(always)]
-    fn run<S: Simd, const R: usize, const V: usize>(&mut self, simd: S) {
-        for (panel, weights) in self.panels.chunks_exact(self.m * LANES).enumerate() {
+    fn chains<S: Simd, const R: usize, const Q: usize, const V: usize>(&mut self, simd: S, panel: usize) {
+        for start in (0..self.m).step_by(TERMS) {
+            let terms = start..(start + TERMS).min(self.m);
             let mut row = 0;
             while row + R <= self.n {
-                self.tile::<S, R, V>(simd, weights, row, panel);
+                self.tile::<S, R, Q, V>(simd, terms.clone(), row, panel);
                 row += R;
             }
             // What is left of a batch: a few tiles of lower height.
+            if R > 8 && row + 8 <= self.n {
+                self.tile::<S, 8, Q, V>(simd, terms.clone(), row, panel);
+                row += 8;
+            }
             while row + 4 <= self.n {
-                self.tile::<S, 4, V>(simd, weights, row, panel);
+                self.tile::<S, 4, Q, V>(simd, terms.clone(), row, panel);
                 row += 4;
             }
-            while row < self.n {
-                self.tile::<S, 1, V>(simd, weights, row, panel);
-                row += 1;
+            while row + 2 <= self.n {
+                self.tile::<S, 2, Q, V>(simd, terms.clone(), row, panel);
+                row += 2;
+            }
+            if row < self.n {
+                self.tile::<S, 1, Q, V>(simd, terms, row, panel);
             }
         }
     }
 
     #[inline(always)]
-    fn tile<S: Simd, const R: usize, const V: usize>(
+    #[expect(
+        clippy::needless_range_loop,
+        reason = "the sums stay in registers only where plain numbers index them"
+    )]
+    fn tile<S: Simd, const R: usize, const Q: usize, const V: usize>(
         &mut self,
         simd: S,
-        weights: &[f32],
+        terms: Range<usize>,
         row: usize,
         panel: usize,
     ) {
         let mut a = [&self.a[..0]; R];
         for r in 0..R {
-            a[r] = &self.a[(row + r) * self.a_stride..][..self.m];
+            a[r] = &self.a[(row + r) * self.a_stride..][terms.clone()];
         }
-        let mut sums = [[simd.splat_f32s(0.0); V]; R];
-        let (weights, _) = S::as_simd_f32s(weights);
-        for (k, weights) in weights.chunks_exact(V).enumerate() {
+        let mut weights = [&[[0.0f32; LANES]; 0][..]; Q];
+        for q in 0..Q {
+            let panel = &self.panels[(panel + q) * self.m * LANES..][..self.m * LANES];
+            weights[q] = &panel.as_chunks::<LANES>().0[terms.clone()];
+        }
+        let mut sums = [[[simd.splat_f32s(0.0); V]; Q]; R];
+        if terms.start > 0 {
+            for r in 0..R {
+                for q in 0..Q {
+                    let out = &self.out[(row + r) * self.out_stride + (panel + q) * LANES..][..LANES];
+                    let (out, _) = S::as_simd_f32s(out);
+                    for v in 0..V {
+                        sums[r][q][v] = out[v];
+                    }
+                }
+            }
+        }
+        for k in 0..terms.len() {
+            let mut factors = [[simd.splat_f32s(0.0); V]; Q];
+            for q in 0..Q {
+                let (vectors, _) = S::as_simd_f32s(&weights[q][k]);
+                for v in 0..V {
+                    factors[q][v] = vectors[v];
+                }
+            }
             for r in 0..R {
                 let factor = simd.splat_f32s(a[r][k]);
-                for v in 0..V {
-                    sums[r][v] = simd.mul_add_f32s(factor, weights[v], sums[r][v]);
+                for q in 0..Q {
+                    for v in 0..V {
+                        sums[r][q][v] = simd.mul_add_f32s(factor, factors[q][v], sums[r][q][v]);
+                    }
                 }
             }
         }
         for r in 0..R {
-            let out = &mut self.out[(row + r) * self.out_stride + panel * LANES..][..LANES];
-            let (out, _) = S::as_mut_simd_f32s(out);
-            out[..V].copy_from_slice(&sums[r]);
+            for q in 0..Q {
+                let out = &mut self.out[(row + r) * self.out_stride + (panel + q) * LANES..][..LANES];
+                let (out, _) = S::as_mut_simd_f32s(out);
+                for v in 0..V {
+                    out[v] = sums[r][q][v];
+                }
+            }
         }
     }
 }
@@ -221,7 +277,7 @@ impl<'m, I: Iterator<Item = (Matrix<'m>, Matrix<'m>)> + Clone> WithSimd for Oute
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         match S::F32_LANES {
-            16 => self.run::<S, 16, 8, 4, 1, 2, 4>(simd),
+            16 => self.run::<S, 8, 8, 4, 2, 2, 4>(simd),
             8 => self.run::<S, 6, 4, 2, 2, 2, 4>(simd),
             4 => self.run::<S, 6, 4, 2, 4, 4, 4>(simd),
             _ => self.run::<S, 1, 1, 1, 16, 16, 16>(simd),

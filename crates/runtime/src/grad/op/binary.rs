@@ -4,8 +4,8 @@ use rayon::prelude::*;
 
 use super::{Backward, Kept, Op, Run, Sink};
 use crate::grad::kernel::{sum_of, vectorised};
-use crate::grad::scratch;
 use crate::grad::shape::Dim;
+use crate::scratch;
 
 /// Which arithmetic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -5,7 +5,7 @@ use rayon::prelude::*;
 use super::linear::{add_row, column_sums};
 use super::{Backward, Kept, Op, Run, Sink, depthwise, winograd};
 use crate::grad::kernel::{LANES, Outer, Place, Product, pack, panels_len};
-use crate::grad::scratch;
+use crate::scratch;
 
 /// Sizes of a convolution for one sample; its input is `[h, w, c]`, its output `[oh, ow, k]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -213,6 +213,7 @@ fn forward(g: &Geometry, x: &[f32], weights: &[f32], out: &mut [f32], kept: &mut
                         }
                         Product {
                             a: seen,
+                            a_row: LANES,
                             a_panel: n_rows * LANES,
                             n_rows,
                             depth,
@@ -274,6 +275,7 @@ fn backward_input(g: &Geometry, weights: &[f32], d_out: &[f32], sink: &mut Sink<
                     pack(d_out, g.k, n_rows, group_k, a);
                     Product {
                         a,
+                        a_row: LANES,
                         a_panel: n_rows * LANES,
                         n_rows,
                         depth,
@@ -343,28 +345,30 @@ fn backward_weights(g: &Geometry, x: &[f32], d_out: &[f32], sink: &mut Sink<'_>)
             let at_once = if n_panels.is_multiple_of(4) { 4 } else { 1 };
             let tasks = out.par_chunks_mut(at_once * LANES * group_k).enumerate();
             tasks.for_each(|(task, out)| {
-                scratch::with(pixels * LANES, |seen| {
+                let n_columns = out.len() / group_k;
+                scratch::with(pixels * n_columns, |seen| {
                     for (image_idx, image) in x.chunks_exact(g.in_len()).enumerate() {
-                        for (i, out) in out.chunks_exact_mut(LANES * group_k).enumerate() {
+                        for (i, seen) in seen.chunks_exact_mut(pixels * LANES).enumerate() {
                             let panel = task * at_once + i;
                             let first = panel % n_panels * LANES;
                             gather(g, image, 0..g.oh, panel / n_panels, group * group_c + first, seen);
-                            Outer {
-                                a: seen,
-                                n_a: LANES,
-                                b: d_panels,
-                                b_rows: n_rows,
-                                start: image_idx * pixels,
-                                out,
-                                place: Place {
-                                    row: group_k,
-                                    panel: LANES,
-                                    n_columns: group_k,
-                                    is_added: image_idx > 0,
-                                },
-                            }
-                            .run();
                         }
+                        Outer {
+                            a: seen,
+                            a_panel: pixels * LANES,
+                            n_a: n_columns,
+                            b: &d_panels[image_idx * pixels * LANES..],
+                            b_panel: n_rows * LANES,
+                            n_rows: pixels,
+                            out,
+                            place: Place {
+                                row: group_k,
+                                panel: LANES,
+                                n_columns: group_k,
+                                is_added: image_idx > 0,
+                            },
+                        }
+                        .run();
                     }
                 });
             });

@@ -5,7 +5,7 @@ use rayon::prelude::*;
 use super::conv::Geometry;
 use super::{Kept, Sink};
 use crate::grad::kernel::vectorised;
-use crate::grad::scratch;
+use crate::scratch;
 
 vectorised! {
     fn image_forward(g: &'a Geometry, image: &'a [f32], weights: &'a [f32], out: &'a mut [f32]) {

@@ -4,10 +4,13 @@ use rayon::prelude::*;
 
 use super::{Backward, Kept, Op, Run, Sink};
 use crate::grad::kernel::{LANES, Outer, Place, Product, pack, pack_transposed, panels_len, vectorised};
-use crate::grad::scratch;
+use crate::scratch;
 
 /// Rows that one task takes.
 const ROWS: usize = 224;
+
+/// Panels that one task takes.
+const PANELS: usize = 8;
 
 /// `out[r, k] = Σ_c x[r, c] · w[k, c] + b[k]`; inputs are `x`, `w` and, where there is one, `b`.
 #[derive(Debug)]
@@ -85,26 +88,35 @@ impl Linear {
         let tasks = out.par_chunks_mut(ROWS * n).zip(rows.par_chunks(ROWS * depth));
         tasks.for_each(|(out, rows)| {
             let n_rows = out.len() / n;
-            scratch::with(panels_len(n_rows, depth), |a| {
-                pack(rows, depth, n_rows, depth, a);
-                let place = Place {
-                    row: n,
-                    panel: LANES,
-                    n_columns: n,
-                    is_added,
-                };
+            let padded = depth.next_multiple_of(LANES);
+            let product = |a: &[f32], a_row: usize, a_panel: usize, out: &mut [f32]| {
                 Product {
                     a,
-                    a_panel: n_rows * LANES,
+                    a_row,
+                    a_panel,
                     n_rows,
-                    depth: depth.next_multiple_of(LANES),
+                    depth: padded,
                     b: panels,
-                    b_panel: depth.next_multiple_of(LANES) * LANES,
+                    b_panel: padded * LANES,
                     out,
-                    place,
+                    place: Place {
+                        row: n,
+                        panel: LANES,
+                        n_columns: n,
+                        is_added,
+                    },
                 }
                 .run();
-            });
+            };
+            // Rows that lie a multiple of a page apart push each other out of the cache.
+            if depth == padded && !depth.is_multiple_of(1024) {
+                product(rows, depth, LANES, out);
+            } else {
+                scratch::with(panels_len(n_rows, depth), |a| {
+                    pack(rows, depth, n_rows, depth, a);
+                    product(a, LANES, n_rows * LANES, out);
+                });
+            }
         });
     }
 }
@@ -116,38 +128,32 @@ pub(super) fn outer(x: &[f32], n_a: usize, y: &[f32], n_b: usize, sink: &mut Sin
     scratch::with(a_len + b_len, |room| {
         let (a, b) = room.split_at_mut(a_len);
         for (rows, n, out) in [(x, n_a, &mut *a), (y, n_b, &mut *b)] {
-            let panels = out.par_chunks_mut(n_rows * LANES).enumerate();
-            panels.for_each(|(panel, out)| {
-                let width = (n - panel * LANES).min(LANES);
-                pack(&rows[panel * LANES..], n, n_rows, width, out);
+            let panels = out.par_chunks_mut(PANELS * n_rows * LANES).enumerate();
+            panels.for_each(|(task, out)| {
+                let first = task * PANELS * LANES;
+                pack(&rows[first..], n, n_rows, (n - first).min(PANELS * LANES), out);
             });
         }
         let (a, b) = (&*a, &*b);
-        // Blocks of rows of `b` stay in the cache for four panels of `a`.
         let is_added = sink.is_added;
-        let tasks = sink.values.par_chunks_mut(4 * LANES * n_b).enumerate();
+        let tasks = sink.values.par_chunks_mut(PANELS * LANES * n_b).enumerate();
         tasks.for_each(|(task, out)| {
-            for start in (0..n_rows).step_by(ROWS) {
-                let rows = start..(start + ROWS).min(n_rows);
-                for (i, out) in out.chunks_mut(LANES * n_b).enumerate() {
-                    let panel = &a[(4 * task + i) * n_rows * LANES..][..n_rows * LANES];
-                    Outer {
-                        a: &panel[rows.start * LANES..rows.end * LANES],
-                        n_a: out.len() / n_b,
-                        b,
-                        b_rows: n_rows,
-                        start,
-                        out,
-                        place: Place {
-                            row: n_b,
-                            panel: LANES,
-                            n_columns: n_b,
-                            is_added: is_added || start > 0,
-                        },
-                    }
-                    .run();
-                }
+            Outer {
+                a: &a[task * PANELS * n_rows * LANES..],
+                a_panel: n_rows * LANES,
+                n_a: out.len() / n_b,
+                b,
+                b_panel: n_rows * LANES,
+                n_rows,
+                out,
+                place: Place {
+                    row: n_b,
+                    panel: LANES,
+                    n_columns: n_b,
+                    is_added,
+                },
             }
+            .run();
         });
     });
 }

@@ -76,6 +76,135 @@ impl Tiles {
 #[derive(Clone, Copy)]
 struct Math<S: Simd>(S);
 
+/// A transform along one axis. A type and not a closure: a closure is not compiled for the vectors that it is used with.
+trait Transform<const I: usize, const O: usize> {
+    fn apply<S: Simd>(math: Math<S>, from: [S::f32s; I]) -> [S::f32s; O];
+}
+
+/// `Bᵀd` for tiles of two.
+struct InputOfTwo;
+/// `Aᵀm` for tiles of two.
+struct OutputOfTwo;
+/// `Gg` for tiles of two.
+struct KernelOfTwo;
+/// `Bᵀd`; A²·B² is one.
+struct Input;
+/// `Bz`
+struct InputAdjoint;
+/// `Ay`
+struct OutputAdjoint;
+/// `Gg`
+struct Kernel;
+/// `Gᵀu`
+struct KernelAdjoint;
+
+impl Transform<4, 4> for InputOfTwo {
+    #[inline(always)]
+    fn apply<S: Simd>(math: Math<S>, d: [S::f32s; 4]) -> [S::f32s; 4] {
+        [
+            math.sub(d[0], d[2]),
+            math.add(d[1], d[2]),
+            math.sub(d[2], d[1]),
+            math.sub(d[3], d[1]),
+        ]
+    }
+}
+
+impl Transform<4, 2> for OutputOfTwo {
+    #[inline(always)]
+    fn apply<S: Simd>(math: Math<S>, m: [S::f32s; 4]) -> [S::f32s; 2] {
+        [
+            math.add(m[0], math.add(m[1], m[2])),
+            math.add(math.sub(m[1], m[2]), m[3]),
+        ]
+    }
+}
+
+impl Transform<3, 4> for KernelOfTwo {
+    #[inline(always)]
+    fn apply<S: Simd>(math: Math<S>, g: [S::f32s; 3]) -> [S::f32s; 4] {
+        let even = math.times(0.5, math.add(g[0], g[2]));
+        [g[0], math.fma(0.5, g[1], even), math.fma(-0.5, g[1], even), g[2]]
+    }
+}
+
+impl Transform<6, 6> for Input {
+    #[inline(always)]
+    fn apply<S: Simd>(math: Math<S>, d: [S::f32s; 6]) -> [S::f32s; 6] {
+        let (even_a, odd_a) = (math.fma(-B2, d[2], d[4]), math.fma(-B2, d[1], d[3]));
+        let (even_b, odd_b) = (math.fma(-A2, d[2], d[4]), math.fma(-A2, d[1], d[3]));
+        [
+            math.fma(-SUM, d[2], math.add(d[0], d[4])),
+            math.fma(A, odd_a, even_a),
+            math.fma(-A, odd_a, even_a),
+            math.fma(B, odd_b, even_b),
+            math.fma(-B, odd_b, even_b),
+            math.fma(-SUM, d[3], math.add(d[1], d[5])),
+        ]
+    }
+}
+
+impl Transform<6, 6> for InputAdjoint {
+    #[inline(always)]
+    fn apply<S: Simd>(math: Math<S>, z: [S::f32s; 6]) -> [S::f32s; 6] {
+        let (sum_a, odd_a) = (math.add(z[1], z[2]), math.times(A, math.sub(z[1], z[2])));
+        let (sum_b, odd_b) = (math.add(z[3], z[4]), math.times(B, math.sub(z[3], z[4])));
+        [
+            z[0],
+            math.fma(-B2, odd_a, math.fma(-A2, odd_b, z[5])),
+            math.fma(-SUM, z[0], math.fma(-B2, sum_a, math.times(-A2, sum_b))),
+            math.fma(-SUM, z[5], math.add(odd_a, odd_b)),
+            math.add(z[0], math.add(sum_a, sum_b)),
+            z[5],
+        ]
+    }
+}
+
+impl Transform<4, 6> for OutputAdjoint {
+    #[inline(always)]
+    fn apply<S: Simd>(math: Math<S>, y: [S::f32s; 4]) -> [S::f32s; 6] {
+        let (even_a, odd_a) = (math.fma(A2, y[2], y[0]), math.fma(A2, y[3], y[1]));
+        let (even_b, odd_b) = (math.fma(B2, y[2], y[0]), math.fma(B2, y[3], y[1]));
+        [
+            y[0],
+            math.fma(A, odd_a, even_a),
+            math.fma(-A, odd_a, even_a),
+            math.fma(B, odd_b, even_b),
+            math.fma(-B, odd_b, even_b),
+            y[3],
+        ]
+    }
+}
+
+impl Transform<3, 6> for Kernel {
+    #[inline(always)]
+    fn apply<S: Simd>(math: Math<S>, g: [S::f32s; 3]) -> [S::f32s; 6] {
+        let (even_a, odd_a) = (math.times(FA, math.fma(A2, g[2], g[0])), math.times(FA * A, g[1]));
+        let (even_b, odd_b) = (math.times(FB, math.fma(B2, g[2], g[0])), math.times(FB * B, g[1]));
+        [
+            g[0],
+            math.add(even_a, odd_a),
+            math.sub(even_a, odd_a),
+            math.add(even_b, odd_b),
+            math.sub(even_b, odd_b),
+            g[2],
+        ]
+    }
+}
+
+impl Transform<6, 3> for KernelAdjoint {
+    #[inline(always)]
+    fn apply<S: Simd>(math: Math<S>, u: [S::f32s; 6]) -> [S::f32s; 3] {
+        let (sum_a, odd_a) = (math.times(FA, math.add(u[1], u[2])), math.sub(u[1], u[2]));
+        let (sum_b, odd_b) = (math.times(FB, math.add(u[3], u[4])), math.sub(u[3], u[4]));
+        [
+            math.add(u[0], math.add(sum_a, sum_b)),
+            math.fma(FA * A, odd_a, math.times(FB * B, odd_b)),
+            math.fma(A2, sum_a, math.fma(B2, sum_b, u[5])),
+        ]
+    }
+}
+
 impl<S: Simd> Math<S> {
     #[inline(always)]
     fn add(self, a: S::f32s, b: S::f32s) -> S::f32s {
@@ -95,123 +224,23 @@ impl<S: Simd> Math<S> {
         self.0.mul_add_f32s(self.0.splat_f32s(factor), a, b)
     }
 
-    /// `Bᵀd` for tiles of two.
-    #[inline(always)]
-    fn input_of_two(self, d: [S::f32s; 4]) -> [S::f32s; 4] {
-        [
-            self.sub(d[0], d[2]),
-            self.add(d[1], d[2]),
-            self.sub(d[2], d[1]),
-            self.sub(d[3], d[1]),
-        ]
-    }
-
-    /// `Aᵀm` for tiles of two.
-    #[inline(always)]
-    fn output_of_two(self, m: [S::f32s; 4]) -> [S::f32s; 2] {
-        [
-            self.add(m[0], self.add(m[1], m[2])),
-            self.add(self.sub(m[1], m[2]), m[3]),
-        ]
-    }
-
-    /// `Gg` for tiles of two.
-    #[inline(always)]
-    fn kernel_of_two(self, g: [S::f32s; 3]) -> [S::f32s; 4] {
-        let even = self.times(0.5, self.add(g[0], g[2]));
-        [g[0], self.fma(0.5, g[1], even), self.fma(-0.5, g[1], even), g[2]]
-    }
-
-    /// `Bᵀd`; A²·B² is one.
-    #[inline(always)]
-    fn input(self, d: [S::f32s; 6]) -> [S::f32s; 6] {
-        let (even_a, odd_a) = (self.fma(-B2, d[2], d[4]), self.fma(-B2, d[1], d[3]));
-        let (even_b, odd_b) = (self.fma(-A2, d[2], d[4]), self.fma(-A2, d[1], d[3]));
-        [
-            self.fma(-SUM, d[2], self.add(d[0], d[4])),
-            self.fma(A, odd_a, even_a),
-            self.fma(-A, odd_a, even_a),
-            self.fma(B, odd_b, even_b),
-            self.fma(-B, odd_b, even_b),
-            self.fma(-SUM, d[3], self.add(d[1], d[5])),
-        ]
-    }
-
-    /// `Bz`
-    #[inline(always)]
-    fn input_adjoint(self, z: [S::f32s; 6]) -> [S::f32s; 6] {
-        let (sum_a, odd_a) = (self.add(z[1], z[2]), self.times(A, self.sub(z[1], z[2])));
-        let (sum_b, odd_b) = (self.add(z[3], z[4]), self.times(B, self.sub(z[3], z[4])));
-        [
-            z[0],
-            self.fma(-B2, odd_a, self.fma(-A2, odd_b, z[5])),
-            self.fma(-SUM, z[0], self.fma(-B2, sum_a, self.times(-A2, sum_b))),
-            self.fma(-SUM, z[5], self.add(odd_a, odd_b)),
-            self.add(z[0], self.add(sum_a, sum_b)),
-            z[5],
-        ]
-    }
-
-    /// `Ay`
-    #[inline(always)]
-    fn output_adjoint(self, y: [S::f32s; 4]) -> [S::f32s; 6] {
-        let (even_a, odd_a) = (self.fma(A2, y[2], y[0]), self.fma(A2, y[3], y[1]));
-        let (even_b, odd_b) = (self.fma(B2, y[2], y[0]), self.fma(B2, y[3], y[1]));
-        [
-            y[0],
-            self.fma(A, odd_a, even_a),
-            self.fma(-A, odd_a, even_a),
-            self.fma(B, odd_b, even_b),
-            self.fma(-B, odd_b, even_b),
-            y[3],
-        ]
-    }
-
-    /// `Gg`
-    #[inline(always)]
-    fn kernel(self, g: [S::f32s; 3]) -> [S::f32s; 6] {
-        let (even_a, odd_a) = (self.times(FA, self.fma(A2, g[2], g[0])), self.times(FA * A, g[1]));
-        let (even_b, odd_b) = (self.times(FB, self.fma(B2, g[2], g[0])), self.times(FB * B, g[1]));
-        [
-            g[0],
-            self.add(even_a, odd_a),
-            self.sub(even_a, odd_a),
-            self.add(even_b, odd_b),
-            self.sub(even_b, odd_b),
-            g[2],
-        ]
-    }
-
-    /// `Gᵀu`
-    #[inline(always)]
-    fn kernel_adjoint(self, u: [S::f32s; 6]) -> [S::f32s; 3] {
-        let (sum_a, odd_a) = (self.times(FA, self.add(u[1], u[2])), self.sub(u[1], u[2]));
-        let (sum_b, odd_b) = (self.times(FB, self.add(u[3], u[4])), self.sub(u[3], u[4]));
-        [
-            self.add(u[0], self.add(sum_a, sum_b)),
-            self.fma(FA * A, odd_a, self.times(FB * B, odd_b)),
-            self.fma(A2, sum_a, self.fma(B2, sum_b, u[5])),
-        ]
-    }
-
     /// A transform of the rows of a matrix, then of its columns.
     #[inline(always)]
-    fn both<const I: usize, const O: usize>(
+    fn both<T: Transform<I, O>, const I: usize, const O: usize>(
         self,
         from: [[S::f32s; I]; I],
-        transform: impl Fn([S::f32s; I]) -> [S::f32s; O],
     ) -> [[S::f32s; O]; O] {
         let zero = self.0.splat_f32s(0.0);
         let mut half = [[zero; I]; O];
         for i in 0..I {
-            let row = transform(from[i]);
+            let row = T::apply(self, from[i]);
             for o in 0..O {
                 half[o][i] = row[o];
             }
         }
         let mut out = [[zero; O]; O];
         for o in 0..O {
-            let column = transform(half[o]);
+            let column = T::apply(self, half[o]);
             for i in 0..O {
                 out[i][o] = column[i];
             }
@@ -257,27 +286,16 @@ impl WithSimd for ToTiles<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         match self.what {
-            Taken::Inputs(Size::Two, pad) => {
-                self.run::<S, 4, 4>(simd, pad, |math, tile| math.both(tile, |d| math.input_of_two(d)));
-            }
-            Taken::Inputs(Size::Four, pad) => {
-                self.run::<S, 6, 6>(simd, pad, |math, tile| math.both(tile, |d| math.input(d)));
-            }
-            Taken::Outputs => self.run::<S, 4, 6>(simd, [0, 0], |math, tile| {
-                math.both(tile, |y| math.output_adjoint(y))
-            }),
+            Taken::Inputs(Size::Two, pad) => self.run::<S, InputOfTwo, 4, 4>(simd, pad),
+            Taken::Inputs(Size::Four, pad) => self.run::<S, Input, 6, 6>(simd, pad),
+            Taken::Outputs => self.run::<S, OutputAdjoint, 4, 6>(simd, [0, 0]),
         }
     }
 }
 
 impl ToTiles<'_> {
     #[inline(always)]
-    fn run<S: Simd, const I: usize, const O: usize>(
-        self,
-        simd: S,
-        pad: [usize; 2],
-        transform: impl Fn(Math<S>, [[S::f32s; I]; I]) -> [[S::f32s; O]; O],
-    ) {
+    fn run<S: Simd, T: Transform<I, O>, const I: usize, const O: usize>(self, simd: S, pad: [usize; 2]) {
         let ([h, w], step) = (self.size, self.tiles.step);
         let zero = simd.splat_f32s(0.0);
         let per_point = self.tiles.n * LANES;
@@ -302,7 +320,7 @@ impl ToTiles<'_> {
                         }
                     }
                 }
-                let points = transform(Math(simd), tile);
+                let points = Math(simd).both::<T, I, O>(tile);
                 for (point, value) in points.as_flattened().iter().enumerate() {
                     store::<S>(self.to, point * per_point + tile_idx * LANES + lane, *value);
                 }
@@ -338,23 +356,18 @@ impl WithSimd for FromTiles<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         match self.what {
-            Given::Outputs => {
-                self.run::<S, 4, 2, false>(simd, [0, 0], |math, m| math.both(m, |m| math.output_of_two(m)));
-            }
-            Given::Inputs(pad) => {
-                self.run::<S, 6, 6, true>(simd, pad, |math, z| math.both(z, |z| math.input_adjoint(z)));
-            }
+            Given::Outputs => self.run::<S, OutputOfTwo, 4, 2, false>(simd, [0, 0]),
+            Given::Inputs(pad) => self.run::<S, InputAdjoint, 6, 6, true>(simd, pad),
         }
     }
 }
 
 impl FromTiles<'_> {
     #[inline(always)]
-    fn run<S: Simd, const I: usize, const O: usize, const ADDS: bool>(
+    fn run<S: Simd, T: Transform<I, O>, const I: usize, const O: usize, const ADDS: bool>(
         self,
         simd: S,
         pad: [usize; 2],
-        transform: impl Fn(Math<S>, [[S::f32s; I]; I]) -> [[S::f32s; O]; O],
     ) {
         let ([h, w], step) = (self.size, self.tiles.step);
         let per_point = self.channels * self.tiles.n;
@@ -367,7 +380,7 @@ impl FromTiles<'_> {
                     for (point, value) in points.as_flattened_mut().iter_mut().enumerate() {
                         *value = load::<S>(self.from, point * per_point + start);
                     }
-                    let tile = transform(Math(simd), points);
+                    let tile = Math(simd).both::<T, I, O>(points);
                     for (i, row) in tile.iter().enumerate() {
                         let y = (top + i).wrapping_sub(pad[0]);
                         if y >= h {
@@ -410,19 +423,15 @@ impl WithSimd for Kernels<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         match self.size {
-            Size::Two => self.run::<S, 4>(simd, |math, g| math.both(g, |g| math.kernel_of_two(g))),
-            Size::Four => self.run::<S, 6>(simd, |math, g| math.both(g, |g| math.kernel(g))),
+            Size::Two => self.run::<S, KernelOfTwo, 4>(simd),
+            Size::Four => self.run::<S, Kernel, 6>(simd),
         }
     }
 }
 
 impl Kernels<'_> {
     #[inline(always)]
-    fn run<S: Simd, const O: usize>(
-        self,
-        simd: S,
-        transform: impl Fn(Math<S>, [[S::f32s; 3]; 3]) -> [[S::f32s; O]; O],
-    ) {
+    fn run<S: Simd, T: Transform<3, O>, const O: usize>(self, simd: S) {
         for row in 0..self.depth {
             let mut taps = [[0.0f32; LANES]; 9];
             for lane in 0..LANES {
@@ -432,8 +441,11 @@ impl Kernels<'_> {
                 }
             }
             for lane in (0..LANES).step_by(S::F32_LANES) {
-                let g = [0, 1, 2].map(|i| [0, 1, 2].map(|j| load::<S>(&taps[3 * i + j], lane)));
-                let u = transform(Math(simd), g);
+                let mut g = [[simd.splat_f32s(0.0); 3]; 3];
+                for (tap, value) in g.as_flattened_mut().iter_mut().enumerate() {
+                    *value = load::<S>(&taps[tap], lane);
+                }
+                let u = Math(simd).both::<T, 3, O>(g);
                 for (point, value) in u.as_flattened().iter().enumerate() {
                     store::<S>(self.to, (point * self.depth + row) * LANES + lane, *value);
                 }
@@ -456,7 +468,6 @@ impl WithSimd for FromKernels<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let math = Math(simd);
         let c = self.to.len() / 9;
         for start in (0..c).step_by(LANES) {
             let mut taps = [[0.0f32; LANES]; 9];
@@ -465,7 +476,7 @@ impl WithSimd for FromKernels<'_> {
                 for (point, value) in u.as_flattened_mut().iter_mut().enumerate() {
                     *value = load::<S>(self.from, (point * self.n_outputs + self.k) * c + start + lane);
                 }
-                let g = math.both(u, |u| math.kernel_adjoint(u));
+                let g = Math(simd).both::<KernelAdjoint, 6, 3>(u);
                 for (tap, value) in g.as_flattened().iter().enumerate() {
                     store::<S>(&mut taps[tap], lane, *value);
                 }
@@ -521,6 +532,7 @@ fn multiply(a: &[f32], b: &[f32], depth: usize, tiles: Tiles, out: &mut [f32]) {
         let (point, panel) = (task * at_once / n_panels, task * at_once % n_panels);
         Product {
             a: &a[point * per_panel..],
+            a_row: LANES,
             a_panel: tiles.points * per_panel,
             n_rows: tiles.n,
             depth,
@@ -594,24 +606,28 @@ pub(super) fn backward(
         to_tiles(x, [g.h, g.w], g.c, tiles, Taken::Inputs(Size::Four, g.pad), v);
         let (v, per_panel) = (&*v, tiles.n * LANES);
         // `[36, k, c]`
-        u.par_chunks_mut(LANES * g.c).enumerate().for_each(|(task, out)| {
-            let (point, panel) = (task / (g.k / LANES), task % (g.k / LANES));
-            Outer {
-                a: &m[(panel * points + point) * per_panel..][..per_panel],
-                n_a: LANES,
-                b: &v[point * per_panel..],
-                b_rows: points * tiles.n,
-                start: 0,
-                out,
-                place: Place {
-                    row: g.c,
-                    panel: LANES,
-                    n_columns: g.c,
-                    is_added: false,
-                },
-            }
-            .run();
-        });
+        let at_once = at_once(g.k / LANES) * LANES;
+        u.par_chunks_mut(at_once * g.c)
+            .enumerate()
+            .for_each(|(task, out)| {
+                let (point, panel) = (task * at_once / g.k, task * at_once % g.k / LANES);
+                Outer {
+                    a: &m[(panel * points + point) * per_panel..],
+                    a_panel: points * per_panel,
+                    n_a: at_once,
+                    b: &v[point * per_panel..],
+                    b_panel: points * per_panel,
+                    n_rows: tiles.n,
+                    out,
+                    place: Place {
+                        row: g.c,
+                        panel: LANES,
+                        n_columns: g.c,
+                        is_added: false,
+                    },
+                }
+                .run();
+            });
         let u = &*u;
         let is_added = sink.is_added;
         let kernels = sink.values.par_chunks_mut(g.c * 9).enumerate();
