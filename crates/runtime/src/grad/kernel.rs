@@ -245,7 +245,6 @@ impl Product<'_> {
 /// Sums out of their registers. What is done with them afterwards takes loops that are not unrolled, and an array that those
 /// index would be kept in memory all the time.
 #[inline(always)]
-#[expect(clippy::needless_range_loop, reason = "as above")]
 fn in_memory<S: Simd, const R: usize, const Q: usize, const V: usize>(
     sums: [[[S::f32s; V]; Q]; R],
 ) -> [[[f32; LANES]; Q]; R] {
@@ -253,9 +252,7 @@ fn in_memory<S: Simd, const R: usize, const Q: usize, const V: usize>(
     for r in 0..R {
         for q in 0..Q {
             let (vectors, _) = S::as_mut_simd_f32s(&mut done[r][q]);
-            for v in 0..V {
-                vectors[v] = sums[r][q][v];
-            }
+            vectors[..V].copy_from_slice(&sums[r][q]);
         }
     }
     done
@@ -362,10 +359,6 @@ impl Outer<'_> {
     }
 
     #[inline(always)]
-    #[expect(
-        clippy::needless_range_loop,
-        reason = "the sums stay in registers only where plain numbers index them"
-    )]
     fn tile<S: Simd, const R: usize, const Q: usize, const V: usize>(
         &mut self,
         simd: S,

@@ -153,10 +153,13 @@ impl<'p> Problem<'p> {
     pub(super) fn preconditioner_at(&self, c: f64, theta: &[f64]) -> Result<Preconditioner, Error> {
         /// A little of every row keeps every direction of the features in the sum.
         const LEAST: f32 = 1e-3;
+        /// Where a step went so far that all rows are sure, no row has a curvature, and yet the bias needs one.
+        const LEAST_MEAN: f64 = 1e-6;
         let outputs: Vec<usize> = (0..self.model.n_fitted).collect();
         let mut weights = vec![0.0f32; self.rows.n_rows()];
         self.curvatures(theta, &outputs, &mut weights);
         let mean = weights.iter().map(|w| f64::from(*w)).sum::<f64>() / weights.len() as f64;
+        let mean = mean.max(LEAST_MEAN);
         weights.iter_mut().for_each(|w| *w = w.max(LEAST * mean as f32));
         let moments = gram(&self.rows, self.affordable_rows(), Some(&weights));
         Preconditioner::dense(&moments, &self.rows, c)
@@ -419,5 +422,30 @@ mod tests {
         check(Task::SingleLabel, 2, 0.2, Some(vec![0.5, 3.0]));
         check(Task::MultiLabel, 3, 0.0, None);
         check(Task::MultiLabel, 3, 0.1, Some(vec![2.0, 1.0, 0.3]));
+    }
+
+    #[test]
+    fn rows_that_are_all_sure_have_a_preconditioner_too() {
+        let values = vec![0.0, 1.0, 0.0, -1.0, 1.0, 0.0, -1.0, 0.0];
+        let (features, targets) = (
+            Features::new(values, 2).unwrap(),
+            Targets::Classes(vec![0, 1, 2, 3]),
+        );
+        let problem = Problem::new(&features, &targets, 4, &SolverConfig::new(Task::SingleLabel));
+        let stride = problem.rows.stride;
+        let mut theta = vec![0.0; 4 * stride];
+        for (at, far) in [
+            (1, 1e4),
+            (stride + 1, -1e4),
+            (2 * stride, 1e4),
+            (3 * stride, -1e4),
+        ] {
+            theta[at] = far;
+        }
+        let found = problem.evaluate(&theta, &[0, 1, 2, 3], Precision::Single);
+        assert_eq!((found.losses[0], found.curvature), (0.0, 0.0));
+        let mut step = vec![1.0; 4 * stride];
+        problem.preconditioner_at(1.0, &theta).unwrap().apply(&mut step);
+        assert!(step.iter().all(|step| step.is_finite()));
     }
 }

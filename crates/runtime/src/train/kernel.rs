@@ -108,9 +108,7 @@ impl Spread<'_> {
                 for q in 0..Q {
                     let out = &self.out[(row + r) * self.out_stride + (panel + q) * LANES..][..LANES];
                     let (out, _) = S::as_simd_f32s(out);
-                    for v in 0..V {
-                        sums[r][q][v] = out[v];
-                    }
+                    sums[r][q].copy_from_slice(&out[..V]);
                 }
             }
         }
@@ -118,9 +116,7 @@ impl Spread<'_> {
             let mut factors = [[simd.splat_f32s(0.0); V]; Q];
             for q in 0..Q {
                 let (vectors, _) = S::as_simd_f32s(&weights[q][k]);
-                for v in 0..V {
-                    factors[q][v] = vectors[v];
-                }
+                factors[q].copy_from_slice(&vectors[..V]);
             }
             for r in 0..R {
                 let factor = simd.splat_f32s(a[r][k]);
@@ -135,9 +131,7 @@ impl Spread<'_> {
             for q in 0..Q {
                 let out = &mut self.out[(row + r) * self.out_stride + (panel + q) * LANES..][..LANES];
                 let (out, _) = S::as_mut_simd_f32s(out);
-                for v in 0..V {
-                    out[v] = sums[r][q][v];
-                }
+                out[..V].copy_from_slice(&sums[r][q]);
             }
         }
     }
