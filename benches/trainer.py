@@ -156,7 +156,8 @@ def main():
                 print(f"\n**{title}**\n", flush=True)
                 text += [f"**{title}**", "", *run(), ""]
     after = sgemm_rate(args.threads)
-    note = (f"{args.threads} threads on {platform.machine()}, torch {torch.__version__}; sgemm {before / 1e9:.0f} GFLOP/s before and "
+    cpu = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), platform.machine())
+    note = (f"{args.threads} threads on {cpu}, torch {torch.__version__}; sgemm {before / 1e9:.0f} GFLOP/s before and "
             f"{after / 1e9:.0f} after the run.")
     print(note)
     if args.append:
