@@ -443,7 +443,7 @@ mod tests {
             theta[at] = far;
         }
         let found = problem.evaluate(&theta, &[0, 1, 2, 3], Precision::Single);
-        assert_eq!((found.losses[0], found.curvature), (0.0, 0.0));
+        assert!(found.losses[0] < 1e-30 && found.curvature == 0.0);
         let mut step = vec![1.0; 4 * stride];
         problem.preconditioner_at(1.0, &theta).unwrap().apply(&mut step);
         assert!(step.iter().all(|step| step.is_finite()));
