@@ -190,7 +190,7 @@ def main():
         notes.append(f"PyTorch's choice for `{job}`: {', '.join(sorted({one['choice'] for one in theirs}))}.")
     checkout = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=BENCHES, capture_output=True, text=True).stdout.strip()
     cpu_name = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), platform.machine())
-    arguments = " ".join(a for a in sys.argv[1:] if not a.startswith("/"))
+    arguments = " ".join(Path(a).name if a.startswith("/") else a for a in sys.argv[1:])
     text = "\n".join([
         f"## The notebook's job, {datetime.date.today()}",
         "",

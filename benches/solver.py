@@ -76,6 +76,7 @@ def setting(args) -> list[str]:
     return [
         "Seconds (evaluations or iterations) until the objective is within a relative gap of the least that any side reached; in brackets how many times ours.",
         f"Machine: {cpu}, {len(__import__('os').sched_getaffinity(0))} cores, load average before the run {load}.",
+        "Command: `python benches/solver.py " + " ".join(Path(a).name if a.startswith("/") else a for a in sys.argv[1:]) + "`",
         f"Versions: checkout {commit}, Python {platform.python_version()}, scikit-learn {sklearn.__version__}, numpy {np.__version__}, torch {torch.__version__}.",
     ]
 
