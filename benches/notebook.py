@@ -26,6 +26,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from machine import cpu_model
+
 BENCHES = Path(__file__).resolve().parent
 RESULTS = BENCHES / "RESULTS.md"
 EPOCHS = 25
@@ -189,14 +191,13 @@ def main():
                     f" | {statistics.median(cpu):.1f} | {ratio:.2f}x | {cpu_ratio:.2f}x |")
         notes.append(f"PyTorch's choice for `{job}`: {', '.join(sorted({one['choice'] for one in theirs}))}.")
     checkout = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=BENCHES, capture_output=True, text=True).stdout.strip()
-    cpu_name = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), platform.machine())
     arguments = " ".join(Path(a).name if a.startswith("/") else a for a in sys.argv[1:])
     text = "\n".join([
         f"## The notebook's job, {datetime.date.today()}",
         "",
         f"{EPOCHS} epochs in seconds, ResNet18 at 224 x 224, batches of {BATCH}; {args.repeats} interleaved repeats, medians (min to max)."
         f" PyTorch: {args.torch_epochs} epoch(s) timed each, counted {EPOCHS} times. Graftwork: the whole process, cold cache.",
-        f"Machine: {cpu_name}, {os.cpu_count()} cores, load average before the run {load:.2f}.",
+        f"Machine: {cpu_model()}, {os.cpu_count()} cores, load average before the run {load:.2f}.",
         f"Versions: graftwork (checkout {checkout}), torch {theirs[-1]['torch']}, Python {platform.python_version()}.",
         f"Command: `python benches/notebook.py {arguments}`",
         "",

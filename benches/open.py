@@ -33,6 +33,7 @@ import tomllib
 import zipfile
 from pathlib import Path
 
+from machine import cpu_model
 from open_inputs import INPUTS, save_input
 
 BENCHES = Path(__file__).resolve().parent
@@ -242,13 +243,6 @@ def median_of(runs: list[dict], key: str) -> float:
 def spread(runs: list[dict], key: str) -> str:
     values = [r[key] for r in runs]
     return f"{statistics.median(values):.4g} ({min(values):.4g} to {max(values):.4g})"
-
-
-def cpu_model() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.machine()
 
 
 def versions() -> str:

@@ -28,6 +28,8 @@ import PIL.features
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
+from machine import cpu_model
+
 BENCHES = Path(__file__).resolve().parent
 SIDES = {
     "decode": ("graftwork", "Pillow", "zune-jpeg", "image"),
@@ -116,7 +118,7 @@ def report(rows: list, args) -> str:
         f"## Pictures, {datetime.date.today()}", "",
         f"`python benches/pictures.py --rounds {args.rounds}`; one thread, milliseconds, medians; in parentheses how many times graftwork's.",
         f"`resample` and `whole` of graftwork also make normalised float32 numbers. Pixels are Pillow's only where marked with =.", "",
-        f"Machine: {cpu()}, {os.cpu_count()} cores, {platform.system()} {platform.release()}, load average {os.getloadavg()[0]:.2f}; Pillow {PIL.__version__} with libjpeg-turbo {PIL.features.version('libjpeg_turbo')}; {crates()}.", "",
+        f"Machine: {cpu_model()}, {os.cpu_count()} cores, {platform.system()} {platform.release()}, load average {os.getloadavg()[0]:.2f}; Pillow {PIL.__version__} with libjpeg-turbo {PIL.features.version('libjpeg_turbo')}; {crates()}.", "",
         "| picture | task | graftwork = | Pillow = | Rust decoder and resizer | image |", "|---|---|---|---|---|---|",
     ]
     for name, task, medians in rows:
@@ -125,13 +127,6 @@ def report(rows: list, args) -> str:
         lines.append(f"| {name} | {task} | " + " | ".join(cells) + " |")
     lines += ["", "The third column is zune-jpeg for `decode`, fast_image_resize for `resample`, both for `whole`.", ""]
     return "\n".join(lines)
-
-
-def cpu() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor()
 
 
 def crates() -> str:

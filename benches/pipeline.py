@@ -32,6 +32,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from machine import cpu_model
+
 BENCHES = Path(__file__).resolve().parent
 sys.path.insert(0, str(BENCHES.parent / "tools"))
 import reference  # noqa: E402
@@ -233,13 +235,6 @@ def rate(runs: list[dict]) -> float:
 
 def median(values) -> float:
     return statistics.median(list(values))
-
-
-def cpu_model() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
 
 
 def versions(args) -> str:

@@ -27,6 +27,8 @@ import numpy as np
 from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
+from machine import cpu_model
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
 import check_solver  # noqa: E402
@@ -67,7 +69,7 @@ def main() -> None:
 
 
 def setting(args) -> list[str]:
-    cpu = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), platform.machine())
+    cpu = cpu_model()
     import sklearn
     import torch
 

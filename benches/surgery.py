@@ -26,6 +26,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from machine import cpu_model
+
 BENCHES = Path(__file__).resolve().parent
 RESULTS = BENCHES / "RESULTS.md"
 
@@ -216,7 +218,7 @@ def main() -> None:
     parser.add_argument("--append", action="store_true")
     args = parser.parse_args()
     graftwork = str(Path(args.graftwork).resolve())
-    cpu = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), "")
+    cpu = cpu_model()
     load = os.getloadavg()[0]
     sections = []
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:

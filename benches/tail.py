@@ -21,14 +21,11 @@ import time
 import torch
 import torch.nn.functional as F
 
+from machine import cpu_model
+
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY / "tools"))
 import parity_tail  # noqa: E402
-
-
-def machine():
-    """The processor's name."""
-    return next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), platform.machine())
 
 
 def cpu_ms(pid):
@@ -116,7 +113,7 @@ def main():
         f"Forward, backward and SGD with momentum on a batch of {args.batch} in memory, {args.threads} threads, batch"
         f" normalisation {'by the batch' if args.norm == 'batch' else 'frozen'}; {args.repeats} interleaved repeats,"
         " medians (min to max).",
-        f"Machine: {machine()}, {os.cpu_count()} cores, load average before the run {load:.2f}.",
+        f"Machine: {cpu_model()}, {os.cpu_count()} cores, load average before the run {load:.2f}.",
         f"Versions: graftwork (checkout {checkout.stdout.strip()}), torch {torch.__version__}, Python"
         f" {platform.python_version()}.",
         f"Command: `python benches/tail.py {' '.join(a for a in sys.argv[1:] if not a.startswith('/'))}`",

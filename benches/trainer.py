@@ -13,7 +13,6 @@ Times are the best of the repetitions. `--append` adds the tables to benches/RES
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -23,6 +22,8 @@ from pathlib import Path
 
 import torch
 from torch import nn
+
+from machine import cpu_model
 
 SGD = {"kind": "sgd", "momentum": 0.9, "dampening": 0.0, "nesterov": False}
 ADAMW = {"kind": "adam-w", "betas": [0.9, 0.999], "eps": 1e-8}
@@ -156,7 +157,7 @@ def main():
                 print(f"\n**{title}**\n", flush=True)
                 text += [f"**{title}**", "", *run(), ""]
     after = sgemm_rate(args.threads)
-    cpu = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), platform.machine())
+    cpu = cpu_model()
     note = (f"{args.threads} threads on {cpu}, torch {torch.__version__}; sgemm {before / 1e9:.0f} GFLOP/s before and "
             f"{after / 1e9:.0f} after the run.")
     print(note)

@@ -459,3 +459,98 @@ pub(super) fn pack_transposed(
         out[n_rows..].as_flattened_mut().fill(0.0);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Small whole numbers: every sum is exact in any order.
+    fn numbers(n: usize, seed: usize) -> Vec<f32> {
+        (0..n).map(|i| ((i * seed) % 13) as f32 - 6.0).collect()
+    }
+
+    /// `[rows, columns]` as panels, which are to have `depth` rows.
+    fn panels(values: &[f32], n_columns: usize, depth: usize) -> Vec<f32> {
+        let mut out = vec![0.0; panels_len(depth, n_columns)];
+        for (i, value) in values.iter().enumerate() {
+            let (row, column) = (i / n_columns, i % n_columns);
+            out[(column / LANES * depth + row) * LANES + column % LANES] = *value;
+        }
+        out
+    }
+
+    fn place(n_columns: usize) -> Place {
+        Place {
+            row: n_columns,
+            panel: LANES,
+            n_columns,
+            is_added: true,
+        }
+    }
+
+    #[test]
+    fn packed_rows_are_panels() {
+        for (n_rows, n_columns) in [(1, 1), (3, 16), (5, 150), (2, 263)] {
+            let values = numbers(n_rows * n_columns, 7);
+            let mut out = vec![9.0; panels_len(n_rows, n_columns)];
+            pack(&values, n_columns, n_rows, n_columns, &mut out);
+            assert_eq!(out, panels(&values, n_columns, n_rows));
+        }
+    }
+
+    #[test]
+    fn products_are_their_definition_beyond_their_blocks() {
+        for (n_rows, depth, n_columns) in [(1, 16, 5), (19, 32, 48), (ROWS + 23, CHAIN + 16, 40)] {
+            let (a, b) = (numbers(n_rows * depth, 5), numbers(depth * n_columns, 11));
+            let sum = |row: usize, column: usize| -> f32 {
+                (0..depth)
+                    .map(|c| a[row * depth + c] * b[c * n_columns + column])
+                    .sum()
+            };
+            let expected: Vec<f32> = (0..n_rows * n_columns)
+                .map(|i| 1.0 + sum(i / n_columns, i % n_columns))
+                .collect();
+            let in_panels = panels(&a, depth, n_rows);
+            for (a, a_row, a_panel) in [(&in_panels, LANES, n_rows * LANES), (&a, depth, LANES)] {
+                let mut out = vec![1.0; n_rows * n_columns];
+                Product {
+                    a,
+                    a_row,
+                    a_panel,
+                    n_rows,
+                    depth,
+                    b: &panels(&b, n_columns, depth),
+                    b_panel: depth * LANES,
+                    out: &mut out,
+                    place: place(n_columns),
+                }
+                .run();
+                assert_eq!(out, expected, "{n_rows} x {depth} x {n_columns}");
+            }
+        }
+    }
+
+    #[test]
+    fn outer_products_are_their_definition_beyond_their_blocks() {
+        for (n_rows, n_a, n_b) in [(1, 3, 5), (9, 16, 33), (ROWS + 23, 37, (BLOCK + 1) * LANES + 4)] {
+            let (a, b) = (numbers(n_rows * n_a, 5), numbers(n_rows * n_b, 11));
+            let sum = |i: usize, j: usize| -> f32 {
+                (0..n_rows).map(|row| a[row * n_a + i] * b[row * n_b + j]).sum()
+            };
+            let mut out = vec![1.0; n_a * n_b];
+            Outer {
+                a: &panels(&a, n_a, n_rows),
+                a_panel: n_rows * LANES,
+                n_a,
+                b: &panels(&b, n_b, n_rows),
+                b_panel: n_rows * LANES,
+                n_rows,
+                out: &mut out,
+                place: place(n_b),
+            }
+            .run();
+            let expected: Vec<f32> = (0..n_a * n_b).map(|i| 1.0 + sum(i / n_b, i % n_b)).collect();
+            assert_eq!(out, expected, "{n_rows} x {n_a} x {n_b}");
+        }
+    }
+}

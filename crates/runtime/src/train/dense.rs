@@ -566,3 +566,46 @@ impl WithSimd for Apply<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gradients_do_not_depend_on_how_their_inputs_are_brought_together() {
+        // Inputs of many outputs are gathered into strips, those of a few outputs are read where they lie.
+        let (n, n_in, n_out) = (37, 70, 5 * LANES + 7);
+        let (k, stride_out) = (stride(n_in), n_out.next_multiple_of(LANES));
+        let numbers = |n: usize, seed: usize| -> Vec<f32> {
+            (0..n).map(|i| ((i * seed) % 1009) as f32 / 504.5 - 1.0).collect()
+        };
+        let (x, r) = (numbers(n * k, 31), numbers(n * stride_out, 57));
+        fn matrix(values: &[f32], stride: usize, n: usize) -> Matrix<'_> {
+            Matrix { values, stride, n }
+        }
+        let gradient = |first: usize, n_out: usize, is_parallel: bool| {
+            let mut dense = Dense::new(n_in, n_out, false, 0, false);
+            let pair = |rows: Range<usize>| {
+                let part = |values: &[f32], stride: usize, at: usize| -> Vec<f32> {
+                    let rows = values.chunks_exact(stride).skip(rows.start).take(rows.len());
+                    rows.flat_map(|row| row[at..].iter().copied()).collect()
+                };
+                (part(&x, k, 0), part(&r, stride_out, first), rows.len())
+            };
+            // As two blocks of rows.
+            let blocks = [pair(0..20), pair(20..n)];
+            let pairs = blocks
+                .iter()
+                .map(|(x, r, n)| (matrix(&x[..], k, *n), matrix(&r[..], stride_out - first, *n)));
+            dense.differentiate(Arch::new(), is_parallel, pairs);
+            dense.gradient
+        };
+        let whole = gradient(0, n_out, false);
+        assert_eq!(whole, gradient(0, n_out, true));
+        for panel in 0..n_out.div_ceil(LANES) {
+            let n_out = LANES.min(n_out - panel * LANES);
+            let alone = gradient(panel * LANES, n_out, false);
+            assert_eq!(alone, whole[panel * k * LANES..][..k * LANES], "panel {panel}");
+        }
+    }
+}
