@@ -25,6 +25,7 @@ pub mod metrics;
 mod monitor;
 pub mod npy;
 pub mod onnx;
+mod panels;
 pub mod predict;
 mod random;
 pub mod report;

@@ -3,8 +3,8 @@
 use indexmap::IndexMap;
 use rayon::prelude::*;
 
-use super::kernel::vectorised;
 use super::op::CHUNK;
+use crate::panels::vectorised;
 
 vectorised! {
     fn all_finite(values: &'a [f32]) -> bool {

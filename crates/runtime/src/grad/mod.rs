@@ -12,7 +12,6 @@
 //! other than float32, and optimisers.
 
 mod gradients;
-mod kernel;
 mod lower;
 mod op;
 mod plan;

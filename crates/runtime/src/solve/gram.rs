@@ -4,9 +4,10 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::kernel::{LANES, accumulate};
+use super::kernel::LANES;
 use super::linalg::transposed_matmul;
 use super::rows::{Rows, Scratch, Segments};
+use crate::panels::{Outer, Place, pack};
 
 /// Rows whose products are added in float32 before they go into float64.
 pub(super) const FLUSH_ROWS: usize = 1024;
@@ -22,32 +23,44 @@ pub(super) fn gram(rows: &Rows<'_>, max_rows: usize, weights: Option<&[f32]>) ->
     let step = rows.n_rows().div_ceil(max_rows.max(1)).max(1);
     let n_used = rows.n_rows().div_ceil(step);
     let mut sums = vec![0.0f64; stride * stride];
-    let mut block = Vec::new();
-    let mut transposed = Vec::new();
+    let (mut block, mut panels, mut weighted) = (Vec::new(), Vec::new(), Vec::new());
     for start in (0..n_used).step_by(FLUSH_ROWS) {
         let which = start..(start + FLUSH_ROWS).min(n_used);
         gather(rows, step, which.clone(), &mut block);
-        transpose(&block, stride, &mut transposed);
         let n = which.len();
+        put_into_panels(&block, stride, &mut panels);
         if let Some(weights) = weights {
-            let here: Vec<f32> = which.clone().map(|row| weights[row * step]).collect();
-            for row in transposed.chunks_exact_mut(n) {
-                row.iter_mut().zip(&here).for_each(|(x, weight)| *x *= weight);
-            }
+            let here: Vec<f32> = which.map(|row| weights[row * step]).collect();
+            weighted.clone_from(&panels);
+            weighted.par_chunks_exact_mut(n * LANES).for_each(|panel| {
+                for (row, weight) in panel.chunks_exact_mut(LANES).zip(&here) {
+                    row.iter_mut().for_each(|x| *x *= weight);
+                }
+            });
         }
+        let left = if weights.is_some() { &weighted } else { &panels };
         // Each band of the matrix is one thread's, so that no sum depends on their number.
         let of_band = |(band, out): (usize, &mut [f64])| {
             let first = band * BAND;
             let height = out.len() / stride;
-            let n_columns = (first + height).next_multiple_of(LANES).min(stride);
+            let n_columns = first + height;
             let mut product = vec![0.0f32; height * stride];
-            // A part of the rows at a time stays in the second cache.
-            let part = rows.chunk_rows;
-            for row in (0..n).step_by(part) {
-                let here = &block[row * stride..((row + part).min(n)) * stride];
-                let left = &transposed[first * n + row..];
-                accumulate(left, n, here, stride, n_columns, &mut product);
+            Outer {
+                a: &left[first * n..],
+                a_panel: n * LANES,
+                n_a: height,
+                b: &panels,
+                b_panel: n * LANES,
+                n_rows: n,
+                out: &mut product,
+                place: Place {
+                    row: stride,
+                    panel: LANES,
+                    n_columns,
+                    is_added: false,
+                },
             }
+            .run();
             for (out, product) in out.chunks_exact_mut(stride).zip(product.chunks_exact(stride)) {
                 for (out, product) in out[..n_columns].iter_mut().zip(product) {
                     *out += f64::from(*product);
@@ -86,19 +99,15 @@ fn gather(rows: &Rows<'_>, step: usize, which: Range<usize>, block: &mut Vec<f32
         });
 }
 
-/// `[n, stride]` to `[stride, n]`.
-fn transpose(block: &[f32], stride: usize, out: &mut Vec<f32>) {
+/// `[n, stride]` in panels of columns.
+fn put_into_panels(block: &[f32], stride: usize, out: &mut Vec<f32>) {
+    /// Columns that one thread moves at once: whole lines of the cache.
+    const COLUMNS: usize = 8 * LANES;
     let n = block.len() / stride;
     out.resize(block.len(), 0.0);
-    out.par_chunks_mut(LANES * n).enumerate().for_each(|(band, out)| {
-        for start in (0..n).step_by(LANES) {
-            for r in start..(start + LANES).min(n) {
-                let row = &block[r * stride + band * LANES..][..LANES];
-                for (j, value) in row.iter().enumerate() {
-                    out[j * n + r] = *value;
-                }
-            }
-        }
+    out.par_chunks_mut(COLUMNS * n).enumerate().for_each(|(at, out)| {
+        let n_columns = out.len() / n;
+        pack(&block[at * COLUMNS..], stride, n, n_columns, out);
     });
 }
 

@@ -1,23 +1,177 @@
 //! The two products of a pass over the data, in float32, for heads of any number of outputs.
 //!
 //! A pass reads a few hundred rows, multiplies them with the weights, makes residuals of the logits and multiplies those
-//! with the rows again, while all of it lies in the second cache. A head has few outputs and features are many, so that
-//! general matrix products spend their time on packing; these two read both sides where they lie. Rows are padded to
-//! [`LANES`] numbers, so that no loop has a rest.
+//! with the rows again, while all of it lies in the second cache. Where a head has few outputs, general matrix products
+//! spend their time on packing; [`logits`] and [`accumulate`] read both sides where they lie. Where it has many, rows and
+//! weights are worth being put into [`panels`](crate::panels), and [`Weights`] does. Rows are padded to [`LANES`] numbers, so
+//! that no loop has a rest.
 
 use pulp::{Simd, WithSimd};
+use rayon::prelude::*;
+
+use super::rows::{MANY_CHUNK, MAX_CHUNK};
+use crate::panels::{Place, Product, pack, pack_transposed};
+use crate::scratch;
 
 /// Rows of features and of weights are padded to a multiple of this: the widest vector.
-pub(super) const LANES: usize = 16;
+pub(super) const LANES: usize = crate::panels::LANES;
+
+/// Outputs from which on rows are put into panels.
+const MANY: usize = 32;
+
+/// The weights of a pass, `[outputs, stride]`, and both products with them.
+pub(super) struct Weights {
+    values: Vec<f32>,
+    stride: usize,
+    /// Those of the first outputs, a multiple of [`LANES`], in panels over the outputs; none where all are few.
+    panels: Vec<f32>,
+}
+
+/// Rows of a pass, `[n, stride]`, on their way through its products.
+pub(super) struct Chunk<'c> {
+    rows: &'c [f32],
+    /// The first rows, a multiple of [`LANES`], in panels over the features.
+    panels: &'c [f32],
+}
+
+impl Weights {
+    pub(super) fn new(theta: &[f64], stride: usize) -> Weights {
+        let values: Vec<f32> = theta.iter().map(|w| *w as f32).collect();
+        let n_outputs = values.len() / stride;
+        let n = if n_outputs < MANY {
+            0
+        } else {
+            n_outputs / LANES * LANES
+        };
+        let mut panels = vec![0.0; n * stride];
+        panels
+            .par_chunks_mut(LANES * stride)
+            .zip(values.par_chunks(LANES * stride))
+            .for_each(|(panel, rows)| pack_transposed(rows, stride, stride, LANES, stride, panel));
+        Weights {
+            values,
+            stride,
+            panels,
+        }
+    }
+
+    /// Rows that are taken at once, of which few outputs take `few`.
+    pub(super) fn chunk_rows(&self, few: usize) -> usize {
+        /// Numbers of a gradient that the second cache holds beside the rows.
+        const NEAR: usize = 1 << 17;
+        match self.panels.len() {
+            0 => few,
+            ..NEAR => MAX_CHUNK,
+            _ => MANY_CHUNK,
+        }
+    }
+
+    /// What both products want of some rows; `room` is for it.
+    pub(super) fn chunk<'c>(&self, rows: &'c [f32], room: &'c mut Vec<f32>) -> Chunk<'c> {
+        let stride = self.stride;
+        let n = if self.panels.is_empty() {
+            0
+        } else {
+            rows.len() / stride / LANES * LANES
+        };
+        room.resize(n * stride, 0.0);
+        if n > 0 {
+            pack(rows, stride, n, stride, room);
+        }
+        Chunk { rows, panels: room }
+    }
+
+    /// `out[k · out_stride + r] = Σ_d rows[r, d] · weights[k, d]`: logits, one output after another.
+    pub(super) fn logits(&self, chunk: &Chunk<'_>, out: &mut [f32], out_stride: usize) {
+        let stride = self.stride;
+        let (n_rows, n_outputs) = (chunk.panels.len() / stride, self.panels.len() / stride);
+        let (rows, rest) = chunk.rows.split_at(n_rows * stride);
+        if n_rows > 0 {
+            let mut done = scratch::take(n_rows * n_outputs);
+            let done = done.as_mut();
+            Product {
+                a: chunk.panels,
+                a_row: LANES,
+                a_panel: n_rows * LANES,
+                n_rows,
+                depth: stride,
+                b: &self.panels,
+                b_panel: stride * LANES,
+                out: done,
+                place: Place {
+                    row: LANES,
+                    panel: n_rows * LANES,
+                    n_columns: n_outputs,
+                    is_added: false,
+                },
+            }
+            .run();
+            let panels = done.chunks_exact(n_rows * LANES);
+            for (panel, out) in panels.zip(out.chunks_mut(LANES * out_stride)) {
+                for (lane, out) in out.chunks_mut(out_stride).enumerate() {
+                    for (out, panel) in out[..n_rows].iter_mut().zip(panel.chunks_exact(LANES)) {
+                        *out = panel[lane];
+                    }
+                }
+            }
+            let (weights, out) = (
+                &self.values[n_outputs * stride..],
+                &mut out[n_outputs * out_stride..],
+            );
+            logits(rows, weights, stride, out, out_stride);
+        }
+        logits(rest, &self.values, stride, &mut out[n_rows..], out_stride);
+    }
+}
+
+impl Chunk<'_> {
+    /// `out[k · stride + d] += Σ_r residual[k · residual_stride + r] · rows[r, d]`, as [`accumulate`].
+    pub(super) fn accumulate(
+        &self,
+        residual: &[f32],
+        residual_stride: usize,
+        stride: usize,
+        out: &mut [f32],
+    ) {
+        let n_rows = self.panels.len() / stride;
+        if n_rows > 0 {
+            Product {
+                a: residual,
+                a_row: residual_stride,
+                a_panel: LANES,
+                n_rows: out.len() / stride,
+                depth: n_rows,
+                b: self.panels,
+                b_panel: n_rows * LANES,
+                out,
+                place: Place {
+                    row: stride,
+                    panel: LANES,
+                    n_columns: stride,
+                    is_added: true,
+                },
+            }
+            .run();
+        }
+        let rest = &self.rows[n_rows * stride..];
+        if !rest.is_empty() {
+            accumulate(&residual[n_rows..], residual_stride, rest, stride, out);
+        }
+    }
+}
 
 /// `out[k · out_stride + r] = Σ_d rows[r · stride + d] · weight[k · stride + d]`: logits, one output after another.
-pub(super) fn logits(rows: &[f32], weight: &[f32], stride: usize, out: &mut [f32], out_stride: usize) {
+fn logits(rows: &[f32], weight: &[f32], stride: usize, out: &mut [f32], out_stride: usize) {
     assert!(
         stride.is_multiple_of(LANES)
             && rows.len().is_multiple_of(stride)
             && weight.len().is_multiple_of(stride)
     );
-    assert!(rows.len() / stride <= out_stride && out.len() >= weight.len() / stride * out_stride);
+    let (n_rows, n_outputs) = (rows.len() / stride, weight.len() / stride);
+    if n_rows == 0 || n_outputs == 0 {
+        return;
+    }
+    assert!(n_rows <= out_stride && out.len() >= (n_outputs - 1) * out_stride + n_rows);
     pulp::Arch::new().dispatch(Logits {
         rows,
         weight,
@@ -27,19 +181,12 @@ pub(super) fn logits(rows: &[f32], weight: &[f32], stride: usize, out: &mut [f32
     });
 }
 
-/// `out[k · stride + d] += Σ_r residual[k · residual_stride + r] · rows[r · stride + d]` for `d < n_columns`: a product of
-/// residuals, one output after another, and rows.
+/// `out[k · stride + d] += Σ_r residual[k · residual_stride + r] · rows[r · stride + d]`: a product of residuals, one output
+/// after another, and rows.
 ///
 /// Each number is added to in the order of the rows, whatever the machine's vectors.
-pub(super) fn accumulate(
-    residual: &[f32],
-    residual_stride: usize,
-    rows: &[f32],
-    stride: usize,
-    n_columns: usize,
-    out: &mut [f32],
-) {
-    assert!(stride.is_multiple_of(LANES) && n_columns.is_multiple_of(LANES) && n_columns <= stride);
+fn accumulate(residual: &[f32], residual_stride: usize, rows: &[f32], stride: usize, out: &mut [f32]) {
+    assert!(stride.is_multiple_of(LANES));
     assert!(rows.len().is_multiple_of(stride) && out.len().is_multiple_of(stride));
     let n_outputs = out.len() / stride;
     let n_rows = rows.len() / stride;
@@ -51,7 +198,6 @@ pub(super) fn accumulate(
         residual_stride,
         rows,
         stride,
-        n_columns,
         out,
     });
 }
@@ -164,7 +310,6 @@ struct Accumulate<'a> {
     residual_stride: usize,
     rows: &'a [f32],
     stride: usize,
-    n_columns: usize,
     out: &'a mut [f32],
 }
 
@@ -198,7 +343,7 @@ impl Accumulate<'_> {
     /// `K` outputs over all columns, `V` vectors at a time; returns `K`.
     #[inline(always)]
     fn band<S: Simd, const K: usize, const V: usize>(&mut self, simd: S, k: usize) -> usize {
-        let n = self.n_columns / S::F32_LANES;
+        let n = self.stride / S::F32_LANES;
         let mut column = 0;
         while column + V <= n {
             self.tile::<S, K, V>(simd, k, column);
@@ -249,28 +394,35 @@ mod tests {
     fn products_equal_their_definition() {
         // Small whole numbers: every sum is exact in any order.
         let value = |seed: usize| move |i: usize| ((i * seed) % 17) as f32 - 8.0;
-        for (n_rows, n_outputs, stride) in [(1, 1, 16), (9, 2, 48), (7, 3, 80), (12, 5, 32), (13, 29, 112)] {
+        let few = [(1, 1, 16), (9, 2, 48), (7, 3, 80), (12, 5, 32), (13, 29, 112)];
+        let many = [(5, 40, 48), (16, 32, 16), (37, 45, 80), (130, 64, 144)];
+        for (n_rows, n_outputs, stride) in few.into_iter().chain(many) {
             let out_stride = n_rows + 3;
             let rows: Vec<f32> = (0..n_rows * stride).map(value(5)).collect();
-            let weight: Vec<f32> = (0..n_outputs * stride).map(value(11)).collect();
+            let weight: Vec<f64> = (0..n_outputs * stride).map(value(11)).map(f64::from).collect();
             let mut out = vec![0.0; n_outputs * out_stride];
-            logits(&rows, &weight, stride, &mut out, out_stride);
-            let n_columns = stride - 16;
+            let weights = Weights::new(&weight, stride);
+            let mut room = Vec::new();
+            let chunk = weights.chunk(&rows, &mut room);
+            weights.logits(&chunk, &mut out, out_stride);
             let mut product = vec![1.0; n_outputs * stride];
-            accumulate(&out, out_stride, &rows, stride, n_columns, &mut product);
+            chunk.accumulate(&out, out_stride, stride, &mut product);
             for k in 0..n_outputs {
                 for r in 0..n_rows {
                     let want: f32 = (0..stride)
-                        .map(|d| rows[r * stride + d] * weight[k * stride + d])
+                        .map(|d| rows[r * stride + d] * weight[k * stride + d] as f32)
                         .sum();
-                    assert_eq!(out[k * out_stride + r], want);
+                    assert_eq!(out[k * out_stride + r], want, "{n_rows} {n_outputs} {stride}");
                 }
                 for d in 0..stride {
                     let sum: f32 = (0..n_rows)
                         .map(|r| out[k * out_stride + r] * rows[r * stride + d])
                         .sum();
-                    let want = if d < n_columns { 1.0 + sum } else { 1.0 };
-                    assert_eq!(product[k * stride + d], want, "{n_rows} {n_outputs} {stride}");
+                    assert_eq!(
+                        product[k * stride + d],
+                        1.0 + sum,
+                        "{n_rows} {n_outputs} {stride}"
+                    );
                 }
             }
         }

@@ -18,18 +18,26 @@ pub(super) struct Share {
 
 /// Turns logits `[K, stride]` of `n` rows, the first of which is `first`, into residuals.
 pub(super) fn softmax(z: &mut [f32], stride: usize, n: usize, first: usize, by: &Softmax) -> Share {
-    let labels = &by.labels[first..first + n];
-    pulp::Arch::new().dispatch(SoftmaxRows {
-        z,
-        stride,
-        labels,
-        by,
-    })
+    let mut share = Share::default();
+    for (at, labels) in by.labels[first..first + n].chunks(MAX_CHUNK).enumerate() {
+        let part = pulp::Arch::new().dispatch(SoftmaxRows {
+            z: &mut *z,
+            stride,
+            first: at * MAX_CHUNK,
+            labels,
+            by,
+        });
+        share.loss += part.loss;
+        share.curvature += part.curvature;
+    }
+    share
 }
 
 struct SoftmaxRows<'a> {
     z: &'a mut [f32],
     stride: usize,
+    /// The first of the rows among those of `z`.
+    first: usize,
     labels: &'a [u32],
     by: &'a Softmax,
 }
@@ -43,21 +51,24 @@ impl pulp::NullaryFnOnce for SoftmaxRows<'_> {
         let SoftmaxRows {
             z,
             stride,
+            first,
             labels,
             by,
         } = self;
-        softmax_rows(z, stride, labels, by)
+        softmax_rows(z, stride, first, labels, by)
     }
 }
 
 #[inline(always)]
-fn softmax_rows(z: &mut [f32], stride: usize, labels: &[u32], by: &Softmax) -> Share {
+fn softmax_rows(z: &mut [f32], stride: usize, first: usize, labels: &[u32], by: &Softmax) -> Share {
     let n = labels.len();
+    let here = first..first + n;
     let smooth = by.smooth_mass > 0.0;
     let (mut top, mut others, mut squares) = ([f32::MIN; MAX_CHUNK], [0f32; MAX_CHUNK], [0f32; MAX_CHUNK]);
     let (mut spread, mut at, mut wanted) = ([0f32; MAX_CHUNK], [0u32; MAX_CHUNK], [0f32; MAX_CHUNK]);
     at[..n].copy_from_slice(labels);
     for (row, k) in z.chunks_exact(stride).zip(&by.smooth) {
+        let row = &row[here.clone()];
         for (top, z) in top[..n].iter_mut().zip(row) {
             *top = if *z > *top { *z } else { *top };
         }
@@ -68,10 +79,11 @@ fn softmax_rows(z: &mut [f32], stride: usize, labels: &[u32], by: &Softmax) -> S
         }
     }
     for (r, label) in labels.iter().enumerate() {
-        wanted[r] = z[*label as usize * stride + r];
+        wanted[r] = z[*label as usize * stride + first + r];
     }
     for (k, row) in z.chunks_exact_mut(stride).enumerate() {
         let k = k as u32;
+        let row = &mut row[here.clone()];
         for r in 0..n {
             let e = exp(row[r] - top[r]);
             row[r] = e;
@@ -86,7 +98,7 @@ fn softmax_rows(z: &mut [f32], stride: usize, labels: &[u32], by: &Softmax) -> S
         [0f32; MAX_CHUNK],
     );
     for (r, label) in labels.iter().enumerate() {
-        mine[r] = z[*label as usize * stride + r];
+        mine[r] = z[*label as usize * stride + first + r];
         factor[r] = by.main[*label as usize];
     }
     for r in 0..n {
@@ -116,28 +128,39 @@ fn softmax_rows(z: &mut [f32], stride: usize, labels: &[u32], by: &Softmax) -> S
         scale[r] = (factor[r] + smooth_mass) * inverse[r];
     }
     for (row, k) in z.chunks_exact_mut(stride).zip(&by.smooth) {
-        for (z, scale) in row.iter_mut().zip(&scale[..n]) {
+        for (z, scale) in row[here.clone()].iter_mut().zip(&scale[..n]) {
             *z = z.mul_add(*scale, -*k);
         }
     }
     for (r, label) in labels.iter().enumerate() {
         let label = *label as usize;
         let smoothed = smooth_mass * mine[r] * inverse[r] - by.smooth[label];
-        z[label * stride + r] = smoothed - factor[r] * others[r] * inverse[r];
+        z[label * stride + first + r] = smoothed - factor[r] * others[r] * inverse[r];
     }
     share
 }
 
-/// Turns logits `[stride]` of one output into residuals; `r` of each is the row `first + r`.
+/// Turns logits of one output into residuals; `r` of each is the row `first + r`.
 pub(super) fn sigmoid(z: &mut [f32], first: usize, output: usize, by: &Sigmoid) -> Share {
-    let n = z.len();
-    let (mut positive, mut negative) = ([0f32; MAX_CHUNK], [0f32; MAX_CHUNK]);
-    by.masses(first, output, &mut positive[..n], &mut negative[..n]);
-    pulp::Arch::new().dispatch(SigmoidRows {
-        z,
-        positive: &positive[..n],
-        negative: &negative[..n],
-    })
+    let mut share = Share::default();
+    for (at, z) in z.chunks_mut(MAX_CHUNK).enumerate() {
+        let n = z.len();
+        let (mut positive, mut negative) = ([0f32; MAX_CHUNK], [0f32; MAX_CHUNK]);
+        by.masses(
+            first + at * MAX_CHUNK,
+            output,
+            &mut positive[..n],
+            &mut negative[..n],
+        );
+        let part = pulp::Arch::new().dispatch(SigmoidRows {
+            z,
+            positive: &positive[..n],
+            negative: &negative[..n],
+        });
+        share.loss += part.loss;
+        share.curvature += part.curvature;
+    }
+    share
 }
 
 struct SigmoidRows<'a> {

@@ -2,17 +2,34 @@
 //!
 //! The Hessian of the softmax loss is, row by row, `(diag p - p pᵀ) ⊗ x xᵀ`. One number in place of the first factor
 //! makes it the same for every class: `C · curvature · Σ x xᵀ + I`, one `[D + 1, D + 1]` matrix. Its Cholesky factor is
-//! inverted once and applied as two float32 products, which keeps it positive definite whatever is rounded.
+//! inverted once and applied as two float32 products, which keeps it positive definite whatever is rounded. The factor's
+//! inverse is triangular, so that a product takes half of a square matrix's.
 
 use rayon::prelude::*;
 
 use super::cholesky::Cholesky;
-use super::kernel::accumulate;
+use super::kernel::LANES;
 use super::rows::Rows;
 use crate::error::Error;
+use crate::panels::{Place, Product};
 
 /// Features up to which the whole matrix is factored, in memory and time that grow as its square and cube.
 pub(crate) const MAX_DENSE: usize = 4096;
+
+/// A triangular matrix, `[stride, stride]`, in panels of columns.
+#[derive(Debug)]
+pub(super) struct Triangle {
+    panels: Vec<f32>,
+    stride: usize,
+    side: Side,
+}
+
+/// Where a triangular matrix has its numbers.
+#[derive(Debug, Clone, Copy)]
+enum Side {
+    BelowDiagonal,
+    AboveDiagonal,
+}
 
 /// An approximate inverse Hessian, the same for every output.
 #[derive(Debug)]
@@ -22,11 +39,9 @@ pub(super) enum Preconditioner {
     /// `R` with `Rᵀ R` the inverse, and its transpose; `[stride, stride]`.
     Dense {
         /// `R`.
-        root: Vec<f32>,
+        root: Triangle,
         /// `Rᵀ`.
-        transposed: Vec<f32>,
-        /// Numbers of a row.
-        stride: usize,
+        transposed: Triangle,
     },
 }
 
@@ -49,18 +64,10 @@ impl Preconditioner {
         let (d, stride) = (rows.n_features(), rows.stride);
         let factor = factor(gram, stride, d, weight)?;
         let inverse = factor.inverse();
-        let mut root = vec![0.0f32; stride * stride];
-        let mut transposed = vec![0.0f32; stride * stride];
-        for (i, row) in inverse.chunks_exact(d + 1).enumerate() {
-            for (j, value) in row[..=i].iter().enumerate() {
-                root[i * stride + j] = *value as f32;
-                transposed[j * stride + i] = *value as f32;
-            }
-        }
+        let root = Triangle::below(&inverse, d + 1, stride);
         Ok(Preconditioner::Dense {
+            transposed: root.transposed(),
             root,
-            transposed,
-            stride,
         })
     }
 
@@ -77,13 +84,9 @@ impl Preconditioner {
                     row.iter_mut().zip(inverse).for_each(|(q, inverse)| *q *= inverse);
                 }
             }
-            Preconditioner::Dense {
-                root,
-                transposed,
-                stride,
-            } => {
-                let half = product(q, transposed, *stride);
-                let whole = product_of(&half, root, *stride);
+            Preconditioner::Dense { root, transposed } => {
+                let narrow: Vec<f32> = q.iter().map(|q| *q as f32).collect();
+                let whole = root.multiplied(&transposed.multiplied(&narrow));
                 q.iter_mut()
                     .zip(&whole)
                     .for_each(|(q, value)| *q = f64::from(*value));
@@ -104,48 +107,111 @@ impl Preconditioner {
                     squares.sum()
                 })
                 .collect(),
-            Preconditioner::Dense {
-                transposed, stride, ..
-            } => product(y, transposed, *stride)
-                .chunks_exact(rows_each * stride)
-                .map(|block| block.iter().map(|u| f64::from(*u).powi(2)).sum())
-                .collect(),
+            Preconditioner::Dense { transposed, .. } => {
+                let narrow: Vec<f32> = y.iter().map(|y| *y as f32).collect();
+                transposed
+                    .multiplied(&narrow)
+                    .chunks_exact(rows_each * transposed.stride)
+                    .map(|block| block.iter().map(|u| f64::from(*u).powi(2)).sum())
+                    .collect()
+            }
         }
     }
 }
 
-fn product(q: &[f64], matrix: &[f32], stride: usize) -> Vec<f32> {
-    let narrow: Vec<f32> = q.iter().map(|q| *q as f32).collect();
-    product_of(&narrow, matrix, stride)
-}
-
-/// `[K, stride]` times `[stride, stride]`.
-fn product_of(q: &[f32], matrix: &[f32], stride: usize) -> Vec<f32> {
-    /// Outputs at a time: the most that the kernel takes at once.
-    const BAND: usize = 12;
-    /// Rows of the matrix at a time, so that they are read from the second cache.
-    const DEPTH: usize = 64;
-    let mut out = vec![0.0f32; q.len()];
-    let of_band = |(q, out): (&[f32], &mut [f32])| {
-        for first in (0..stride).step_by(DEPTH) {
-            let last = (first + DEPTH).min(stride);
-            accumulate(
-                &q[first..],
-                stride,
-                &matrix[first * stride..last * stride],
-                stride,
-                stride,
-                out,
-            );
+impl Triangle {
+    /// Of the lower triangle of the first `n` rows and columns; the rest is zero.
+    fn below(values: &[f64], n: usize, stride: usize) -> Triangle {
+        let mut panels = vec![0.0f32; stride * stride];
+        let fill = |(panel, out): (usize, &mut [f32])| {
+            let first = panel * LANES;
+            let rows = values
+                .chunks_exact(n)
+                .zip(out.chunks_exact_mut(LANES))
+                .enumerate();
+            for (i, (row, out)) in rows.skip(first) {
+                let row = &row[first..(first + LANES).min(i + 1)];
+                out.iter_mut()
+                    .zip(row)
+                    .for_each(|(out, value)| *out = *value as f32);
+            }
+        };
+        panels.par_chunks_mut(LANES * stride).enumerate().for_each(fill);
+        Triangle {
+            panels,
+            stride,
+            side: Side::BelowDiagonal,
         }
-    };
-    let n = BAND * stride;
-    if q.len() * stride < 1 << 23 {
-        q.chunks(n).zip(out.chunks_mut(n)).for_each(of_band);
-    } else {
-        q.par_chunks(n).zip(out.par_chunks_mut(n)).for_each(of_band);
     }
-    out
+
+    fn transposed(&self) -> Triangle {
+        let stride = self.stride;
+        let mut panels = vec![0.0f32; stride * stride];
+        let fill = |(panel, out): (usize, &mut [f32])| {
+            for (row, out) in out.chunks_exact_mut(LANES).enumerate() {
+                for (lane, out) in out.iter_mut().enumerate() {
+                    *out = self.panels[(row / LANES * stride + panel * LANES + lane) * LANES + row % LANES];
+                }
+            }
+        };
+        panels.par_chunks_mut(LANES * stride).enumerate().for_each(fill);
+        Triangle {
+            panels,
+            stride,
+            side: match self.side {
+                Side::BelowDiagonal => Side::AboveDiagonal,
+                Side::AboveDiagonal => Side::BelowDiagonal,
+            },
+        }
+    }
+
+    /// `q`, `[K, stride]`, times the matrix.
+    fn multiplied(&self, q: &[f32]) -> Vec<f32> {
+        /// Columns that one thread makes at once: few enough that little is multiplied beyond the diagonal.
+        const COLUMNS: usize = 8 * LANES;
+        let stride = self.stride;
+        let n_rows = q.len() / stride;
+        let of_columns = |first: usize| {
+            let last = (first + COLUMNS).min(stride);
+            let rows = match self.side {
+                Side::BelowDiagonal => first..stride,
+                Side::AboveDiagonal => 0..last,
+            };
+            let mut out = vec![0.0; n_rows * (last - first)];
+            Product {
+                a: &q[rows.start..],
+                a_row: stride,
+                a_panel: LANES,
+                n_rows,
+                depth: rows.len(),
+                b: &self.panels[(first * stride + rows.start * LANES)..],
+                b_panel: stride * LANES,
+                out: &mut out,
+                place: Place {
+                    row: last - first,
+                    panel: LANES,
+                    n_columns: last - first,
+                    is_added: false,
+                },
+            }
+            .run();
+            out
+        };
+        let starts: Vec<usize> = (0..stride).step_by(COLUMNS).collect();
+        let parts: Vec<Vec<f32>> = if q.len() * stride < 1 << 21 {
+            starts.into_iter().map(of_columns).collect()
+        } else {
+            starts.into_par_iter().map(of_columns).collect()
+        };
+        let mut out = vec![0.0; q.len()];
+        for (row, out) in out.chunks_exact_mut(stride).enumerate() {
+            for (out, part) in out.chunks_mut(COLUMNS).zip(&parts) {
+                let n = out.len();
+                out.copy_from_slice(&part[row * n..][..n]);
+            }
+        }
+        out
+    }
 }
 
 /// The factor of `weight · gram + I`, without the one for the bias. Rounding can cost a nearly singular matrix its

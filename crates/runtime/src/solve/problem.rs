@@ -6,7 +6,7 @@ use rayon::prelude::*;
 
 use super::config::SolverConfig;
 use super::gram::{FLUSH_ROWS, gram};
-use super::kernel::{accumulate, logits};
+use super::kernel::Weights;
 use super::linalg::{matmul_transposed, transposed_matmul};
 use super::loss::{Share, sigmoid, sigmoid_wide, softmax, softmax_wide};
 use super::precondition::{MAX_DENSE, Preconditioner};
@@ -60,6 +60,7 @@ pub(super) struct Problem<'p> {
 #[derive(Debug, Default)]
 struct Room {
     scratch: Scratch,
+    panels: Vec<f32>,
     logits: Vec<f32>,
     product: Vec<f32>,
     wide_rows: Vec<f64>,
@@ -170,7 +171,10 @@ impl<'p> Problem<'p> {
         let stride = self.rows.stride;
         let k = outputs.len();
         assert_eq!(theta.len(), k * stride);
-        let narrow: Vec<f32> = theta.iter().map(|w| *w as f32).collect();
+        let weights = match precision {
+            Precision::Single => Weights::new(theta, stride),
+            Precision::Double => Weights::new(&[], stride),
+        };
         let n_losses = if self.model.is_separate() { k } else { 1 };
         self.segments.each(&self.rooms, |range, room| {
             room.sums.clear();
@@ -179,7 +183,7 @@ impl<'p> Problem<'p> {
             room.losses.resize(n_losses, 0.0);
             room.curvature = 0.0;
             match precision {
-                Precision::Single => self.pass(&narrow, outputs, range, room),
+                Precision::Single => self.pass(&weights, outputs, range, room),
                 Precision::Double => self.wide_pass(theta, outputs, range, room),
             }
         });
@@ -204,8 +208,9 @@ impl<'p> Problem<'p> {
         total
     }
 
-    fn pass(&self, theta: &[f32], outputs: &[usize], range: std::ops::Range<usize>, room: &mut Room) {
-        let (stride, chunk_rows) = (self.rows.stride, self.rows.chunk_rows);
+    fn pass(&self, weights: &Weights, outputs: &[usize], range: std::ops::Range<usize>, room: &mut Room) {
+        let stride = self.rows.stride;
+        let chunk_rows = weights.chunk_rows(self.rows.chunk_rows);
         let k = outputs.len();
         room.logits.resize(k * chunk_rows, 0.0);
         room.product.clear();
@@ -215,8 +220,9 @@ impl<'p> Problem<'p> {
             let end = (start + chunk_rows).min(range.end);
             let n = end - start;
             let rows = self.rows.chunk(start..end, &mut room.scratch);
+            let chunk = weights.chunk(rows, &mut room.panels);
             let z = &mut room.logits;
-            logits(rows, theta, stride, z, chunk_rows);
+            weights.logits(&chunk, z, chunk_rows);
             match &self.model.likelihood {
                 Likelihood::Softmax(by) => {
                     let share = softmax(z, chunk_rows, n, start, by);
@@ -232,7 +238,7 @@ impl<'p> Problem<'p> {
                     }
                 }
             }
-            accumulate(z, chunk_rows, rows, stride, stride, &mut room.product);
+            chunk.accumulate(z, chunk_rows, stride, &mut room.product);
             n_unflushed += n;
             if n_unflushed >= FLUSH_ROWS || end == range.end {
                 for (sum, product) in room.sums.iter_mut().zip(&mut room.product) {
@@ -246,16 +252,17 @@ impl<'p> Problem<'p> {
 
     /// The mean curvature of each row over the outputs.
     fn curvatures(&self, theta: &[f64], outputs: &[usize], out: &mut [f32]) {
-        let (stride, chunk_rows) = (self.rows.stride, self.rows.chunk_rows);
+        let weights = Weights::new(theta, self.rows.stride);
+        let chunk_rows = weights.chunk_rows(self.rows.chunk_rows);
         let k = outputs.len();
-        let theta: Vec<f32> = theta.iter().map(|w| *w as f32).collect();
         out.par_chunks_mut(chunk_rows)
             .enumerate()
             .for_each_init(Room::default, |room, (chunk, out)| {
                 let start = chunk * chunk_rows;
                 room.logits.resize(k * chunk_rows, 0.0);
                 let rows = self.rows.chunk(start..start + out.len(), &mut room.scratch);
-                logits(rows, &theta, stride, &mut room.logits, chunk_rows);
+                let chunk = weights.chunk(rows, &mut room.panels);
+                weights.logits(&chunk, &mut room.logits, chunk_rows);
                 for (r, out) in out.iter_mut().enumerate() {
                     let z: Vec<f64> = (0..k)
                         .map(|k| f64::from(room.logits[k * chunk_rows + r]))

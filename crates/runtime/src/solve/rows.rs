@@ -22,6 +22,9 @@ const CHUNK_NUMBERS: usize = 1 << 17;
 /// The most rows that are prepared at once.
 pub(super) const MAX_CHUNK: usize = 128;
 
+/// Rows that are taken at once where a gradient lies in memory: it is read and written once for all of them.
+pub(super) const MANY_CHUNK: usize = 512;
+
 /// `[N, stride]`: D features, a one, zeros.
 #[derive(Debug)]
 pub(super) struct Rows<'f> {

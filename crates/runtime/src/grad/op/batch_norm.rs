@@ -3,8 +3,8 @@
 use rayon::prelude::*;
 
 use super::{Backward, Kept, Op, Run, Sink};
-use crate::grad::kernel::vectorised;
 use crate::grad::plan::NormMode;
+use crate::panels::vectorised;
 
 /// Rows whose sums are made in float32 before they are added up in float64.
 const ROWS: usize = 64;

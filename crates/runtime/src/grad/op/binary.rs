@@ -3,8 +3,8 @@
 use rayon::prelude::*;
 
 use super::{Backward, Kept, Op, Run, Sink};
-use crate::grad::kernel::{sum_of, vectorised};
 use crate::grad::shape::Dim;
+use crate::panels::{sum_of, vectorised};
 use crate::scratch;
 
 /// Which arithmetic.

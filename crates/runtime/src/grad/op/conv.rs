@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use super::linear::{add_row, column_sums};
 use super::{Backward, Kept, Op, Run, Sink, depthwise, winograd};
-use crate::grad::kernel::{LANES, Outer, Place, Product, pack, panels_len};
+use crate::panels::{LANES, Outer, Place, Product, pack, panels_len};
 use crate::scratch;
 
 /// Sizes of a convolution for one sample; its input is `[h, w, c]`, its output `[oh, ow, k]`.

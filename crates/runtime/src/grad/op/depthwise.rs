@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use super::conv::Geometry;
 use super::{Kept, Sink};
-use crate::grad::kernel::vectorised;
+use crate::panels::vectorised;
 use crate::scratch;
 
 vectorised! {

@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use super::{Backward, Kept, Op, Run, Sink};
-use crate::grad::kernel::{sum_of, vectorised};
+use crate::panels::{sum_of, vectorised};
 use crate::scratch;
 
 /// Rows whose sums are made in float32 before they are added up in float64.

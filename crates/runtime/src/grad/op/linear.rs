@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use super::{Backward, Kept, Op, Run, Sink};
-use crate::grad::kernel::{LANES, Outer, Place, Product, pack, pack_transposed, panels_len, vectorised};
+use crate::panels::{LANES, Outer, Place, Product, pack, pack_transposed, panels_len, vectorised};
 use crate::scratch;
 
 /// Rows that one task takes.

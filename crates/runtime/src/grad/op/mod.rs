@@ -120,7 +120,7 @@ pub(super) fn put(sink: &mut Sink<'_>, from: &[f32]) {
     }
 }
 
-super::kernel::vectorised! {
+crate::panels::vectorised! {
     fn add_part(to: &'a mut [f32], from: &'a [f32]) {
         for (to, from) in to.iter_mut().zip(from) {
             *to += from;

@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use super::{Backward, Kept, Op, Run, Sink};
-use crate::grad::kernel::{sum_of, vectorised};
+use crate::panels::{sum_of, vectorised};
 use crate::train::math::exp;
 
 /// `torch.softmax` or `torch.log_softmax` of rows of `width` numbers.

@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use super::{Backward, CHUNK, Kept, Op, Run, Sink};
-use crate::grad::kernel::vectorised;
+use crate::panels::vectorised;
 use crate::train::math::{erf, exp, ln};
 
 /// Which function; each is what ONNX's operator of the name says.

@@ -12,7 +12,7 @@ use rayon::prelude::*;
 
 use super::conv::Geometry;
 use super::{Kept, Sink};
-use crate::grad::kernel::{LANES, Outer, Place, Product};
+use crate::panels::{LANES, Outer, Place, Product};
 
 /// The points that are not 0 or infinity are ±A and ±B; squares are exact.
 const A: f32 = std::f32::consts::FRAC_1_SQRT_2;

@@ -8,28 +8,39 @@ use std::ops::Range;
 
 use pulp::{Simd, WithSimd};
 
+use crate::scratch;
+
 /// Columns of a panel.
-pub(super) const LANES: usize = 16;
+pub(crate) const LANES: usize = 16;
 
 /// Terms of a sum of products that are added up by themselves: shorter chains round less.
 const CHAIN: usize = 128;
 
-/// Rows that meet all panels before the next ones' turn: they stay in the second cache. Of an outer product those whose
-/// terms are added up by themselves.
-const ROWS: usize = 224;
+/// Rows of a product that meet all panels before the next ones' turn, with [`DEPTH`] of their terms: they stay in the second
+/// cache.
+const ROWS: usize = 112;
+
+/// See [`ROWS`]; whole chains, so that what comes out is written seldom.
+const DEPTH: usize = 4 * CHAIN;
+
+/// Rows of an outer product whose terms are added up by themselves.
+const OUTER_ROWS: usize = 224;
+
+/// Panels from which on rows are worth being brought together, tile by tile.
+const WORTH: usize = 8;
 
 /// Panels of an outer product whose sums stay in the second cache while all rows pass.
 const BLOCK: usize = 16;
 
 /// Numbers of a matrix in panels.
-pub(super) fn panels_len(n_rows: usize, n_columns: usize) -> usize {
+pub(crate) fn panels_len(n_rows: usize, n_columns: usize) -> usize {
     n_rows * n_columns.next_multiple_of(LANES)
 }
 
 /// Declares a function whose loops are compiled for the widest vectors of the machine.
 macro_rules! vectorised {
     ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $type:ty),* $(,)?) $body:block) => {
-        $crate::grad::kernel::vectorised! { $(#[$meta])* $vis fn $name($($arg: $type),*) -> () $body }
+        $crate::panels::vectorised! { $(#[$meta])* $vis fn $name($($arg: $type),*) -> () $body }
     };
     ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $type:ty),* $(,)?) -> $out:ty $body:block) => {
         $(#[$meta])*
@@ -51,12 +62,12 @@ macro_rules! vectorised {
         }
     };
 }
-pub(super) use vectorised;
+pub(crate) use vectorised;
 
 /// The sum of a function of arrays of equal length, in sixteen interleaved chains: a fixed order that vectorises. For
 /// bodies of [`vectorised`] functions.
 #[inline(always)]
-pub(super) fn sum_of<const N: usize>(arrays: [&[f32]; N], f: impl Fn([f32; N]) -> f32) -> f32 {
+pub(crate) fn sum_of<const N: usize>(arrays: [&[f32]; N], f: impl Fn([f32; N]) -> f32) -> f32 {
     let mut sums = [0.0f32; LANES];
     let chunks = arrays.map(|array| array.as_chunks::<LANES>().0);
     for i in 0..chunks[0].len() {
@@ -73,36 +84,36 @@ pub(super) fn sum_of<const N: usize>(arrays: [&[f32]; N], f: impl Fn([f32; N]) -
 
 /// Where a product puts a row and a panel.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Place {
+pub(crate) struct Place {
     /// From one row to the next.
-    pub(super) row: usize,
+    pub(crate) row: usize,
     /// From one panel to the next.
-    pub(super) panel: usize,
+    pub(crate) panel: usize,
     /// Columns that are written; those behind are only computed.
-    pub(super) n_columns: usize,
+    pub(crate) n_columns: usize,
     /// Whether what is there is added to.
-    pub(super) is_added: bool,
+    pub(crate) is_added: bool,
 }
 
 /// `out[p, k] = Σ_c a[p, c] · b[c, k]`: `a` in panels over `c` or in rows, `b` in panels over `k` of `depth` rows, a multiple
 /// of sixteen.
-pub(super) struct Product<'a> {
-    pub(super) a: &'a [f32],
+pub(crate) struct Product<'a> {
+    pub(crate) a: &'a [f32],
     /// From one row of `a` to the next.
-    pub(super) a_row: usize,
+    pub(crate) a_row: usize,
     /// From sixteen columns of `a` to the next.
-    pub(super) a_panel: usize,
-    pub(super) n_rows: usize,
-    pub(super) depth: usize,
-    pub(super) b: &'a [f32],
+    pub(crate) a_panel: usize,
+    pub(crate) n_rows: usize,
+    pub(crate) depth: usize,
+    pub(crate) b: &'a [f32],
     /// From one panel of `b` to the next.
-    pub(super) b_panel: usize,
-    pub(super) out: &'a mut [f32],
-    pub(super) place: Place,
+    pub(crate) b_panel: usize,
+    pub(crate) out: &'a mut [f32],
+    pub(crate) place: Place,
 }
 
 impl Product<'_> {
-    pub(super) fn run(self) {
+    pub(crate) fn run(self) {
         pulp::Arch::new().dispatch(self);
     }
 }
@@ -112,36 +123,71 @@ impl WithSimd for Product<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(mut self, simd: S) {
-        for start in (0..self.n_rows).step_by(ROWS) {
-            let rows = start..(start + ROWS).min(self.n_rows);
-            match S::F32_LANES {
-                16 => self.pairs::<S, 14, 1>(simd, rows),
-                8 => self.singles::<S, 6, 2>(simd, rows),
-                4 => self.singles::<S, 3, 4>(simd, rows),
-                _ => self.singles::<S, 1, 16>(simd, rows),
-            }
+        match S::F32_LANES {
+            16 => self.blocks::<S, 14, 2, 1>(simd),
+            8 => self.blocks::<S, 6, 1, 2>(simd),
+            4 => self.blocks::<S, 3, 1, 4>(simd),
+            _ => self.blocks::<S, 1, 1, 16>(simd),
         }
     }
 }
 
+/// The part of a product that stays in the second cache: some rows, and as much of their depth.
+struct Block<'t> {
+    rows: Range<usize>,
+    depth: Range<usize>,
+    /// Rows of `a`, tile after tile, each `[depth, R]`: as many as were worth being brought together.
+    tiles: &'t [f32],
+}
+
 impl Product<'_> {
     #[inline(always)]
-    fn pairs<S: Simd, const R: usize, const V: usize>(&mut self, simd: S, rows: Range<usize>) {
+    fn blocks<S: Simd, const R: usize, const Q: usize, const V: usize>(&mut self, simd: S) {
         let n_panels = self.place.n_columns.div_ceil(LANES);
-        let mut panel = 0;
-        while panel + 2 <= n_panels {
-            self.chains::<S, R, 2, V>(simd, rows.clone(), panel);
-            panel += 2;
-        }
-        if panel < n_panels {
-            self.chains::<S, R, 1, V>(simd, rows, panel);
+        let n_at_once = if n_panels < WORTH {
+            0
+        } else {
+            ROWS.min(self.n_rows) / R * R
+        };
+        let mut room = scratch::take(n_at_once * DEPTH.min(self.depth));
+        for first in (0..self.depth).step_by(DEPTH) {
+            let depth = first..(first + DEPTH).min(self.depth);
+            for start in (0..self.n_rows).step_by(ROWS / R * R) {
+                let rows = start..(start + ROWS / R * R).min(self.n_rows);
+                let n_tiled = n_at_once.min(rows.len() / R * R);
+                let tiles = &mut room.as_mut()[..n_tiled * depth.len()];
+                for (tile, out) in tiles.chunks_exact_mut(R * depth.len()).enumerate() {
+                    self.bring_together::<R>(start + tile * R, depth.clone(), out);
+                }
+                let block = Block {
+                    rows,
+                    depth: depth.clone(),
+                    tiles,
+                };
+                let mut panel = 0;
+                while panel + Q <= n_panels {
+                    self.chains::<S, R, Q, V>(simd, &block, panel);
+                    panel += Q;
+                }
+                while panel < n_panels {
+                    self.chains::<S, R, 1, V>(simd, &block, panel);
+                    panel += 1;
+                }
+            }
         }
     }
 
+    /// `R` rows as `[depth, R]`.
     #[inline(always)]
-    fn singles<S: Simd, const R: usize, const V: usize>(&mut self, simd: S, rows: Range<usize>) {
-        for panel in 0..self.place.n_columns.div_ceil(LANES) {
-            self.chains::<S, R, 1, V>(simd, rows.clone(), panel);
+    fn bring_together<const R: usize>(&self, row: usize, depth: Range<usize>, out: &mut [f32]) {
+        for (at, out) in out.as_chunks_mut::<R>().0.chunks_exact_mut(LANES).enumerate() {
+            for r in 0..R {
+                let from =
+                    &self.a[(depth.start / LANES + at) * self.a_panel + (row + r) * self.a_row..][..LANES];
+                for (out, from) in out.iter_mut().zip(from) {
+                    out[r] = *from;
+                }
+            }
         }
     }
 
@@ -150,35 +196,91 @@ impl Product<'_> {
     fn chains<S: Simd, const R: usize, const Q: usize, const V: usize>(
         &mut self,
         simd: S,
-        rows: Range<usize>,
+        block: &Block<'_>,
         panel: usize,
     ) {
-        for start in (0..self.depth).step_by(CHAIN) {
-            let part = start..(start + CHAIN).min(self.depth);
-            self.rows::<S, R, Q, V>(simd, rows.clone(), panel, part);
+        let depth = block.depth.clone();
+        for start in depth.clone().step_by(CHAIN) {
+            let part = start..(start + CHAIN).min(depth.end);
+            let mut row = block.rows.start;
+            for tile in block.tiles.chunks_exact(R * depth.len()) {
+                let a = &tile[(part.start - depth.start) * R..(part.end - depth.start) * R];
+                self.tile_of::<S, R, Q, V>(simd, a.as_chunks::<R>().0, row, panel, part.clone());
+                row += R;
+            }
+            while row + R <= block.rows.end {
+                self.tile::<S, R, Q, V>(simd, row, panel, part.clone());
+                row += R;
+            }
+            while row + 4 <= block.rows.end {
+                self.tile::<S, 4, Q, V>(simd, row, panel, part.clone());
+                row += 4;
+            }
+            while row < block.rows.end {
+                self.tile::<S, 1, Q, V>(simd, row, panel, part.clone());
+                row += 1;
+            }
         }
     }
 
+    /// Of rows that were brought together.
     #[inline(always)]
-    fn rows<S: Simd, const R: usize, const Q: usize, const V: usize>(
+    #[expect(
+        clippy::needless_range_loop,
+        reason = "the sums stay in registers only where plain numbers index them"
+    )]
+    fn tile_of<S: Simd, const R: usize, const Q: usize, const V: usize>(
         &mut self,
         simd: S,
-        rows: Range<usize>,
+        a: &[[f32; R]],
+        row: usize,
         panel: usize,
         part: Range<usize>,
     ) {
-        let mut row = rows.start;
-        while row + R <= rows.end {
-            self.tile::<S, R, Q, V>(simd, row, panel, part.clone());
-            row += R;
+        let mut sums = [[[simd.splat_f32s(0.0); V]; Q]; R];
+        let mut b = [&[[0.0f32; LANES]; 0][..]; Q];
+        for (q, b) in b.iter_mut().enumerate() {
+            *b = self.b[(panel + q) * self.b_panel..][part.start * LANES..part.end * LANES]
+                .as_chunks::<LANES>()
+                .0;
         }
-        while row + 4 <= rows.end {
-            self.tile::<S, 4, Q, V>(simd, row, panel, part.clone());
-            row += 4;
+        for (c, a) in a.iter().enumerate() {
+            let mut factors = [[simd.splat_f32s(0.0); V]; Q];
+            for q in 0..Q {
+                let (vectors, _) = S::as_simd_f32s(&b[q][c]);
+                factors[q][..V].copy_from_slice(&vectors[..V]);
+            }
+            for r in 0..R {
+                let factor = simd.splat_f32s(a[r]);
+                for q in 0..Q {
+                    for v in 0..V {
+                        sums[r][q][v] = simd.mul_add_f32s(factor, factors[q][v], sums[r][q][v]);
+                    }
+                }
+            }
         }
-        while row < rows.end {
-            self.tile::<S, 1, Q, V>(simd, row, panel, part.clone());
-            row += 1;
+        self.put(simd, in_memory::<S, R, Q, V>(sums), row, panel, part.start);
+    }
+
+    /// Writes a tile's sums over the part of the depth that begins at `start`.
+    #[inline(always)]
+    fn put<S: Simd, const R: usize, const Q: usize>(
+        &mut self,
+        simd: S,
+        done: [[[f32; LANES]; Q]; R],
+        row: usize,
+        panel: usize,
+        start: usize,
+    ) {
+        let place = Place {
+            is_added: self.place.is_added || start > 0,
+            ..self.place
+        };
+        for (r, panels) in done.iter().enumerate() {
+            for (q, sums) in panels.iter().enumerate() {
+                let at = (row + r) * place.row;
+                store(simd, self.out, place, at, panel + q, sums);
+            }
         }
     }
 
@@ -228,17 +330,7 @@ impl Product<'_> {
                 }
             }
         }
-        let done = in_memory::<S, R, Q, V>(sums);
-        let place = Place {
-            is_added: self.place.is_added || part.start > 0,
-            ..self.place
-        };
-        for (r, panels) in done.iter().enumerate() {
-            for (q, sums) in panels.iter().enumerate() {
-                let at = (row + r) * place.row;
-                store(simd, self.out, place, at, panel + q, sums);
-            }
-        }
+        self.put(simd, in_memory::<S, R, Q, V>(sums), row, panel, part.start);
     }
 }
 
@@ -280,22 +372,22 @@ fn store<S: Simd>(simd: S, out: &mut [f32], place: Place, at: usize, panel: usiz
 }
 
 /// `out[c, k] = Σ_p a[p, c] · b[p, k]` over `n_rows` rows of both, which are in panels; rows of `out` are columns of `a`.
-pub(super) struct Outer<'a> {
-    pub(super) a: &'a [f32],
+pub(crate) struct Outer<'a> {
+    pub(crate) a: &'a [f32],
     /// From one panel of `a` to the next.
-    pub(super) a_panel: usize,
+    pub(crate) a_panel: usize,
     /// Columns of `a` that are rows of `out`.
-    pub(super) n_a: usize,
-    pub(super) b: &'a [f32],
+    pub(crate) n_a: usize,
+    pub(crate) b: &'a [f32],
     /// From one panel of `b` to the next.
-    pub(super) b_panel: usize,
-    pub(super) n_rows: usize,
-    pub(super) out: &'a mut [f32],
-    pub(super) place: Place,
+    pub(crate) b_panel: usize,
+    pub(crate) n_rows: usize,
+    pub(crate) out: &'a mut [f32],
+    pub(crate) place: Place,
 }
 
 impl Outer<'_> {
-    pub(super) fn run(self) {
+    pub(crate) fn run(self) {
         pulp::Arch::new().dispatch(self);
     }
 }
@@ -308,8 +400,8 @@ impl WithSimd for Outer<'_> {
         let n_panels = self.place.n_columns.div_ceil(LANES);
         for block in (0..n_panels).step_by(BLOCK) {
             let panels = block..(block + BLOCK).min(n_panels);
-            for start in (0..self.n_rows).step_by(ROWS) {
-                let rows = start..(start + ROWS).min(self.n_rows);
+            for start in (0..self.n_rows).step_by(OUTER_ROWS) {
+                let rows = start..(start + OUTER_ROWS).min(self.n_rows);
                 match S::F32_LANES {
                     16 => self.pairs(simd, rows, panels.clone()),
                     8 => self.singles::<S, 4, 2>(simd, rows, panels.clone()),
@@ -408,7 +500,7 @@ impl Outer<'_> {
 }
 
 /// Rows that lie `stride` apart into panels.
-pub(super) fn pack(rows: &[f32], stride: usize, n_rows: usize, n_columns: usize, out: &mut [f32]) {
+pub(crate) fn pack(rows: &[f32], stride: usize, n_rows: usize, n_columns: usize, out: &mut [f32]) {
     /// Panels that are filled side by side, since what lies side by side is read at once.
     const AT_ONCE: usize = 8;
     for (idx, out) in out.chunks_mut(AT_ONCE * n_rows * LANES).enumerate() {
@@ -432,7 +524,7 @@ pub(super) fn pack(rows: &[f32], stride: usize, n_rows: usize, n_columns: usize,
 
 /// The transpose of rows `[n_columns, n_rows]` that lie `stride` apart into panels of `n_rows` rows, the last of them
 /// `depth - n_rows` zeros.
-pub(super) fn pack_transposed(
+pub(crate) fn pack_transposed(
     rows: &[f32],
     stride: usize,
     n_rows: usize,
@@ -500,7 +592,12 @@ mod tests {
 
     #[test]
     fn products_are_their_definition_beyond_their_blocks() {
-        for (n_rows, depth, n_columns) in [(1, 16, 5), (19, 32, 48), (ROWS + 23, CHAIN + 16, 40)] {
+        for (n_rows, depth, n_columns) in [
+            (1, 16, 5),
+            (19, 32, 48),
+            (2 * ROWS + 23, DEPTH + CHAIN + 16, 40),
+            (ROWS + 23, CHAIN + 16, (WORTH + 1) * LANES + 3),
+        ] {
             let (a, b) = (numbers(n_rows * depth, 5), numbers(depth * n_columns, 11));
             let sum = |row: usize, column: usize| -> f32 {
                 (0..depth)
@@ -532,7 +629,11 @@ mod tests {
 
     #[test]
     fn outer_products_are_their_definition_beyond_their_blocks() {
-        for (n_rows, n_a, n_b) in [(1, 3, 5), (9, 16, 33), (ROWS + 23, 37, (BLOCK + 1) * LANES + 4)] {
+        for (n_rows, n_a, n_b) in [
+            (1, 3, 5),
+            (9, 16, 33),
+            (OUTER_ROWS + 23, 37, (BLOCK + 1) * LANES + 4),
+        ] {
             let (a, b) = (numbers(n_rows * n_a, 5), numbers(n_rows * n_b, 11));
             let sum = |i: usize, j: usize| -> f32 {
                 (0..n_rows).map(|row| a[row * n_a + i] * b[row * n_b + j]).sum()
