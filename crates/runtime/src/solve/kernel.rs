@@ -10,6 +10,7 @@ use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::rows::{MANY_CHUNK, MAX_CHUNK};
+use super::vector::narrow;
 use crate::panels::{Place, Product, pack, pack_transposed};
 use crate::scratch;
 
@@ -36,7 +37,7 @@ pub(super) struct Chunk<'c> {
 
 impl Weights {
     pub(super) fn new(theta: &[f64], stride: usize) -> Weights {
-        let values: Vec<f32> = theta.iter().map(|w| *w as f32).collect();
+        let values = narrow(theta);
         let n_outputs = values.len() / stride;
         let n = if n_outputs < MANY {
             0

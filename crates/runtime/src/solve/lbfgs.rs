@@ -5,13 +5,14 @@
 
 use std::collections::VecDeque;
 
-use super::linalg::dot;
+use super::vector::{add, combine, dot, each_chunk};
 
-/// A step and the change of the objective's gradient over it.
+/// A step and the change of the objective's gradient over it. Rounded to float32 they are those of a problem that differs
+/// by as much, and as definite.
 #[derive(Debug)]
 struct Pair {
-    step: Vec<f64>,
-    change: Vec<f64>,
+    step: Vec<f32>,
+    change: Vec<f32>,
     /// One over their product.
     inverse: f64,
     /// The change's square in the preconditioner's metric.
@@ -26,14 +27,14 @@ pub(super) struct Layout {
 }
 
 impl Layout {
-    /// `out += factor · x` for the penalised ones.
-    fn add(self, out: &mut [f64], factor: f64, x: &[f64]) {
-        for (out, x) in out.chunks_exact_mut(self.stride).zip(x.chunks_exact(self.stride)) {
-            out[..self.d]
-                .iter_mut()
-                .zip(x)
-                .for_each(|(out, x)| *out += factor * x);
-        }
+    /// The gradient of the objective at `x`, of the loss's.
+    fn slope(self, c: f64, gradient: &[f64], x: &[f64]) -> Vec<f64> {
+        let mut out = gradient.to_vec();
+        each_chunk(&mut out, x, self.stride, |out, x| {
+            out.iter_mut().for_each(|out| *out *= c);
+            out[..self.d].iter_mut().zip(x).for_each(|(out, x)| *out += x);
+        });
+        out
     }
 
     /// Half the sum of squares of the penalised ones.
@@ -66,6 +67,8 @@ pub(super) struct Search {
     loss: f64,
     /// Of the loss.
     gradient: Vec<f64>,
+    /// Of the objective.
+    slope_vector: Vec<f64>,
     pairs: VecDeque<Pair>,
     memory: usize,
     alphas: Vec<f64>,
@@ -90,6 +93,7 @@ impl Search {
             layout,
             c,
             direction: vec![0.0; x.len()],
+            slope_vector: layout.slope(c, &gradient, &x),
             x,
             loss,
             gradient,
@@ -108,14 +112,8 @@ impl Search {
     }
 
     /// The objective's gradient where it is.
-    pub(super) fn slope_vector(&self) -> Vec<f64> {
-        self.objective_gradient(&self.x, &self.gradient)
-    }
-
-    fn objective_gradient(&self, x: &[f64], gradient: &[f64]) -> Vec<f64> {
-        let mut out: Vec<f64> = gradient.iter().map(|g| self.c * g).collect();
-        self.layout.add(&mut out, 1.0, x);
-        out
+    pub(super) fn slope_vector(&self) -> &[f64] {
+        &self.slope_vector
     }
 
     /// Half the Newton decrement, as the search's own Hessian has it: the distance to the minimum that is to be expected.
@@ -130,10 +128,17 @@ impl Search {
             return;
         }
         self.c = c;
+        self.slope_vector = self.layout.slope(c, &self.gradient, &self.x);
+        let Layout { d, stride } = self.layout;
         for pair in &mut self.pairs {
             // change = C · (change of the loss's gradient) + step, the last where there is a penalty.
-            pair.change.iter_mut().for_each(|y| *y *= ratio);
-            self.layout.add(&mut pair.change, 1.0 - ratio, &pair.step);
+            let rows = pair.change.chunks_exact_mut(stride);
+            for (change, step) in rows.zip(pair.step.chunks_exact(stride)) {
+                change.iter_mut().for_each(|y| *y *= ratio as f32);
+                for (change, step) in change[..d].iter_mut().zip(step) {
+                    *change += (1.0 - ratio) as f32 * step;
+                }
+            }
             pair.inverse = 1.0 / dot(&pair.step, &pair.change);
         }
     }
@@ -142,16 +147,16 @@ impl Search {
     pub(super) fn correct(&mut self, loss: f64, gradient: &[f64]) {
         self.loss = loss;
         self.gradient.copy_from_slice(gradient);
+        self.slope_vector = self.layout.slope(self.c, gradient, &self.x);
     }
 
     /// How far `gradient` is from the loss's gradient that is known, times C.
-    pub(super) fn disagreement(&self, gradient: &[f64]) -> Vec<f64> {
-        let both = self.gradient.iter().zip(gradient);
-        both.map(|(a, b)| self.c * (a - b)).collect()
+    pub(super) fn disagreement(&self, gradient: &[f64]) -> Vec<f32> {
+        combine(&self.gradient, gradient, |a, b| (self.c * (a - b)) as f32)
     }
 
     /// The last change of the gradient, whose square in the preconditioner's metric is to be told.
-    pub(super) fn newest_change(&self) -> Option<&[f64]> {
+    pub(super) fn newest_change(&self) -> Option<&[f32]> {
         self.pairs.back().map(|pair| pair.change.as_slice())
     }
 
@@ -164,14 +169,13 @@ impl Search {
 
     /// The first half of the way to a direction: a vector that the preconditioner is to be applied to.
     pub(super) fn begin(&mut self) -> Vec<f64> {
-        let mut q = self.slope_vector();
-        q.iter_mut().for_each(|q| *q = -*q);
+        let mut q: Vec<f64> = self.slope_vector.iter().map(|g| -g).collect();
         self.alphas.clear();
-        pulp::Arch::new().dispatch(Backward {
-            pairs: &self.pairs,
-            alphas: &mut self.alphas,
-            q: &mut q,
-        });
+        for pair in self.pairs.iter().rev() {
+            let alpha = pair.inverse * dot(&pair.step, &q);
+            add(&mut q, -alpha, &pair.change);
+            self.alphas.push(alpha);
+        }
         q
     }
 
@@ -182,13 +186,12 @@ impl Search {
             Some(pair) => 1.0 / (pair.inverse * pair.square),
             None => 1.0,
         };
-        pulp::Arch::new().dispatch(Forward {
-            pairs: &self.pairs,
-            alphas: &self.alphas,
-            gamma,
-            q: &mut q,
-        });
-        self.slope = dot(&q, &self.slope_vector());
+        q.iter_mut().for_each(|q| *q *= gamma);
+        for (pair, alpha) in self.pairs.iter().zip(self.alphas.iter().rev()) {
+            let beta = pair.inverse * dot(&pair.change, &q);
+            add(&mut q, alpha - beta, &pair.step);
+        }
+        self.slope = dot(&q, &self.slope_vector);
         self.direction = q;
         self.length = 1.0;
         self.too_long = f64::INFINITY;
@@ -201,8 +204,7 @@ impl Search {
 
     /// Where the loss is to be evaluated.
     pub(super) fn trial(&self) -> Vec<f64> {
-        let both = self.x.iter().zip(&self.direction);
-        both.map(|(x, d)| x + self.length * d).collect()
+        combine(&self.x, &self.direction, |x, d| x + self.length * d)
     }
 
     /// Takes the loss and its gradient at `x`, the [`trial`](Search::trial); `rounding` is how exact the loss is.
@@ -214,7 +216,7 @@ impl Search {
         const SHORTEST: f64 = 1e-4;
         let before = self.value();
         let after = self.c * loss + self.layout.penalty(&x);
-        let here = self.objective_gradient(&x, gradient);
+        let here = self.layout.slope(self.c, gradient, &x);
         let slope = dot(&here, &self.direction);
         let falls = after <= before + SUFFICIENT * self.length * self.slope;
         let level = after <= before + rounding * before.abs() && slope <= -FLAT * self.slope;
@@ -233,9 +235,8 @@ impl Search {
                 Outcome::Shorter
             };
         }
-        let step: Vec<f64> = x.iter().zip(&self.x).map(|(a, b)| a - b).collect();
-        let known = self.objective_gradient(&self.x, &self.gradient);
-        let change: Vec<f64> = here.iter().zip(&known).map(|(a, b)| a - b).collect();
+        let step: Vec<f32> = combine(&x, &self.x, |a, b| (a - b) as f32);
+        let change: Vec<f32> = combine(&here, &self.slope_vector, |a, b| (a - b) as f32);
         let curvature = dot(&step, &change);
         if curvature > 1e-12 * dot(&change, &change) {
             if self.pairs.len() == self.memory {
@@ -252,6 +253,7 @@ impl Search {
         self.x = x;
         self.loss = loss;
         self.gradient.copy_from_slice(gradient);
+        self.slope_vector = here;
         Outcome::Taken
     }
 
@@ -261,53 +263,6 @@ impl Search {
         self.pairs.clear();
         any
     }
-}
-
-/// The first loop of the recursion. Types and not closures: those would not be compiled for the wider vectors.
-struct Backward<'a> {
-    pairs: &'a VecDeque<Pair>,
-    alphas: &'a mut Vec<f64>,
-    q: &'a mut [f64],
-}
-
-impl pulp::NullaryFnOnce for Backward<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn call(self) {
-        for pair in self.pairs.iter().rev() {
-            let alpha = pair.inverse * dot(&pair.step, self.q);
-            add(self.q, -alpha, &pair.change);
-            self.alphas.push(alpha);
-        }
-    }
-}
-
-/// The second.
-struct Forward<'a> {
-    pairs: &'a VecDeque<Pair>,
-    alphas: &'a [f64],
-    gamma: f64,
-    q: &'a mut [f64],
-}
-
-impl pulp::NullaryFnOnce for Forward<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn call(self) {
-        self.q.iter_mut().for_each(|q| *q *= self.gamma);
-        for (pair, alpha) in self.pairs.iter().zip(self.alphas.iter().rev()) {
-            let beta = pair.inverse * dot(&pair.change, self.q);
-            add(self.q, alpha - beta, &pair.step);
-        }
-    }
-}
-
-/// `out += factor · x`.
-#[inline(always)]
-fn add(out: &mut [f64], factor: f64, x: &[f64]) {
-    out.iter_mut().zip(x).for_each(|(out, x)| *out += factor * x);
 }
 
 #[cfg(test)]

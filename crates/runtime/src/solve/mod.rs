@@ -29,6 +29,7 @@ mod solver;
 mod targets;
 #[cfg(test)]
 mod tests;
+mod vector;
 
 pub use closed::{Closed, lda, nearest_mean};
 pub use config::{ClassWeights, SolverConfig};

@@ -10,6 +10,7 @@ use rayon::prelude::*;
 use super::cholesky::Cholesky;
 use super::kernel::LANES;
 use super::rows::Rows;
+use super::vector::{add, dot, narrow};
 use crate::error::Error;
 use crate::panels::{Place, Product};
 
@@ -85,35 +86,33 @@ impl Preconditioner {
                 }
             }
             Preconditioner::Dense { root, transposed } => {
-                let narrow: Vec<f32> = q.iter().map(|q| *q as f32).collect();
-                let whole = root.multiplied(&transposed.multiplied(&narrow));
-                q.iter_mut()
-                    .zip(&whole)
-                    .for_each(|(q, value)| *q = f64::from(*value));
+                let whole = root.multiplied(&transposed.multiplied(&narrow(q)));
+                q.fill(0.0);
+                add(q, 1.0, &whole);
             }
         }
     }
 
     /// Per row of `y` its square in this metric, summed over `rows_each` rows.
-    pub(super) fn squares(&self, y: &[f64], rows_each: usize) -> Vec<f64> {
+    pub(super) fn squares(&self, y: &[f32], rows_each: usize) -> Vec<f64> {
         match self {
             Preconditioner::Diagonal(inverse) => y
                 .chunks_exact(rows_each * inverse.len())
                 .map(|block| {
                     let squares = block.chunks_exact(inverse.len()).map(|row| {
-                        let terms = row.iter().zip(inverse).map(|(y, inverse)| y * y * inverse);
+                        let terms = row
+                            .iter()
+                            .zip(inverse)
+                            .map(|(y, inverse)| f64::from(*y).powi(2) * inverse);
                         terms.sum::<f64>()
                     });
                     squares.sum()
                 })
                 .collect(),
             Preconditioner::Dense { transposed, .. } => {
-                let narrow: Vec<f32> = y.iter().map(|y| *y as f32).collect();
-                transposed
-                    .multiplied(&narrow)
-                    .chunks_exact(rows_each * transposed.stride)
-                    .map(|block| block.iter().map(|u| f64::from(*u).powi(2)).sum())
-                    .collect()
+                let half = transposed.multiplied(y);
+                let blocks = half.chunks_exact(rows_each * transposed.stride);
+                blocks.map(|block| dot(block, block)).collect()
             }
         }
     }
@@ -204,12 +203,16 @@ impl Triangle {
             starts.into_par_iter().map(of_columns).collect()
         };
         let mut out = vec![0.0; q.len()];
-        for (row, out) in out.chunks_exact_mut(stride).enumerate() {
+        let fill = |(row, out): (usize, &mut [f32])| {
             for (out, part) in out.chunks_mut(COLUMNS).zip(&parts) {
                 let n = out.len();
                 out.copy_from_slice(&part[row * n..][..n]);
             }
-        }
+        };
+        out.par_chunks_exact_mut(stride)
+            .with_min_len(16)
+            .enumerate()
+            .for_each(fill);
         out
     }
 }
@@ -260,7 +263,7 @@ mod tests {
         (0..14).for_each(|k| (0..=d).for_each(|i| q[k * stride + i] = ((k + i) % 5) as f64 - 2.0));
         let mut x = q.clone();
         inverse.apply(&mut x);
-        let squares = inverse.squares(&q, 7);
+        let squares = inverse.squares(&narrow(&q), 7);
         for k in 0..14 {
             for i in 0..=d {
                 let row = (0..=d).map(|j| 0.3 * gram[i * stride + j] * x[k * stride + j]);

@@ -12,6 +12,7 @@ use super::loss::{Share, sigmoid, sigmoid_wide, softmax, softmax_wide};
 use super::precondition::{MAX_DENSE, Preconditioner};
 use super::rows::{Rows, Scratch, Segments};
 use super::targets::{Likelihood, Model};
+use super::vector::add;
 use crate::error::Error;
 use crate::features::Features;
 use crate::targets::Targets;
@@ -194,14 +195,8 @@ impl<'p> Problem<'p> {
         };
         for room in &self.rooms {
             let room = room.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            let add = |total: &mut [f64], part: &[f64]| {
-                total
-                    .iter_mut()
-                    .zip(part)
-                    .for_each(|(total, part)| *total += part);
-            };
-            add(&mut total.losses, &room.losses);
-            add(&mut total.gradient, &room.sums);
+            add(&mut total.losses, 1.0, &room.losses);
+            add(&mut total.gradient, 1.0, &room.sums);
             total.curvature += room.curvature;
         }
         total.curvature /= (self.rows.n_rows() * n_losses) as f64;

@@ -1,0 +1,139 @@
+//! Vectors of all unknowns of a search, on as many threads as their length is worth.
+//!
+//! Sums are made of parts of one length and then added in order, so that threads do not show.
+
+use rayon::prelude::*;
+
+/// Numbers that one thread takes at a time.
+const PART: usize = 1 << 14;
+
+/// Numbers of either width, for sums in float64.
+pub(super) trait Number: Copy + Send + Sync {
+    fn wide(self) -> f64;
+}
+
+impl Number for f64 {
+    #[inline(always)]
+    fn wide(self) -> f64 {
+        self
+    }
+}
+
+impl Number for f32 {
+    #[inline(always)]
+    fn wide(self) -> f64 {
+        f64::from(self)
+    }
+}
+
+/// The sum of products.
+pub(super) fn dot<A: Number, B: Number>(a: &[A], b: &[B]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    let of_part = |(a, b): (&[A], &[B])| pulp::Arch::new().dispatch(Dot { a, b });
+    if a.len() <= PART {
+        return of_part((a, b));
+    }
+    let parts: Vec<f64> = a.par_chunks(PART).zip(b.par_chunks(PART)).map(of_part).collect();
+    parts.iter().sum()
+}
+
+/// `out += factor · x`.
+pub(super) fn add<X: Number>(out: &mut [f64], factor: f64, x: &[X]) {
+    assert_eq!(out.len(), x.len());
+    let of_part = |(out, x): (&mut [f64], &[X])| pulp::Arch::new().dispatch(Add { out, factor, x });
+    if out.len() <= PART {
+        return of_part((out, x));
+    }
+    out.par_chunks_mut(PART).zip(x.par_chunks(PART)).for_each(of_part);
+}
+
+/// In float32.
+pub(super) fn narrow(x: &[f64]) -> Vec<f32> {
+    combine(x, x, |x, _| x as f32)
+}
+
+/// `f(a, b)` of each two.
+pub(super) fn combine<T: Number>(a: &[f64], b: &[f64], f: impl Fn(f64, f64) -> T + Sync) -> Vec<T> {
+    assert_eq!(a.len(), b.len());
+    let of_two = |(a, b): (&f64, &f64)| f(*a, *b);
+    if a.len() <= PART {
+        return a.iter().zip(b).map(of_two).collect();
+    }
+    a.par_iter().zip(b).with_min_len(PART).map(of_two).collect()
+}
+
+/// Runs `work` on all chunks of `n` numbers of `out` and of `x`.
+pub(super) fn each_chunk(out: &mut [f64], x: &[f64], n: usize, work: impl Fn(&mut [f64], &[f64]) + Sync) {
+    assert_eq!(out.len(), x.len());
+    if out.len() <= PART {
+        out.chunks_exact_mut(n)
+            .zip(x.chunks_exact(n))
+            .for_each(|(out, x)| work(out, x));
+    } else {
+        out.par_chunks_exact_mut(n)
+            .zip(x.par_chunks_exact(n))
+            .with_min_len((PART / n).max(1))
+            .for_each(|(out, x)| work(out, x));
+    }
+}
+
+// Types and not closures: those would not be compiled for the wider vectors.
+struct Dot<'a, A, B> {
+    a: &'a [A],
+    b: &'a [B],
+}
+
+impl<A: Number, B: Number> pulp::NullaryFnOnce for Dot<'_, A, B> {
+    type Output = f64;
+
+    #[inline(always)]
+    fn call(self) -> f64 {
+        let mut sums = [0.0; 8];
+        let ((a, a_rest), (b, b_rest)) = (self.a.as_chunks::<8>(), self.b.as_chunks::<8>());
+        for (a, b) in a.iter().zip(b) {
+            for lane in 0..8 {
+                sums[lane] += a[lane].wide() * b[lane].wide();
+            }
+        }
+        let rest = a_rest.iter().zip(b_rest).map(|(a, b)| a.wide() * b.wide());
+        sums.iter().sum::<f64>() + rest.sum::<f64>()
+    }
+}
+
+struct Add<'a, X> {
+    out: &'a mut [f64],
+    factor: f64,
+    x: &'a [X],
+}
+
+impl<X: Number> pulp::NullaryFnOnce for Add<'_, X> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        for (out, x) in self.out.iter_mut().zip(self.x) {
+            *out += self.factor * x.wide();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_vectors_are_the_sum_of_their_parts() {
+        let n = 3 * PART + 11;
+        let a: Vec<f64> = (0..n).map(|i| (i % 7) as f64 - 3.0).collect();
+        let b: Vec<f32> = (0..n).map(|i| (i % 5) as f32).collect();
+        let want: f64 = a.iter().zip(&b).map(|(a, b)| a * f64::from(*b)).sum();
+        assert_eq!(dot(&a, &b), want);
+        let mut out = a.clone();
+        add(&mut out, 2.0, &b);
+        assert!((0..n).all(|i| out[i] == a[i] + 2.0 * f64::from(b[i])));
+        let differences: Vec<f32> = combine(&out, &a, |out, a| (out - a) as f32);
+        assert!((0..n).all(|i| differences[i] == 2.0 * b[i]));
+        each_chunk(&mut out[..n - 11], &a[..n - 11], 4, |out, a| out[0] = a[3]);
+        assert!((0..n / 4 - 3).all(|i| out[4 * i] == a[4 * i + 3]));
+    }
+}
