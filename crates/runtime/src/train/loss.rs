@@ -1,7 +1,8 @@
 //! Losses of rows of logits, and the residuals that go back: `torch.nn.CrossEntropyLoss`, `BCEWithLogitsLoss` and `MSELoss`,
 //! each averaged over a batch as torch does it.
 
-use super::math::{dot, exp, exp_all, max, sum};
+use super::kernel::LANES;
+use super::math::{dot, exp, exp_all, exp_row, max, sum, tree_sums};
 use crate::error::Error;
 use crate::solve::ClassWeights;
 use crate::targets::{Targets, Task};
@@ -36,6 +37,16 @@ pub(crate) struct RowLoss {
     pub(crate) loss: f64,
     /// Right outputs: 1 or 0 where a row has one class.
     pub(crate) n_right: u32,
+}
+
+/// What of a row's target lies where.
+struct Mass {
+    q_first: f32,
+    q_second: f32,
+    /// On every class, times its weight.
+    spread: f32,
+    /// All of it.
+    mass: f32,
 }
 
 impl Loss {
@@ -127,6 +138,139 @@ impl Loss {
         }
     }
 
+    /// [`row`](Loss::row) for many heads that lie one after another, `[heads, outputs]`, to the bit; a head that `learns` does
+    /// not name gets no residuals.
+    #[inline(always)]
+    pub(crate) fn rows(
+        &self,
+        logits: &mut [f32],
+        wanted: Wanted<'_>,
+        scale: f32,
+        learns: impl Fn(usize) -> bool,
+        losses: &mut [RowLoss],
+    ) {
+        /// Fewer heads than this are done sooner one by one.
+        const MANY: usize = 4;
+        let n = self.n_outputs;
+        match wanted {
+            Wanted::Class { first, second, share } if n <= LANES && losses.len() >= MANY => {
+                let heads = logits.chunks_mut(LANES * n).zip(losses.chunks_mut(LANES));
+                heads.for_each(|(logits, losses)| {
+                    self.cross_entropies(logits, [first as usize, second as usize], share, scale, losses);
+                });
+            }
+            _ => {
+                let heads = logits.chunks_exact_mut(n).zip(losses.iter_mut()).enumerate();
+                for (head, (logits, loss)) in heads {
+                    if learns(head) {
+                        *loss = self.row(logits, wanted, scale);
+                    }
+                }
+            }
+        }
+        let heads = logits.chunks_exact_mut(n).zip(losses).enumerate();
+        for (_, (logits, loss)) in heads.filter(|(head, _)| !learns(*head)) {
+            *loss = RowLoss::default();
+            logits.fill(0.0);
+        }
+    }
+
+    /// q, the target distribution: the classes themselves, and a little of all.
+    #[inline(always)]
+    fn mass(&self, first: u32, second: u32, share: f32) -> Mass {
+        let own = 1.0 - self.smoothing;
+        let q_first = own * share * self.weight(first);
+        let q_second = own * (1.0 - share) * self.weight(second);
+        let spread = self.smoothing / self.n_outputs as f32;
+        Mass {
+            q_first,
+            q_second,
+            spread,
+            mass: spread.mul_add(self.sum_of_weights, q_first + q_second),
+        }
+    }
+
+    /// [`cross_entropy`](Loss::cross_entropy) of up to sixteen heads of up to sixteen classes, a lane for each head.
+    #[inline(always)]
+    fn cross_entropies(
+        &self,
+        logits: &mut [f32],
+        [first, second]: [usize; 2],
+        share: f32,
+        scale: f32,
+        losses: &mut [RowLoss],
+    ) {
+        let n = self.n_outputs;
+        let Mass {
+            q_first,
+            q_second,
+            spread,
+            mass,
+        } = self.mass(first as u32, second as u32, share);
+        let mut z = [[0.0f32; LANES]; LANES];
+        for (head, logits) in logits.chunks_exact(n).enumerate() {
+            for (z, logit) in z.iter_mut().zip(logits) {
+                z[head] = *logit;
+            }
+        }
+        let mut top = [f32::NEG_INFINITY; LANES];
+        for z in &z[..n] {
+            for head in 0..LANES {
+                top[head] = if z[head] > top[head] { z[head] } else { top[head] };
+            }
+        }
+        let mut is_first = [true; LANES];
+        for (class, z) in z[..n].iter_mut().enumerate() {
+            for head in 0..LANES {
+                z[head] -= top[head];
+                is_first[head] &= class >= first || z[head] != 0.0;
+            }
+        }
+        let (wanted, other) = (z[first], z[second]);
+        let mut all = [0.0f32; LANES];
+        if spread > 0.0 {
+            let mut terms = z;
+            for (class, terms) in terms[..n].iter_mut().enumerate() {
+                if let Some(weight) = self.weights.get(class) {
+                    terms.iter_mut().for_each(|z| *z *= weight);
+                }
+            }
+            all = tree_sums(terms);
+        }
+        for z in &mut z[..n] {
+            exp_row(z);
+        }
+        let total = tree_sums(z);
+        for (head, loss) in losses.iter_mut().enumerate() {
+            let mut weighted =
+                f64::from(q_first) * f64::from(wanted[head]) + f64::from(q_second) * f64::from(other[head]);
+            if spread > 0.0 {
+                weighted += f64::from(spread) * f64::from(all[head]);
+            }
+            *loss = RowLoss {
+                loss: f64::from(mass) * f64::from(total[head]).ln() - weighted,
+                n_right: u32::from(wanted[head] == 0.0 && is_first[head]),
+            };
+        }
+        let factor = total.map(|total| scale * mass / total);
+        for (class, z) in z[..n].iter_mut().enumerate() {
+            let weight = self.weights.get(class).copied().unwrap_or(1.0);
+            let shift = -(scale * spread) * weight;
+            for head in 0..LANES {
+                z[head] = factor[head].mul_add(z[head], shift);
+            }
+        }
+        z[first].iter_mut().for_each(|z| *z -= scale * q_first);
+        if q_second != 0.0 {
+            z[second].iter_mut().for_each(|z| *z -= scale * q_second);
+        }
+        for (head, logits) in logits.chunks_exact_mut(n).enumerate() {
+            for (z, logit) in z.iter().zip(logits) {
+                *logit = z[head];
+            }
+        }
+    }
+
     #[inline(always)]
     fn cross_entropy(&self, logits: &mut [f32], first: u32, second: u32, share: f32, scale: f32) -> RowLoss {
         let top = max(logits);
@@ -135,12 +279,12 @@ impl Loss {
         }
         let wanted = logits[first as usize];
         let is_right = wanted == 0.0 && !logits[..first as usize].contains(&0.0);
-        // q, the target distribution: the classes themselves, and a little of all.
-        let own = 1.0 - self.smoothing;
-        let q_first = own * share * self.weight(first);
-        let q_second = own * (1.0 - share) * self.weight(second);
-        let spread = self.smoothing / self.n_outputs as f32;
-        let mass = spread.mul_add(self.sum_of_weights, q_first + q_second);
+        let Mass {
+            q_first,
+            q_second,
+            spread,
+            mass,
+        } = self.mass(first, second, share);
         let mut weighted =
             f64::from(q_first) * f64::from(wanted) + f64::from(q_second) * f64::from(logits[second as usize]);
         if spread > 0.0 {
@@ -325,6 +469,44 @@ mod tests {
             let numbers: Vec<f32> = (0..n).map(|c| c as f32 * 0.3).collect();
             let loss = Loss::new(Task::Regression, 0.0, &ClassWeights::None, &targets, n).unwrap();
             check(&loss, Wanted::Numbers(&numbers));
+        }
+    }
+
+    #[test]
+    fn many_heads_are_each_as_if_alone() {
+        let given = |n: usize| ClassWeights::Given((0..n).map(|c| 0.5 + c as f64 * 0.7).collect());
+        for (n, heads) in [(2, 52), (3, 1), (10, 7), (16, 17), (21, 5)] {
+            let targets = Targets::Classes(vec![0, 1]);
+            for weights in [ClassWeights::None, given(n)] {
+                for (smoothing, share, first) in [(0.0, 1.0, 1), (0.1, 1.0, 0), (0.3, 0.7, 1)] {
+                    let loss = Loss::new(Task::SingleLabel, smoothing, &weights, &targets, n).unwrap();
+                    let wanted = Wanted::Class {
+                        first,
+                        second: 0,
+                        share,
+                    };
+                    // Ties and a class that is out of the question are among them.
+                    let logits: Vec<f32> = (0..heads * n)
+                        .map(|i| match i * 31 % 23 {
+                            0 => -200.0,
+                            v => (v / 2) as f32 * 0.7,
+                        })
+                        .collect();
+                    let mut together = logits.clone();
+                    let mut losses = vec![RowLoss::default(); heads];
+                    loss.rows(&mut together, wanted, 0.25, |head| head != 1, &mut losses);
+                    for head in 0..heads {
+                        let mut alone = logits[head * n..][..n].to_vec();
+                        let mut expected = loss.row(&mut alone, wanted, 0.25);
+                        if head == 1 {
+                            expected = RowLoss::default();
+                            alone.fill(0.0);
+                        }
+                        assert_eq!(losses[head], expected, "{n} classes, head {head}");
+                        assert_eq!(together[head * n..][..n], alone, "{n} classes, head {head}");
+                    }
+                }
+            }
         }
     }
 

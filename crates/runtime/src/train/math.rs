@@ -141,7 +141,7 @@ pub(crate) fn exp_all(values: &mut [f32]) {
 }
 
 #[inline(always)]
-fn exp_row(row: &mut [f32; LANES]) {
+pub(super) fn exp_row(row: &mut [f32; LANES]) {
     for value in row {
         *value = exp(*value);
     }
@@ -161,6 +161,21 @@ pub(super) fn sum(values: &[f32]) -> f32 {
         *lane += value;
     }
     tree_sum(&lanes)
+}
+
+/// [`sum`] of up to sixteen numbers in each lane.
+#[inline(always)]
+pub(super) fn tree_sums(mut terms: [[f32; LANES]; LANES]) -> [f32; LANES] {
+    let mut half = LANES / 2;
+    while half > 0 {
+        for i in 0..half {
+            for lane in 0..LANES {
+                terms[i][lane] += terms[i + half][lane];
+            }
+        }
+        half /= 2;
+    }
+    terms[0]
 }
 
 /// The sum of products, likewise.

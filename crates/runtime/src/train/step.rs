@@ -508,18 +508,8 @@ impl pulp::NullaryFnOnce for Finish<'_> {
             let wanted: Wanted<'_> = batch.source.wanted(batch.rows[at], batch.mixed(at), &mut numbers);
             let (outputs, rest) = outputs.split_at_mut(heads * n_outputs);
             rest.fill(0.0);
-            for ((head, loss), logits) in losses
-                .iter_mut()
-                .enumerate()
-                .zip(outputs.chunks_exact_mut(n_outputs))
-            {
-                if step.heads[head].is_some() {
-                    *loss = step.loss.row(logits, wanted, scale);
-                } else {
-                    *loss = RowLoss::default();
-                    logits.fill(0.0);
-                }
-            }
+            let learns = |head: usize| step.heads[head].is_some();
+            step.loss.rows(outputs, wanted, scale, learns, losses);
         }
         block.numbers = numbers;
     }

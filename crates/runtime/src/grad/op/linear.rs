@@ -108,8 +108,7 @@ impl Linear {
                 }
                 .run();
             };
-            // Rows that lie a multiple of a page apart push each other out of the cache.
-            if depth == padded && !depth.is_multiple_of(1024) {
+            if depth == padded {
                 product(rows, depth, LANES, out);
             } else {
                 scratch::with(panels_len(n_rows, depth), |a| {
