@@ -191,6 +191,8 @@ pub(super) struct Block {
     pub(super) losses: Vec<RowLoss>,
     /// The largest products that can come up in a gradient: per layer the largest input times the largest residual.
     pub(super) largest: Vec<f32>,
+    /// The largest input.
+    largest_input: f32,
     scratch: Vec<f32>,
     other: Vec<f32>,
     pub(super) numbers: Vec<f32>,
@@ -282,7 +284,12 @@ impl Block {
         largest.clear();
         let of = |matrix: Matrix<'_>| arch.dispatch(MaxAbs(&matrix.values[..matrix.n * matrix.stride]));
         for layer in 0..=self.hidden.len() {
-            largest.push(of(self.input_of(layer)) * of(self.residual_of(layer)));
+            let input = if layer == 0 {
+                self.largest_input
+            } else {
+                of(self.input_of(layer))
+            };
+            largest.push(input * of(self.residual_of(layer)));
         }
         self.largest = largest;
     }
@@ -311,6 +318,7 @@ impl pulp::NullaryFnOnce for Fill<'_> {
     fn call(self) {
         let Fill { block, batch } = self;
         let d = batch.source.features.n_features();
+        block.largest_input = 0.0;
         let rows = block.inputs.chunks_exact_mut(block.input_stride);
         for (i, to) in rows.take(block.n).enumerate() {
             let at = block.first + i;
@@ -338,6 +346,11 @@ impl pulp::NullaryFnOnce for Fill<'_> {
                 }
             }
             to[d] = 1.0;
+            // While the row is at hand; one that is not a number stays the largest.
+            let largest = max_abs(to);
+            if !(largest <= block.largest_input) {
+                block.largest_input = largest;
+            }
         }
     }
 }

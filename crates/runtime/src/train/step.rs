@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use super::batch::{BLOCK_ROWS, Batch, Block, HiddenRows};
 use super::config::{Norm, Optimiser};
-use super::dense::Lesson;
+use super::dense::{self, Lesson};
 use super::hidden::{Dropout, Norms, Rows};
 use super::loss::{Loss, RowLoss, Wanted};
 use super::network::{Hidden, Network};
@@ -87,6 +87,20 @@ impl Network {
         self.multiplications(n) >= PARALLEL_FROM && rayon::current_num_threads() > 1
     }
 
+    /// Rows of a block: as many as stay in the second cache from one product to the next, unless the weights are so many that
+    /// they had better be read for more rows at once.
+    fn block_rows(&self) -> usize {
+        const NEAR: usize = 1 << 15;
+        const MANY_WEIGHTS: usize = 1 << 16;
+        const LEAST: usize = 12;
+        let width = dense::stride(self.output.n_in);
+        if !self.hidden.is_empty() || self.output.n_out * width > MANY_WEIGHTS {
+            BLOCK_ROWS
+        } else {
+            (NEAR / width).clamp(LEAST, BLOCK_ROWS) / 2 * 2
+        }
+    }
+
     /// Sees that there are enough blocks for `n` rows in parts of `rows`.
     fn make_room(&mut self, n: usize, rows: usize) -> Vec<Block> {
         let mut blocks = std::mem::take(&mut self.blocks);
@@ -123,7 +137,9 @@ impl Network {
         } else {
             1
         };
-        let rows = n.div_ceil(threads).next_multiple_of(2).min(BLOCK_ROWS);
+        let of_thread = n.div_ceil(threads);
+        let parts = of_thread.div_ceil(self.block_rows());
+        let rows = of_thread.div_ceil(parts).next_multiple_of(2).min(BLOCK_ROWS);
         let mut buffer = self.make_room(n, rows);
         let blocks = &mut buffer[..n.div_ceil(rows)];
         let denominator = self.denominator(batch, step.loss);
