@@ -225,10 +225,6 @@ impl Product<'_> {
 
     /// Of rows that were brought together.
     #[inline(always)]
-    #[expect(
-        clippy::needless_range_loop,
-        reason = "the sums stay in registers only where plain numbers index them"
-    )]
     fn tile_of<S: Simd, const R: usize, const Q: usize, const V: usize>(
         &mut self,
         simd: S,

@@ -62,7 +62,7 @@ impl Weights {
         const NEAR: usize = 1 << 17;
         match self.panels.len() {
             0 => few,
-            ..NEAR => MAX_CHUNK,
+            1..NEAR => MAX_CHUNK,
             _ => MANY_CHUNK,
         }
     }

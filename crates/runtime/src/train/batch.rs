@@ -347,10 +347,7 @@ impl pulp::NullaryFnOnce for Fill<'_> {
             }
             to[d] = 1.0;
             // While the row is at hand; one that is not a number stays the largest.
-            let largest = max_abs(to);
-            if !(largest <= block.largest_input) {
-                block.largest_input = largest;
-            }
+            block.largest_input = max_abs(&[block.largest_input, max_abs(to)]);
         }
     }
 }

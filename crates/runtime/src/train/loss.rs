@@ -227,16 +227,17 @@ impl Loss {
             }
         }
         let (wanted, other) = (z[first], z[second]);
-        let mut all = [0.0f32; LANES];
-        if spread > 0.0 {
+        let all = if spread > 0.0 {
             let mut terms = z;
             for (class, terms) in terms[..n].iter_mut().enumerate() {
                 if let Some(weight) = self.weights.get(class) {
                     terms.iter_mut().for_each(|z| *z *= weight);
                 }
             }
-            all = tree_sums(terms);
-        }
+            tree_sums(terms)
+        } else {
+            [0.0; LANES]
+        };
         for z in &mut z[..n] {
             exp_row(z);
         }
