@@ -142,6 +142,34 @@ mod tests {
     use crate::random::Random;
 
     #[test]
+    fn rows_count_by_their_weights_in_every_band() {
+        // More columns than a band has and than one thread moves at once, and more rows than are added in float32.
+        let (n, d) = (FLUSH_ROWS + 76, 150);
+        let mut random = Random::new(5, "gram test");
+        let values = (0..n * d)
+            .map(|_| random.below(1000) as f32 / 500.0 - 1.0)
+            .collect();
+        let features = Features::new(values, d).unwrap();
+        let rows = Rows::new(&features, false);
+        let stride = rows.stride;
+        let weights: Vec<f32> = (0..n).map(|row| (row % 4) as f32 * 0.5).collect();
+        let mut scratch = Scratch::default();
+        let prepared = rows.chunk(0..n, &mut scratch);
+        for (by, got) in [
+            (None, gram(&rows, n, None)),
+            (Some(&weights), gram(&rows, n, Some(&weights))),
+        ] {
+            for (i, j) in (0..=d).flat_map(|i| (0..=i).map(move |j| (i, j))) {
+                let terms = prepared.chunks_exact(stride).enumerate().map(|(row, x)| {
+                    f64::from(by.map_or(1.0, |weights| weights[row])) * f64::from(x[i]) * f64::from(x[j])
+                });
+                let want: f64 = terms.sum();
+                assert!((got[i * stride + j] - want).abs() < 1e-6 * n as f64, "{i} {j}");
+            }
+        }
+    }
+
+    #[test]
     fn both_equal_the_definition() {
         let (n, d) = (2311, 37);
         let mut random = Random::new(1, "gram test");

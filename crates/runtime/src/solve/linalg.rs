@@ -100,23 +100,37 @@ pub(super) fn multiply<T: Real>(a: &[T], b: &[T], out: &mut [T], d: usize) {
     product(&View::new(a, d), &View::new(b, b.len() / d.max(1)), out);
 }
 
+/// Numbers of either width, for sums in float64.
+pub(super) trait Number: Copy + Send + Sync {
+    fn wide(self) -> f64;
+}
+
+impl Number for f64 {
+    #[inline(always)]
+    fn wide(self) -> f64 {
+        self
+    }
+}
+
+impl Number for f32 {
+    #[inline(always)]
+    fn wide(self) -> f64 {
+        f64::from(self)
+    }
+}
+
 /// The sum of products, in eight interleaved partial sums: a fixed order that vectorises.
 #[inline(always)]
-pub(super) fn dot(a: &[f64], b: &[f64]) -> f64 {
+pub(super) fn dot<A: Number, B: Number>(a: &[A], b: &[B]) -> f64 {
     let mut sums = [0.0; 8];
-    let (a_chunks, b_chunks) = (a.chunks_exact(8), b.chunks_exact(8));
-    let tail: f64 = a_chunks
-        .remainder()
-        .iter()
-        .zip(b_chunks.remainder())
-        .map(|(a, b)| a * b)
-        .sum();
-    for (a, b) in a_chunks.zip(b_chunks) {
+    let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<8>(), b.as_chunks::<8>());
+    for (a, b) in a.iter().zip(b) {
         for lane in 0..8 {
-            sums[lane] += a[lane] * b[lane];
+            sums[lane] += a[lane].wide() * b[lane].wide();
         }
     }
-    sums.iter().sum::<f64>() + tail
+    let rest = a_rest.iter().zip(b_rest).map(|(a, b)| a.wide() * b.wide());
+    sums.iter().sum::<f64>() + rest.sum::<f64>()
 }
 
 #[cfg(test)]

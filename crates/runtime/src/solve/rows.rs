@@ -16,10 +16,10 @@ use crate::features::Features;
 /// again, and memory does not grow with the features.
 const MAX_READY: usize = 8 << 20;
 
-/// Numbers that are prepared at once: half of a second cache of 1 MiB.
+/// Numbers that are prepared at once where outputs are few: half of a second cache of 1 MiB.
 const CHUNK_NUMBERS: usize = 1 << 17;
 
-/// The most rows that are prepared at once.
+/// The most rows that are prepared at once where outputs are few or a gradient small.
 pub(super) const MAX_CHUNK: usize = 128;
 
 /// Rows that are taken at once where a gradient lies in memory: it is read and written once for all of them.
@@ -37,7 +37,7 @@ pub(super) struct Rows<'f> {
     pub(super) squares: Vec<f64>,
     /// Numbers from one prepared row to the next.
     pub(super) stride: usize,
-    /// Rows that are prepared at once.
+    /// Rows that are prepared at once where outputs are few.
     pub(super) chunk_rows: usize,
     ready: Option<Vec<f32>>,
 }
@@ -125,7 +125,7 @@ impl<'f> Rows<'f> {
         self.features.n_features()
     }
 
-    /// At most [`chunk_rows`](Rows::chunk_rows) rows.
+    /// Some rows as the products read them; a caller takes a few hundred at a time.
     pub(super) fn chunk<'a>(&'a self, rows: Range<usize>, scratch: &'a mut Scratch) -> &'a [f32] {
         if let Some(ready) = &self.ready {
             return &ready[rows.start * self.stride..rows.end * self.stride];

@@ -4,27 +4,10 @@
 
 use rayon::prelude::*;
 
+use super::linalg::{self, Number};
+
 /// Numbers that one thread takes at a time.
 const PART: usize = 1 << 14;
-
-/// Numbers of either width, for sums in float64.
-pub(super) trait Number: Copy + Send + Sync {
-    fn wide(self) -> f64;
-}
-
-impl Number for f64 {
-    #[inline(always)]
-    fn wide(self) -> f64 {
-        self
-    }
-}
-
-impl Number for f32 {
-    #[inline(always)]
-    fn wide(self) -> f64 {
-        f64::from(self)
-    }
-}
 
 /// The sum of products.
 pub(super) fn dot<A: Number, B: Number>(a: &[A], b: &[B]) -> f64 {
@@ -88,15 +71,7 @@ impl<A: Number, B: Number> pulp::NullaryFnOnce for Dot<'_, A, B> {
 
     #[inline(always)]
     fn call(self) -> f64 {
-        let mut sums = [0.0; 8];
-        let ((a, a_rest), (b, b_rest)) = (self.a.as_chunks::<8>(), self.b.as_chunks::<8>());
-        for (a, b) in a.iter().zip(b) {
-            for lane in 0..8 {
-                sums[lane] += a[lane].wide() * b[lane].wide();
-            }
-        }
-        let rest = a_rest.iter().zip(b_rest).map(|(a, b)| a.wide() * b.wide());
-        sums.iter().sum::<f64>() + rest.sum::<f64>()
+        linalg::dot(self.a, self.b)
     }
 }
 
