@@ -4,7 +4,13 @@
 #[derive(Debug)]
 pub(crate) struct Random {
     reader: blake3::OutputReader,
+    /// Numbers of the stream that are at hand: many blocks of it cost little more than one.
+    drawn: [u8; AT_ONCE],
+    used: usize,
 }
+
+/// Bytes of the stream that are made at once.
+const AT_ONCE: usize = 16 * blake3::BLOCK_LEN;
 
 impl Random {
     pub(crate) fn new(seed: u64, name: &str) -> Random {
@@ -12,6 +18,8 @@ impl Random {
         hasher.update(&seed.to_le_bytes()).update(name.as_bytes());
         Random {
             reader: hasher.finalize_xof(),
+            drawn: [0; AT_ONCE],
+            used: AT_ONCE,
         }
     }
 
@@ -21,13 +29,21 @@ impl Random {
         // Numbers from the last incomplete run of `bound` are thrown away.
         let limit = u64::MAX - u64::MAX % bound;
         loop {
-            let mut bytes = [0; 8];
-            self.reader.fill(&mut bytes);
-            let number = u64::from_le_bytes(bytes);
+            let number = self.next();
             if number < limit {
                 return (number % bound) as usize;
             }
         }
+    }
+
+    fn next(&mut self) -> u64 {
+        if self.used == AT_ONCE {
+            self.reader.fill(&mut self.drawn);
+            self.used = 0;
+        }
+        let number = self.drawn[self.used..].as_chunks().0[0];
+        self.used += size_of::<u64>();
+        u64::from_le_bytes(number)
     }
 
     /// Fisher and Yates.

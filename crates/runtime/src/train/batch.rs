@@ -135,7 +135,7 @@ impl Source<'_> {
         }
     }
 
-    /// What row `first` is to be, with mixup's `second`.
+    /// What row `first` is to be, with mixup's second row.
     pub(super) fn wanted<'w>(
         &'w self,
         first: usize,
@@ -143,14 +143,7 @@ impl Source<'_> {
         numbers: &'w mut Vec<f32>,
     ) -> Wanted<'w> {
         match self.targets {
-            Targets::Classes(labels) => {
-                let (share, second) = mixed.unwrap_or((1.0, first));
-                Wanted::Class {
-                    first: labels[first],
-                    second: labels[second],
-                    share,
-                }
-            }
+            Targets::Classes(labels) => wanted_class(labels, first, mixed),
             Targets::Dense { values, n_outputs: k } => {
                 let of = |row: usize| &values[row * k..(row + 1) * k];
                 match mixed {
@@ -164,6 +157,16 @@ impl Source<'_> {
                 }
             }
         }
+    }
+}
+
+/// The class that row `first` is to have, and with mixup's second row that one's with what is left of 1.
+pub(super) fn wanted_class(labels: &[u32], first: usize, mixed: Option<(f32, usize)>) -> Wanted<'static> {
+    let (share, second) = mixed.unwrap_or((1.0, first));
+    Wanted::Class {
+        first: labels[first],
+        second: labels[second],
+        share,
     }
 }
 

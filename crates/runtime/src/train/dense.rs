@@ -460,6 +460,9 @@ fn gather<'m>(matrices: impl Iterator<Item = Matrix<'m>>, at: usize, n_columns: 
     }
 }
 
+/// Room for what one [`Outer`] gives.
+type Gradient = [f32; OUTER_PANELS * OUTER_HEIGHT * LANES];
+
 /// Gradients of a part, a few rows at a time; without a lesson they take the weights' place.
 struct Learn<'l, I> {
     part: Part<'l>,
@@ -480,12 +483,20 @@ impl<'m, I: Iterator<Item = (Matrix<'m>, Matrix<'m>)> + Clone> WithSimd for Lear
             lesson,
         } = self;
         let is_narrow = part.grid.is_narrow;
+        let mut gradient: Gradient = [0.0; _];
         let pairs = pairs.map(|(x, r)| if is_narrow { (r, x) } else { (x, r) });
         let Some(strips) = strips else {
             // A strip is small and is used for all panels before the next one's turn.
             for row in part.rows.clone().step_by(OUTER_HEIGHT) {
                 for panel in part.panels.clone().step_by(OUTER_PANELS) {
-                    part.strip(simd, lesson, pairs.clone(), [row, panel], [row, panel * LANES]);
+                    part.strip(
+                        simd,
+                        lesson,
+                        pairs.clone(),
+                        [row, panel],
+                        [row, panel * LANES],
+                        &mut gradient,
+                    );
                 }
             }
             return;
@@ -501,7 +512,14 @@ impl<'m, I: Iterator<Item = (Matrix<'m>, Matrix<'m>)> + Clone> WithSimd for Lear
             for row in part.rows.clone().step_by(OUTER_HEIGHT) {
                 let a = strips.of(row, OUTER_HEIGHT.min(part.grid.m - row));
                 let pair = (a, Matrix { values, stride, n });
-                part.strip(simd, lesson, std::iter::once(pair), [row, panel], [0, 0]);
+                part.strip(
+                    simd,
+                    lesson,
+                    std::iter::once(pair),
+                    [row, panel],
+                    [0, 0],
+                    &mut gradient,
+                );
             }
         }
     }
@@ -517,11 +535,11 @@ impl Part<'_> {
         pairs: impl Iterator<Item = (Matrix<'m>, Matrix<'m>)> + Clone,
         [row, panel]: [usize; 2],
         [a_at, b_at]: [usize; 2],
+        room: &mut Gradient,
     ) {
-        let mut strip = [0.0f32; OUTER_PANELS * OUTER_HEIGHT * LANES];
         let height = OUTER_HEIGHT.min(self.rows.end - row);
         let n_panels = OUTER_PANELS.min(self.panels.end - panel);
-        let out = &mut strip[..n_panels * height * LANES];
+        let out = &mut room[..n_panels * height * LANES];
         Outer {
             pairs,
             a_at,

@@ -43,10 +43,41 @@ pub(crate) struct RowLoss {
 struct Mass {
     q_first: f32,
     q_second: f32,
-    /// On every class, times its weight.
-    spread: f32,
     /// All of it.
     mass: f32,
+}
+
+/// Logits of rows, which become residuals, and losses of rows, `[rows, heads]`.
+pub(super) struct Outputs<'o> {
+    pub(super) values: &'o mut [f32],
+    /// From one row to the next.
+    pub(super) stride: usize,
+    pub(super) heads: usize,
+    pub(super) losses: &'o mut [RowLoss],
+}
+
+/// Logits of up to sixteen classes that wait until there are sixteen of them: a lane each takes as long as one alone.
+#[derive(Default)]
+struct Lanes {
+    n: usize,
+    /// Where logits begin, and where their loss is to be.
+    places: [(usize, usize); LANES],
+    first: [u32; LANES],
+    second: [u32; LANES],
+    q_first: [f32; LANES],
+    q_second: [f32; LANES],
+    mass: [f32; LANES],
+}
+
+impl Lanes {
+    #[inline(always)]
+    fn push(&mut self, place: (usize, usize), [first, second]: [u32; 2], mass: Mass) {
+        let lane = self.n;
+        self.places[lane] = place;
+        (self.first[lane], self.second[lane]) = (first, second);
+        (self.q_first[lane], self.q_second[lane], self.mass[lane]) = (mass.q_first, mass.q_second, mass.mass);
+        self.n += 1;
+    }
 }
 
 impl Loss {
@@ -138,41 +169,42 @@ impl Loss {
         }
     }
 
-    /// [`row`](Loss::row) for many heads that lie one after another, `[heads, outputs]`, to the bit; a head that `learns` does
-    /// not name gets no residuals.
+    /// [`row`](Loss::row) for rows that want classes, and for all heads of each, to the bit; `wanted` is by row, and a head that
+    /// `learns` does not name gets no residuals.
     #[inline(always)]
-    pub(crate) fn rows(
+    pub(super) fn rows(
         &self,
-        logits: &mut [f32],
-        wanted: Wanted<'_>,
+        mut outputs: Outputs<'_>,
         scale: f32,
+        wanted: impl Fn(usize) -> Wanted<'static>,
         learns: impl Fn(usize) -> bool,
-        losses: &mut [RowLoss],
     ) {
-        /// Fewer heads than this are done sooner one by one.
-        const MANY: usize = 4;
-        let n = self.n_outputs;
-        match wanted {
-            Wanted::Class { first, second, share } if n <= LANES && losses.len() >= MANY => {
-                let heads = logits.chunks_mut(LANES * n).zip(losses.chunks_mut(LANES));
-                heads.for_each(|(logits, losses)| {
-                    self.cross_entropies(logits, [first as usize, second as usize], share, scale, losses);
-                });
-            }
-            _ => {
-                let heads = logits.chunks_exact_mut(n).zip(losses.iter_mut()).enumerate();
-                for (head, (logits, loss)) in heads {
-                    if learns(head) {
-                        *loss = self.row(logits, wanted, scale);
+        let (n, heads) = (self.n_outputs, outputs.heads);
+        let mut lanes = Lanes::default();
+        for row in 0..outputs.losses.len() / heads {
+            let wanted = wanted(row);
+            for head in 0..heads {
+                let place = (row * outputs.stride + head * n, row * heads + head);
+                if !learns(head) {
+                    outputs.values[place.0..][..n].fill(0.0);
+                    outputs.losses[place.1] = RowLoss::default();
+                } else if let (Wanted::Class { first, second, share }, true) = (wanted, n <= LANES) {
+                    lanes.push(place, [first, second], self.mass(first, second, share));
+                    if lanes.n == LANES {
+                        self.cross_entropies(&mut lanes, scale, &mut outputs);
                     }
+                } else {
+                    outputs.losses[place.1] = self.row(&mut outputs.values[place.0..][..n], wanted, scale);
                 }
             }
         }
-        let heads = logits.chunks_exact_mut(n).zip(losses).enumerate();
-        for (_, (logits, loss)) in heads.filter(|(head, _)| !learns(*head)) {
-            *loss = RowLoss::default();
-            logits.fill(0.0);
-        }
+        self.cross_entropies(&mut lanes, scale, &mut outputs);
+    }
+
+    /// What of a target lies on every class, times its weight.
+    #[inline(always)]
+    fn spread(&self) -> f32 {
+        self.smoothing / self.n_outputs as f32
     }
 
     /// q, the target distribution: the classes themselves, and a little of all.
@@ -181,52 +213,48 @@ impl Loss {
         let own = 1.0 - self.smoothing;
         let q_first = own * share * self.weight(first);
         let q_second = own * (1.0 - share) * self.weight(second);
-        let spread = self.smoothing / self.n_outputs as f32;
         Mass {
             q_first,
             q_second,
-            spread,
-            mass: spread.mul_add(self.sum_of_weights, q_first + q_second),
+            mass: self.spread().mul_add(self.sum_of_weights, q_first + q_second),
         }
     }
 
-    /// [`cross_entropy`](Loss::cross_entropy) of up to sixteen heads of up to sixteen classes, a lane for each head.
+    /// [`cross_entropy`](Loss::cross_entropy) of what waits.
     #[inline(always)]
-    fn cross_entropies(
-        &self,
-        logits: &mut [f32],
-        [first, second]: [usize; 2],
-        share: f32,
-        scale: f32,
-        losses: &mut [RowLoss],
-    ) {
+    fn cross_entropies(&self, lanes: &mut Lanes, scale: f32, outputs: &mut Outputs<'_>) {
         let n = self.n_outputs;
-        let Mass {
-            q_first,
-            q_second,
-            spread,
-            mass,
-        } = self.mass(first as u32, second as u32, share);
+        let spread = self.spread();
         let mut z = [[0.0f32; LANES]; LANES];
-        for (head, logits) in logits.chunks_exact(n).enumerate() {
-            for (z, logit) in z.iter_mut().zip(logits) {
-                z[head] = *logit;
+        for (lane, (at, _)) in lanes.places[..lanes.n].iter().enumerate() {
+            for (z, logit) in z.iter_mut().zip(&outputs.values[*at..][..n]) {
+                z[lane] = *logit;
             }
         }
         let mut top = [f32::NEG_INFINITY; LANES];
         for z in &z[..n] {
-            for head in 0..LANES {
-                top[head] = if z[head] > top[head] { z[head] } else { top[head] };
+            for lane in 0..LANES {
+                top[lane] = if z[lane] > top[lane] { z[lane] } else { top[lane] };
             }
         }
+        let (mut wanted, mut other) = ([0.0f32; LANES], [0.0f32; LANES]);
         let mut is_first = [true; LANES];
         for (class, z) in z[..n].iter_mut().enumerate() {
-            for head in 0..LANES {
-                z[head] -= top[head];
-                is_first[head] &= class >= first || z[head] != 0.0;
+            for lane in 0..LANES {
+                z[lane] -= top[lane];
+                is_first[lane] &= class as u32 >= lanes.first[lane] || z[lane] != 0.0;
+                wanted[lane] = if class as u32 == lanes.first[lane] {
+                    z[lane]
+                } else {
+                    wanted[lane]
+                };
+                other[lane] = if class as u32 == lanes.second[lane] {
+                    z[lane]
+                } else {
+                    other[lane]
+                };
             }
         }
-        let (wanted, other) = (z[first], z[second]);
         let all = if spread > 0.0 {
             let mut terms = z;
             for (class, terms) in terms[..n].iter_mut().enumerate() {
@@ -242,34 +270,45 @@ impl Loss {
             exp_row(z);
         }
         let total = tree_sums(z);
-        for (head, loss) in losses.iter_mut().enumerate() {
-            let mut weighted =
-                f64::from(q_first) * f64::from(wanted[head]) + f64::from(q_second) * f64::from(other[head]);
+        for (lane, (_, at)) in lanes.places[..lanes.n].iter().enumerate() {
+            let mut weighted = f64::from(lanes.q_first[lane]) * f64::from(wanted[lane])
+                + f64::from(lanes.q_second[lane]) * f64::from(other[lane]);
             if spread > 0.0 {
-                weighted += f64::from(spread) * f64::from(all[head]);
+                weighted += f64::from(spread) * f64::from(all[lane]);
             }
-            *loss = RowLoss {
-                loss: f64::from(mass) * f64::from(total[head]).ln() - weighted,
-                n_right: u32::from(wanted[head] == 0.0 && is_first[head]),
+            outputs.losses[*at] = RowLoss {
+                loss: f64::from(lanes.mass[lane]) * f64::from(total[lane]).ln() - weighted,
+                n_right: u32::from(wanted[lane] == 0.0 && is_first[lane]),
             };
         }
-        let factor = total.map(|total| scale * mass / total);
         for (class, z) in z[..n].iter_mut().enumerate() {
             let weight = self.weights.get(class).copied().unwrap_or(1.0);
             let shift = -(scale * spread) * weight;
-            for head in 0..LANES {
-                z[head] = factor[head].mul_add(z[head], shift);
+            for lane in 0..LANES {
+                let factor = scale * lanes.mass[lane] / total[lane];
+                let residual = factor.mul_add(z[lane], shift);
+                let is_first = class as u32 == lanes.first[lane];
+                let residual = residual
+                    - if is_first {
+                        scale * lanes.q_first[lane]
+                    } else {
+                        0.0
+                    };
+                let is_second = class as u32 == lanes.second[lane];
+                z[lane] = residual
+                    - if is_second {
+                        scale * lanes.q_second[lane]
+                    } else {
+                        0.0
+                    };
             }
         }
-        z[first].iter_mut().for_each(|z| *z -= scale * q_first);
-        if q_second != 0.0 {
-            z[second].iter_mut().for_each(|z| *z -= scale * q_second);
-        }
-        for (head, logits) in logits.chunks_exact_mut(n).enumerate() {
-            for (z, logit) in z.iter().zip(logits) {
-                *logit = z[head];
+        for (lane, (at, _)) in lanes.places[..lanes.n].iter().enumerate() {
+            for (z, logit) in z.iter().zip(&mut outputs.values[*at..][..n]) {
+                *logit = z[lane];
             }
         }
+        lanes.n = 0;
     }
 
     #[inline(always)]
@@ -280,10 +319,10 @@ impl Loss {
         }
         let wanted = logits[first as usize];
         let is_right = wanted == 0.0 && !logits[..first as usize].contains(&0.0);
+        let spread = self.spread();
         let Mass {
             q_first,
             q_second,
-            spread,
             mass,
         } = self.mass(first, second, share);
         let mut weighted =
@@ -474,37 +513,49 @@ mod tests {
     }
 
     #[test]
-    fn many_heads_are_each_as_if_alone() {
+    fn rows_and_heads_are_each_as_if_alone() {
         let given = |n: usize| ClassWeights::Given((0..n).map(|c| 0.5 + c as f64 * 0.7).collect());
-        for (n, heads) in [(2, 52), (3, 1), (10, 7), (16, 17), (21, 5)] {
+        for (n, heads, n_rows) in [(2, 52, 3), (3, 1, 37), (10, 7, 2), (16, 17, 1), (21, 5, 3)] {
             let targets = Targets::Classes(vec![0, 1]);
             for weights in [ClassWeights::None, given(n)] {
-                for (smoothing, share, first) in [(0.0, 1.0, 1), (0.1, 1.0, 0), (0.3, 0.7, 1)] {
+                for (smoothing, share) in [(0.0, 1.0), (0.1, 1.0), (0.3, 0.7)] {
                     let loss = Loss::new(Task::SingleLabel, smoothing, &weights, &targets, n).unwrap();
-                    let wanted = Wanted::Class {
-                        first,
-                        second: 0,
+                    let wanted = |row: usize| Wanted::Class {
+                        first: (row * 5 % n) as u32,
+                        second: if share < 1.0 { 0 } else { (row * 5 % n) as u32 },
                         share,
                     };
                     // Ties and a class that is out of the question are among them.
-                    let logits: Vec<f32> = (0..heads * n)
+                    let stride = heads * n + 3;
+                    let logits: Vec<f32> = (0..n_rows * stride)
                         .map(|i| match i * 31 % 23 {
                             0 => -200.0,
                             v => (v / 2) as f32 * 0.7,
                         })
                         .collect();
                     let mut together = logits.clone();
-                    let mut losses = vec![RowLoss::default(); heads];
-                    loss.rows(&mut together, wanted, 0.25, |head| head != 1, &mut losses);
-                    for head in 0..heads {
-                        let mut alone = logits[head * n..][..n].to_vec();
-                        let mut expected = loss.row(&mut alone, wanted, 0.25);
+                    let mut losses = vec![RowLoss::default(); n_rows * heads];
+                    let outputs = Outputs {
+                        values: &mut together,
+                        stride,
+                        heads,
+                        losses: &mut losses,
+                    };
+                    loss.rows(outputs, 0.25, wanted, |head| head != 1);
+                    for (row, head) in (0..n_rows).flat_map(|row| (0..heads).map(move |head| (row, head))) {
+                        let at = row * stride + head * n;
+                        let mut alone = logits[at..][..n].to_vec();
+                        let mut expected = loss.row(&mut alone, wanted(row), 0.25);
                         if head == 1 {
                             expected = RowLoss::default();
                             alone.fill(0.0);
                         }
-                        assert_eq!(losses[head], expected, "{n} classes, head {head}");
-                        assert_eq!(together[head * n..][..n], alone, "{n} classes, head {head}");
+                        assert_eq!(
+                            losses[row * heads + head],
+                            expected,
+                            "{n} classes, row {row}, head {head}"
+                        );
+                        assert_eq!(together[at..][..n], alone, "{n} classes, row {row}, head {head}");
                     }
                 }
             }

@@ -218,18 +218,12 @@ pub(super) fn max(values: &[f32]) -> f32 {
 /// The largest absolute value; one that is not a number is larger than all.
 #[inline(always)]
 pub(super) fn max_abs(values: &[f32]) -> f32 {
-    // The bits of positive numbers are in the order of the numbers, with infinity and then NaN behind them.
-    let mut lanes = [0u32; LANES];
-    let (rows, rest) = values.as_chunks::<LANES>();
-    for row in rows {
-        for i in 0..LANES {
-            lanes[i] = lanes[i].max(row[i].abs().to_bits());
-        }
-    }
-    for (lane, value) in lanes.iter_mut().zip(rest) {
-        *lane = (*lane).max(value.abs().to_bits());
-    }
-    f32::from_bits(lanes.into_iter().fold(0, u32::max))
+    // The bits of positive numbers are in the order of the numbers, with infinity and then NaN behind them. One plain loop:
+    // over lanes it is compiled to gathers.
+    let largest = values
+        .iter()
+        .fold(0, |largest, value| value.abs().to_bits().max(largest));
+    f32::from_bits(largest)
 }
 
 #[cfg(test)]

@@ -2,13 +2,14 @@
 
 use rayon::prelude::*;
 
-use super::batch::{BLOCK_ROWS, Batch, Block, HiddenRows};
+use super::batch::{BLOCK_ROWS, Batch, Block, HiddenRows, wanted_class};
 use super::config::{Norm, Optimiser};
 use super::dense::{self, Lesson};
 use super::hidden::{Dropout, Norms, Rows};
-use super::loss::{Loss, RowLoss, Wanted};
+use super::loss::{Loss, Outputs, RowLoss};
 use super::network::{Hidden, Network};
 use super::optimiser::{HeadStep, Rule, Update};
+use crate::targets::Targets;
 
 /// A gradient of which one number could be larger is taken for one that is not finite: its square would overflow in Adam's
 /// second moment, and its product with a learning rate in the weights.
@@ -513,21 +514,45 @@ impl pulp::NullaryFnOnce for Finish<'_> {
             step,
             scale,
         } = self;
-        let (heads, n_outputs) = (network.heads, network.n_outputs);
-        let mut numbers = std::mem::take(&mut block.numbers);
+        let (heads, stride) = (network.heads, block.output_stride);
+        let width = heads * network.n_outputs;
+        for outputs in block.outputs.chunks_exact_mut(stride).take(block.n) {
+            outputs[width..].fill(0.0);
+        }
+        let losses = &mut block.losses[..block.n * heads];
+        let learns = |head: usize| step.heads[head].is_some();
+        if let Targets::Classes(labels) = batch.source.targets {
+            let outputs = Outputs {
+                values: &mut block.outputs,
+                stride,
+                heads,
+                losses,
+            };
+            let wanted = |row: usize| {
+                let at = block.first + row;
+                wanted_class(labels, batch.rows[at], batch.mixed(at))
+            };
+            step.loss.rows(outputs, scale, wanted, learns);
+            return;
+        }
         let rows = block
             .outputs
-            .chunks_exact_mut(block.output_stride)
-            .zip(block.losses.chunks_exact_mut(heads));
-        for (i, (outputs, losses)) in rows.take(block.n).enumerate() {
-            let at = block.first + i;
-            let wanted: Wanted<'_> = batch.source.wanted(batch.rows[at], batch.mixed(at), &mut numbers);
-            let (outputs, rest) = outputs.split_at_mut(heads * n_outputs);
-            rest.fill(0.0);
-            let learns = |head: usize| step.heads[head].is_some();
-            step.loss.rows(outputs, wanted, scale, learns, losses);
+            .chunks_exact_mut(stride)
+            .zip(losses.chunks_exact_mut(heads));
+        for (at, (outputs, losses)) in (block.first..).zip(rows) {
+            let wanted = batch
+                .source
+                .wanted(batch.rows[at], batch.mixed(at), &mut block.numbers);
+            let heads = outputs[..width].chunks_exact_mut(network.n_outputs).zip(losses);
+            for (head, (outputs, loss)) in heads.enumerate() {
+                if learns(head) {
+                    *loss = step.loss.row(outputs, wanted, scale);
+                } else {
+                    outputs.fill(0.0);
+                    *loss = RowLoss::default();
+                }
+            }
         }
-        block.numbers = numbers;
     }
 }
 
