@@ -95,8 +95,8 @@ pub(crate) struct Place {
     pub(crate) is_added: bool,
 }
 
-/// `out[p, k] = Σ_c a[p, c] · b[c, k]`: `a` in panels over `c` or in rows, `b` in panels over `k` of `depth` rows, a multiple
-/// of sixteen.
+/// `out[p, k] = Σ_c a[p, c] · b[c, k]`: `a` in panels over `c` or in rows, `b` in panels over `k` of `depth` rows. A number does
+/// not depend on how many rows and columns there are beside it.
 pub(crate) struct Product<'a> {
     pub(crate) a: &'a [f32],
     /// From one row of `a` to the next.
@@ -180,13 +180,20 @@ impl Product<'_> {
     /// `R` rows as `[depth, R]`.
     #[inline(always)]
     fn bring_together<const R: usize>(&self, row: usize, depth: Range<usize>, out: &mut [f32]) {
-        for (at, out) in out.as_chunks_mut::<R>().0.chunks_exact_mut(LANES).enumerate() {
+        let (whole, rest) = out.as_chunks_mut::<R>().0.as_chunks_mut::<LANES>();
+        let from = |at: usize, r: usize| {
+            &self.a[(depth.start / LANES + at) * self.a_panel + (row + r) * self.a_row..]
+        };
+        for (at, out) in whole.iter_mut().enumerate() {
             for r in 0..R {
-                let from =
-                    &self.a[(depth.start / LANES + at) * self.a_panel + (row + r) * self.a_row..][..LANES];
-                for (out, from) in out.iter_mut().zip(from) {
+                for (out, from) in out.iter_mut().zip(&from(at, r)[..LANES]) {
                     out[r] = *from;
                 }
+            }
+        }
+        for r in 0..if rest.is_empty() { 0 } else { R } {
+            for (out, from) in rest.iter_mut().zip(from(whole.len(), r)) {
+                out[r] = *from;
             }
         }
     }
@@ -212,13 +219,21 @@ impl Product<'_> {
                 self.tile::<S, R, Q, V>(simd, row, panel, part.clone());
                 row += R;
             }
+            // What is left of them: a few tiles of lower height.
+            if R > 8 && row + 8 <= block.rows.end {
+                self.tile::<S, 8, Q, V>(simd, row, panel, part.clone());
+                row += 8;
+            }
             while row + 4 <= block.rows.end {
                 self.tile::<S, 4, Q, V>(simd, row, panel, part.clone());
                 row += 4;
             }
-            while row < block.rows.end {
-                self.tile::<S, 1, Q, V>(simd, row, panel, part.clone());
-                row += 1;
+            while row + 2 <= block.rows.end {
+                self.tile::<S, 2, Q, V>(simd, row, panel, part.clone());
+                row += 2;
+            }
+            if row < block.rows.end {
+                self.tile::<S, 1, Q, V>(simd, row, panel, part);
             }
         }
     }
@@ -326,6 +341,25 @@ impl Product<'_> {
                 }
             }
         }
+        let rest = part.len() % LANES;
+        if rest > 0 {
+            let at = part.len() / LANES;
+            let mut a = [[0.0f32; LANES]; R];
+            for r in 0..R {
+                a[r][..rest].copy_from_slice(&rows[r][at * self.a_panel..][..rest]);
+            }
+            for c in 0..rest {
+                for r in 0..R {
+                    let factor = simd.splat_f32s(a[r][c]);
+                    for q in 0..Q {
+                        let (factors, _) = S::as_simd_f32s(&b[q][(at * LANES + c) * LANES..][..LANES]);
+                        for v in 0..V {
+                            sums[r][q][v] = simd.mul_add_f32s(factor, factors[v], sums[r][q][v]);
+                        }
+                    }
+                }
+            }
+        }
         self.put(simd, in_memory::<S, R, Q, V>(sums), row, panel, part.start);
     }
 }
@@ -333,7 +367,7 @@ impl Product<'_> {
 /// Sums out of their registers. What is done with them afterwards takes loops that are not unrolled, and an array that those
 /// index would be kept in memory all the time.
 #[inline(always)]
-fn in_memory<S: Simd, const R: usize, const Q: usize, const V: usize>(
+pub(crate) fn in_memory<S: Simd, const R: usize, const Q: usize, const V: usize>(
     sums: [[[S::f32s; V]; Q]; R],
 ) -> [[[f32; LANES]; Q]; R] {
     let mut done = [[[0.0; LANES]; Q]; R];
@@ -591,6 +625,8 @@ mod tests {
         for (n_rows, depth, n_columns) in [
             (1, 16, 5),
             (19, 32, 48),
+            (23, 41, 48),
+            (31, 7, 200),
             (2 * ROWS + 23, DEPTH + CHAIN + 16, 40),
             (ROWS + 23, CHAIN + 16, (WORTH + 1) * LANES + 3),
         ] {
@@ -619,6 +655,60 @@ mod tests {
                 }
                 .run();
                 assert_eq!(out, expected, "{n_rows} x {depth} x {n_columns}");
+            }
+        }
+    }
+
+    #[test]
+    fn products_are_the_same_to_the_bit_without_vectors_and_for_fewer_rows() {
+        for (n_rows, depth, n_panels) in [
+            (1, 16, 1),
+            (15, 41, 3),
+            (29, 300, 2),
+            (ROWS + 9, DEPTH + 30, WORTH + 1),
+        ] {
+            let a: Vec<f32> = (0..n_rows * depth)
+                .map(|i| (i * 7919 % 1013) as f32 / 506.5 - 1.0)
+                .collect();
+            let b: Vec<f32> = (0..depth * n_panels * LANES)
+                .map(|i| (i * 6007 % 1009) as f32 / 504.5 - 1.0)
+                .collect();
+            let product = |rows: Range<usize>, panels: usize, has_vectors: bool| {
+                let mut out = vec![0.0f32; rows.len() * panels * LANES];
+                let product = Product {
+                    a: &a[rows.start * depth..],
+                    a_row: depth,
+                    a_panel: LANES,
+                    n_rows: rows.len(),
+                    depth,
+                    b: &b,
+                    b_panel: depth * LANES,
+                    out: &mut out,
+                    place: Place {
+                        is_added: false,
+                        ..place(panels * LANES)
+                    },
+                };
+                if has_vectors {
+                    product.run();
+                } else {
+                    product.with_simd(pulp::Scalar);
+                }
+                out.iter().map(|v| v.to_bits()).collect::<Vec<u32>>()
+            };
+            let whole = product(0..n_rows, n_panels, true);
+            assert_eq!(
+                whole,
+                product(0..n_rows, n_panels, false),
+                "{n_rows} x {depth} x {n_panels}"
+            );
+            for row in [0, n_rows - 1] {
+                let alone = product(row..row + 1, 1, true);
+                assert_eq!(
+                    alone,
+                    whole[row * n_panels * LANES..][..LANES],
+                    "row {row} of {n_rows}"
+                );
             }
         }
     }

@@ -8,8 +8,9 @@ use std::ops::Range;
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::kernel::{Dot, LANES, Matrix, OUTER_HEIGHT, OUTER_PANELS, Outer, Spread};
+use super::kernel::{Dot, LANES, Matrix, OUTER_HEIGHT, OUTER_PANELS, Outer};
 use super::optimiser::{Rule, Scalars, State};
+use crate::panels::{Place, Product};
 use crate::scratch;
 
 /// Outputs of a head below which lanes are filled by its inputs instead: sixteen lanes for two classes would be mostly idle.
@@ -140,27 +141,18 @@ impl Dense {
     /// `out[b, :n_out]` for the rows of `x`; behind that, up to the next multiple of sixteen, zeros where it is not narrow.
     pub(super) fn forward(&self, arch: Arch, x: Matrix<'_>, out: &mut [f32], out_stride: usize) {
         let panels = &self.arrays[0][..];
-        let (a, a_stride, n, m) = (x.values, x.stride, x.n, self.m);
         if self.is_narrow {
             arch.dispatch(Dot {
-                a,
-                a_stride,
-                n,
+                a: x.values,
+                a_stride: x.stride,
+                n: x.n,
                 panels,
-                m,
+                m: self.m,
                 out,
                 out_stride,
             });
         } else {
-            arch.dispatch(Spread {
-                a,
-                a_stride,
-                n,
-                panels,
-                m,
-                out,
-                out_stride,
-            });
+            arch.dispatch(product(x, panels, self.m, out, out_stride));
         }
     }
 
@@ -171,16 +163,7 @@ impl Dense {
         } else {
             &self.transposed[..]
         };
-        let (a, a_stride, n, m) = (r.values, r.stride, r.n, self.n_out);
-        arch.dispatch(Spread {
-            a,
-            a_stride,
-            n,
-            panels,
-            m,
-            out,
-            out_stride,
-        });
+        arch.dispatch(product(r, panels, self.n_out, out, out_stride));
     }
 
     /// Makes what [`backward`](Dense::backward) reads; needed after each change of the weights.
@@ -326,6 +309,32 @@ impl Dense {
             is_narrow: self.is_narrow,
             is_parallel,
         }
+    }
+}
+
+/// `out[b, :] = x[b, :depth] · panels`, sixteen columns a panel.
+fn product<'p>(
+    x: Matrix<'p>,
+    panels: &'p [f32],
+    depth: usize,
+    out: &'p mut [f32],
+    out_stride: usize,
+) -> Product<'p> {
+    Product {
+        a: x.values,
+        a_row: x.stride,
+        a_panel: LANES,
+        n_rows: x.n,
+        depth,
+        b: panels,
+        b_panel: depth * LANES,
+        out,
+        place: Place {
+            row: out_stride,
+            panel: LANES,
+            n_columns: panels.len() / depth,
+            is_added: false,
+        },
     }
 }
 

@@ -1,4 +1,5 @@
-//! The three products of a step, on rows of 16 lanes.
+//! Two products of a step, on rows of 16 lanes; where sixteen outputs lie side by side the third is
+//! [`Product`](crate::panels::Product).
 //!
 //! Each number that comes out is one chain of fused multiply-adds in an order that only the problem decides (for
 //! [`Dot`] sixteen chains, added up in a fixed tree). Tiles, vector width and threads only choose what is computed at the
@@ -10,132 +11,11 @@ use std::ops::Range;
 
 use pulp::{Simd, WithSimd};
 
+use crate::panels::in_memory;
+use crate::scratch;
+
 /// Numbers of a row of a panel.
 pub(crate) const LANES: usize = 16;
-
-/// `out[b, 16·p + lane] = Σ_m a[b, m] · panels[p, m, lane]` for `n` rows.
-pub(super) struct Spread<'a> {
-    pub(super) a: &'a [f32],
-    pub(super) a_stride: usize,
-    pub(super) n: usize,
-    pub(super) panels: &'a [f32],
-    pub(super) m: usize,
-    pub(super) out: &'a mut [f32],
-    pub(super) out_stride: usize,
-}
-
-/// Terms of a chain that are added before the next rows' turn: what they take of a panel stays in the innermost cache.
-const TERMS: usize = 256;
-
-impl WithSimd for Spread<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(mut self, simd: S) {
-        let n_panels = self.panels.len() / (self.m * LANES);
-        match S::F32_LANES {
-            16 => {
-                let mut panel = 0;
-                while panel + 2 <= n_panels {
-                    self.chains::<S, 14, 2, 1>(simd, panel);
-                    panel += 2;
-                }
-                if panel < n_panels {
-                    self.chains::<S, 14, 1, 1>(simd, panel);
-                }
-            }
-            8 => (0..n_panels).for_each(|panel| self.chains::<S, 6, 1, 2>(simd, panel)),
-            4 => (0..n_panels).for_each(|panel| self.chains::<S, 6, 1, 4>(simd, panel)),
-            _ => (0..n_panels).for_each(|panel| self.chains::<S, 1, 1, 16>(simd, panel)),
-        }
-    }
-}
-
-impl Spread<'_> {
-    /// A chain goes on from memory, which does not change a bit of it.
-    #[inline(always)]
-    fn chains<S: Simd, const R: usize, const Q: usize, const V: usize>(&mut self, simd: S, panel: usize) {
-        for start in (0..self.m).step_by(TERMS) {
-            let terms = start..(start + TERMS).min(self.m);
-            let mut row = 0;
-            while row + R <= self.n {
-                self.tile::<S, R, Q, V>(simd, terms.clone(), row, panel);
-                row += R;
-            }
-            // What is left of a batch: a few tiles of lower height.
-            if R > 8 && row + 8 <= self.n {
-                self.tile::<S, 8, Q, V>(simd, terms.clone(), row, panel);
-                row += 8;
-            }
-            while row + 4 <= self.n {
-                self.tile::<S, 4, Q, V>(simd, terms.clone(), row, panel);
-                row += 4;
-            }
-            while row + 2 <= self.n {
-                self.tile::<S, 2, Q, V>(simd, terms.clone(), row, panel);
-                row += 2;
-            }
-            if row < self.n {
-                self.tile::<S, 1, Q, V>(simd, terms, row, panel);
-            }
-        }
-    }
-
-    #[inline(always)]
-    #[expect(
-        clippy::needless_range_loop,
-        reason = "the sums stay in registers only where plain numbers index them"
-    )]
-    fn tile<S: Simd, const R: usize, const Q: usize, const V: usize>(
-        &mut self,
-        simd: S,
-        terms: Range<usize>,
-        row: usize,
-        panel: usize,
-    ) {
-        let mut a = [&self.a[..0]; R];
-        for r in 0..R {
-            a[r] = &self.a[(row + r) * self.a_stride..][terms.clone()];
-        }
-        let mut weights = [&[[0.0f32; LANES]; 0][..]; Q];
-        for q in 0..Q {
-            let panel = &self.panels[(panel + q) * self.m * LANES..][..self.m * LANES];
-            weights[q] = &panel.as_chunks::<LANES>().0[terms.clone()];
-        }
-        let mut sums = [[[simd.splat_f32s(0.0); V]; Q]; R];
-        if terms.start > 0 {
-            for r in 0..R {
-                for q in 0..Q {
-                    let out = &self.out[(row + r) * self.out_stride + (panel + q) * LANES..][..LANES];
-                    let (out, _) = S::as_simd_f32s(out);
-                    sums[r][q].copy_from_slice(&out[..V]);
-                }
-            }
-        }
-        for k in 0..terms.len() {
-            let mut factors = [[simd.splat_f32s(0.0); V]; Q];
-            for q in 0..Q {
-                let (vectors, _) = S::as_simd_f32s(&weights[q][k]);
-                factors[q].copy_from_slice(&vectors[..V]);
-            }
-            for r in 0..R {
-                let factor = simd.splat_f32s(a[r][k]);
-                for q in 0..Q {
-                    for v in 0..V {
-                        sums[r][q][v] = simd.mul_add_f32s(factor, factors[q][v], sums[r][q][v]);
-                    }
-                }
-            }
-        }
-        for r in 0..R {
-            for q in 0..Q {
-                let out = &mut self.out[(row + r) * self.out_stride + (panel + q) * LANES..][..LANES];
-                let (out, _) = S::as_mut_simd_f32s(out);
-                out[..V].copy_from_slice(&sums[r][q]);
-            }
-        }
-    }
-}
 
 /// `out[b, c] = Σ_p Σ_lane a[b, 16·p + lane] · panels[p, c, lane]` for `n` rows and `m` outputs.
 pub(super) struct Dot<'a> {
@@ -148,48 +28,87 @@ pub(super) struct Dot<'a> {
     pub(super) out_stride: usize,
 }
 
+/// Panels and outputs of a [`Dot`] that all rows meet before the next ones' turn: their weights stay in the innermost cache.
+const PANELS: usize = 32;
+const OUTPUTS: usize = 12;
+
 impl WithSimd for Dot<'_> {
     type Output = ();
 
     #[inline(always)]
     fn with_simd<S: Simd>(mut self, simd: S) {
         match S::F32_LANES {
-            16 => self.run::<S, 4, 4, 1>(simd),
-            8 => self.run::<S, 2, 2, 2>(simd),
-            4 => self.run::<S, 2, 2, 4>(simd),
-            _ => self.run::<S, 1, 1, 16>(simd),
+            16 => self.parts::<S, 4, 6, 1>(simd),
+            8 => self.parts::<S, 2, 2, 2>(simd),
+            4 => self.parts::<S, 2, 2, 4>(simd),
+            _ => self.parts::<S, 1, 1, 16>(simd),
         }
     }
 }
 
+/// Some panels of a [`Dot`], and the sixteen chains of each number that go on from one part to the next.
+struct DotPart<'p> {
+    panels: Range<usize>,
+    is_last: bool,
+    /// `[n, m, 16]`
+    chains: &'p mut [f32],
+}
+
 impl Dot<'_> {
     #[inline(always)]
-    fn run<S: Simd, const R: usize, const Q: usize, const V: usize>(&mut self, simd: S) {
-        let mut row = 0;
-        while row + R <= self.n {
-            self.outputs::<S, R, Q, V>(simd, row);
-            row += R;
-        }
-        while row < self.n {
-            self.outputs::<S, 1, Q, V>(simd, row);
-            row += 1;
+    fn parts<S: Simd, const R: usize, const Q: usize, const V: usize>(&mut self, simd: S) {
+        let n_panels = self.panels.len() / (self.m * LANES);
+        let n_chains = if n_panels > PANELS {
+            self.n * self.m * LANES
+        } else {
+            0
+        };
+        let mut chains = scratch::take(n_chains);
+        for start in (0..n_panels).step_by(PANELS) {
+            let panels = start..(start + PANELS).min(n_panels);
+            let mut part = DotPart {
+                is_last: panels.end == n_panels,
+                panels,
+                chains: chains.as_mut(),
+            };
+            for block in (0..self.m).step_by(OUTPUTS) {
+                let outputs = block..(block + OUTPUTS).min(self.m);
+                let mut row = 0;
+                while row + R <= self.n {
+                    self.outputs::<S, R, Q, V>(simd, &mut part, row, outputs.clone());
+                    row += R;
+                }
+                while row < self.n {
+                    self.outputs::<S, 1, Q, V>(simd, &mut part, row, outputs.clone());
+                    row += 1;
+                }
+            }
         }
     }
 
     #[inline(always)]
-    fn outputs<S: Simd, const R: usize, const Q: usize, const V: usize>(&mut self, simd: S, row: usize) {
-        let mut output = 0;
-        while output + Q <= self.m {
-            self.tile::<S, R, Q, V>(simd, row, output);
+    fn outputs<S: Simd, const R: usize, const Q: usize, const V: usize>(
+        &mut self,
+        simd: S,
+        part: &mut DotPart<'_>,
+        row: usize,
+        outputs: Range<usize>,
+    ) {
+        let mut output = outputs.start;
+        while output + Q <= outputs.end {
+            self.tile::<S, R, Q, V>(simd, part, row, output);
             output += Q;
         }
-        while output + 2 <= self.m {
-            self.tile::<S, R, 2, V>(simd, row, output);
+        if Q > 4 && output + 4 <= outputs.end {
+            self.tile::<S, R, 4, V>(simd, part, row, output);
+            output += 4;
+        }
+        while output + 2 <= outputs.end {
+            self.tile::<S, R, 2, V>(simd, part, row, output);
             output += 2;
         }
-        while output < self.m {
-            self.tile::<S, R, 1, V>(simd, row, output);
-            output += 1;
+        if output < outputs.end {
+            self.tile::<S, R, 1, V>(simd, part, row, output);
         }
     }
 
@@ -197,16 +116,20 @@ impl Dot<'_> {
     fn tile<S: Simd, const R: usize, const Q: usize, const V: usize>(
         &mut self,
         simd: S,
+        part: &mut DotPart<'_>,
         row: usize,
         output: usize,
     ) {
-        let width = self.panels.len() / self.m;
+        let panels = part.panels.clone();
         let mut a = [S::as_simd_f32s(&self.a[..0]).0; R];
         for r in 0..R {
-            a[r] = S::as_simd_f32s(&self.a[(row + r) * self.a_stride..][..width]).0;
+            let at = (row + r) * self.a_stride;
+            a[r] = S::as_simd_f32s(&self.a[at + panels.start * LANES..at + panels.end * LANES]).0;
         }
-        let mut sums = [[[simd.splat_f32s(0.0); V]; Q]; R];
-        for (panel, weights) in self.panels.chunks_exact(self.m * LANES).enumerate() {
+        let mut sums = self.open::<S, R, Q, V>(simd, part, row, output);
+        let size = self.m * LANES;
+        let weights = &self.panels[panels.start * size..panels.end * size];
+        for (panel, weights) in weights.chunks_exact(size).enumerate() {
             let (weights, _) = S::as_simd_f32s(&weights[output * LANES..][..Q * LANES]);
             for r in 0..R {
                 let a = &a[r][panel * V..][..V];
@@ -217,12 +140,54 @@ impl Dot<'_> {
                 }
             }
         }
-        for r in 0..R {
-            for q in 0..Q {
-                let mut lanes = [0.0f32; LANES];
-                let (to, _) = S::as_mut_simd_f32s(&mut lanes);
-                to[..V].copy_from_slice(&sums[r][q]);
-                self.out[(row + r) * self.out_stride + output + q] = tree_sum(&lanes);
+        self.close::<R, Q>(in_memory::<S, R, Q, V>(sums), part, row, output);
+    }
+
+    /// The chains of a tile where the part before has left them.
+    #[inline(always)]
+    fn open<S: Simd, const R: usize, const Q: usize, const V: usize>(
+        &self,
+        simd: S,
+        part: &DotPart<'_>,
+        row: usize,
+        output: usize,
+    ) -> [[[S::f32s; V]; Q]; R] {
+        let mut sums = [[[simd.splat_f32s(0.0); V]; Q]; R];
+        if part.panels.start > 0 {
+            let mut chains = [[[0.0f32; LANES]; Q]; R];
+            for (r, chains) in chains.iter_mut().enumerate() {
+                let at = ((row + r) * self.m + output) * LANES;
+                chains
+                    .as_flattened_mut()
+                    .copy_from_slice(&part.chains[at..][..Q * LANES]);
+            }
+            for r in 0..R {
+                for q in 0..Q {
+                    let (vectors, _) = S::as_simd_f32s(&chains[r][q]);
+                    sums[r][q].copy_from_slice(&vectors[..V]);
+                }
+            }
+        }
+        sums
+    }
+
+    #[inline(always)]
+    fn close<const R: usize, const Q: usize>(
+        &mut self,
+        chains: [[[f32; LANES]; Q]; R],
+        part: &mut DotPart<'_>,
+        row: usize,
+        output: usize,
+    ) {
+        for (r, chains) in chains.iter().enumerate() {
+            if part.is_last {
+                let out = &mut self.out[(row + r) * self.out_stride + output..][..Q];
+                for (out, lanes) in out.iter_mut().zip(chains) {
+                    *out = tree_sum(lanes);
+                }
+            } else {
+                let at = ((row + r) * self.m + output) * LANES;
+                part.chains[at..][..Q * LANES].copy_from_slice(chains.as_flattened());
             }
         }
     }
@@ -383,47 +348,16 @@ mod tests {
     }
 
     #[test]
-    fn products_are_their_definitions_to_the_bit_with_and_without_vectors() {
-        // The last ones have chains that go on from memory, and rows left for tiles of every height.
-        let cases = [(1, 16, 1), (5, 3, 2), (15, 40, 3), (33, 7, 5), (14, 21, 1)];
-        for (n, m, n_panels) in cases.into_iter().chain([(29, 300, 3), (10, 600, 2)]) {
-            let (a_stride, out_stride) = (m + 3, n_panels * LANES + 5);
-            let a = numbers(n * a_stride, 1);
+    fn dot_products_are_their_definition_to_the_bit_with_and_without_vectors() {
+        // The last ones have chains that go on from memory, and outputs in several blocks.
+        for (n, m, n_panels) in [
+            (1, 16, 1),
+            (5, 3, 2),
+            (15, 40, 3),
+            (6, 10, 2 * PANELS + 3),
+            (9, 31, PANELS + 1),
+        ] {
             let panels = numbers(n_panels * m * LANES, 2);
-            let expected: Vec<f64> = (0..n * out_stride)
-                .map(|at| {
-                    let (row, column) = (at / out_stride, at % out_stride);
-                    let term = |k: usize| {
-                        f64::from(a[row * a_stride + k])
-                            * f64::from(panels[((column / LANES) * m + k) * LANES + column % LANES])
-                    };
-                    if column < n_panels * LANES {
-                        (0..m).map(term).sum()
-                    } else {
-                        9.0
-                    }
-                })
-                .collect();
-            let spread = |fast: bool| {
-                let mut out = vec![9.0; n * out_stride];
-                let op = Spread {
-                    a: &a,
-                    a_stride,
-                    n,
-                    panels: &panels,
-                    m,
-                    out: &mut out,
-                    out_stride,
-                };
-                if fast {
-                    pulp::Arch::new().dispatch(op);
-                } else {
-                    op.with_simd(pulp::Scalar);
-                }
-                out
-            };
-            check(spread, &expected);
-
             let x = numbers(n * (n_panels * LANES + 16), 3);
             let (x_stride, out_stride) = (n_panels * LANES + 16, m + 1);
             let expected: Vec<f64> = (0..n * out_stride)

@@ -198,7 +198,9 @@ impl Loss {
                 }
             }
         }
-        self.cross_entropies(&mut lanes, scale, &mut outputs);
+        if lanes.n > 0 {
+            self.cross_entropies(&mut lanes, scale, &mut outputs);
+        }
     }
 
     /// What of a target lies on every class, times its weight.

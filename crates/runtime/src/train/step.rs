@@ -15,8 +15,8 @@ use crate::targets::Targets;
 /// second moment, and its product with a learning rate in the weights.
 const LARGEST: f32 = 1e18;
 
-/// Multiplications and additions of a step from which on threads are worth their wake-up.
-const PARALLEL_FROM: usize = 3 << 19;
+/// Work of a step from which on threads are worth their wake-up: multiplications, and what else takes as long.
+const PARALLEL_FROM: usize = 6 << 20;
 
 /// What a step is made with.
 pub(super) struct Step<'s> {
@@ -76,16 +76,24 @@ impl Totals {
 }
 
 impl Network {
-    fn multiplications(&self, n: usize) -> usize {
+    fn work(&self, n: usize) -> usize {
+        /// Multiplications in the time that fetching a feature takes.
+        const FETCH: usize = 16;
         let hidden = self
             .hidden
             .iter()
             .map(|hidden| hidden.dense.n_in * hidden.dense.n_out);
-        2 * n * (hidden.sum::<usize>() + self.output.n_in * self.output.n_out)
+        let weights = hidden.sum::<usize>() + self.output.n_in * self.output.n_out;
+        n * (2 * weights + FETCH * self.n_features())
+    }
+
+    fn n_features(&self) -> usize {
+        let first = self.hidden.first().map_or(&self.output, |hidden| &hidden.dense);
+        first.n_in
     }
 
     fn is_parallel(&self, n: usize) -> bool {
-        self.multiplications(n) >= PARALLEL_FROM && rayon::current_num_threads() > 1
+        self.work(n) >= PARALLEL_FROM && rayon::current_num_threads() > 1
     }
 
     /// Rows of a block: as many as stay in the second cache from one product to the next, unless the weights are so many that
@@ -110,11 +118,7 @@ impl Network {
             .map_or(0, |block| block.inputs.len() / block.input_stride);
         if room < rows || blocks.len() < n.div_ceil(rows) {
             let widths: Vec<usize> = self.hidden.iter().map(|hidden| hidden.dense.n_out).collect();
-            let n_features = self
-                .hidden
-                .first()
-                .map_or(self.output.n_in, |hidden| hidden.dense.n_in);
-            let block = Block::new(rows, n_features, &widths, self.n_outputs, self.heads);
+            let block = Block::new(rows, self.n_features(), &widths, self.n_outputs, self.heads);
             blocks = vec![block; n.div_ceil(rows)];
         }
         blocks
