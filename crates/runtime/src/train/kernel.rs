@@ -140,7 +140,22 @@ impl Dot<'_> {
                 }
             }
         }
-        self.close::<R, Q>(in_memory::<S, R, Q, V>(sums), part, row, output);
+        if part.is_last {
+            let mut totals = [[0.0f32; Q]; R];
+            for r in 0..R {
+                for q in 0..Q {
+                    totals[r][q] = total::<S, V>(simd, sums[r][q]);
+                }
+            }
+            for (r, totals) in totals.iter().enumerate() {
+                self.out[(row + r) * self.out_stride + output..][..Q].copy_from_slice(totals);
+            }
+        } else {
+            for (r, chains) in in_memory::<S, R, Q, V>(sums).iter().enumerate() {
+                let at = ((row + r) * self.m + output) * LANES;
+                part.chains[at..][..Q * LANES].copy_from_slice(chains.as_flattened());
+            }
+        }
     }
 
     /// The chains of a tile where the part before has left them.
@@ -170,27 +185,32 @@ impl Dot<'_> {
         }
         sums
     }
+}
 
-    #[inline(always)]
-    fn close<const R: usize, const Q: usize>(
-        &mut self,
-        chains: [[[f32; LANES]; Q]; R],
-        part: &mut DotPart<'_>,
-        row: usize,
-        output: usize,
-    ) {
-        for (r, chains) in chains.iter().enumerate() {
-            if part.is_last {
-                let out = &mut self.out[(row + r) * self.out_stride + output..][..Q];
-                for (out, lanes) in out.iter_mut().zip(chains) {
-                    *out = tree_sum(lanes);
-                }
-            } else {
-                let at = ((row + r) * self.m + output) * LANES;
-                part.chains[at..][..Q * LANES].copy_from_slice(chains.as_flattened());
-            }
+/// [`tree_sum`] of sixteen numbers in vectors.
+#[inline(always)]
+fn total<S: Simd, const V: usize>(simd: S, mut sums: [S::f32s; V]) -> f32 {
+    let mut half = V / 2;
+    while half > 0 {
+        for i in 0..half {
+            sums[i] = simd.add_f32s(sums[i], sums[i + half]);
         }
+        half /= 2;
     }
+    if S::F32_LANES >= 8 {
+        // These halve as well.
+        return simd.reduce_sum_f32s(sums[0]);
+    }
+    let mut lanes = [0.0f32; LANES];
+    S::as_mut_simd_f32s(&mut lanes).0[0] = sums[0];
+    let mut half = S::F32_LANES / 2;
+    while half > 0 {
+        for i in 0..half {
+            lanes[i] += lanes[i + half];
+        }
+        half /= 2;
+    }
+    lanes[0]
 }
 
 /// The sum of sixteen numbers: halves are added to halves.
