@@ -14,7 +14,7 @@ use crate::panels::{Place, Product};
 use crate::scratch;
 
 /// Outputs of a head below which lanes are filled by its inputs instead: sixteen lanes for two classes would be mostly idle.
-pub(super) const NARROW: usize = 8;
+pub(super) const NARROW: usize = 13;
 
 /// Numbers from one row to the next where a row has `n` and a one.
 pub(super) fn stride(n: usize) -> usize {
