@@ -37,6 +37,12 @@ pub(crate) fn panels_len(n_rows: usize, n_columns: usize) -> usize {
     n_rows * n_columns.next_multiple_of(LANES)
 }
 
+/// How many of `n` a task takes: at most `at_most`, and so many that all threads have equally many tasks.
+pub(crate) fn fair(n: usize, at_most: usize) -> usize {
+    let n_tasks = n.div_ceil(at_most).next_multiple_of(rayon::current_num_threads());
+    n.div_ceil(n_tasks.max(1)).max(1)
+}
+
 /// Declares a function whose loops are compiled for the widest vectors of the machine.
 macro_rules! vectorised {
     ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $type:ty),* $(,)?) $body:block) => {

@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::{Backward, Kept, Op, Run, Sink};
+use super::{Backward, Kept, Op, Run, Sink, totals};
 use crate::grad::plan::NormMode;
 use crate::panels::vectorised;
 
@@ -40,6 +40,23 @@ vectorised! {
             for ((sum, x), mean) in deviations.iter_mut().zip(row).zip(&*mean) {
                 let d = x - mean;
                 *sum = d.mul_add(d, *sum);
+            }
+        }
+    }
+}
+
+vectorised! {
+    /// Means and sums of squared deviations of all rows, from those of parts (Chan, Golub and LeVeque 1983).
+    fn put_together(parts: &'a [f32], n_rows: usize, mean: &'a mut [f64], squares: &'a mut [f64]) {
+        let c = mean.len();
+        for (idx, part) in parts.chunks_exact(2 * c).enumerate() {
+            let (before, rows) = ((idx * ROWS) as f64, ROWS.min(n_rows - idx * ROWS) as f64);
+            let share = rows / (before + rows);
+            let (part_mean, part_squares) = part.split_at(c);
+            for i in 0..c {
+                let delta = f64::from(part_mean[i]) - mean[i];
+                squares[i] += f64::from(part_squares[i]) + delta * delta * (before * share);
+                mean[i] += delta * share;
             }
         }
     }
@@ -148,20 +165,15 @@ impl Op for BatchNorm {
                         moments(rows, mean, deviations);
                     });
                 let (batch_mean, batch_var) = batch[..2 * c].split_at_mut(c);
+                let n = n_rows as f64;
+                let mut whole = vec![0.0; 2 * c];
+                let (m, squares) = whole.split_at_mut(c);
+                put_together(parts, n_rows, m, squares);
                 for i in 0..c {
-                    // Chan, Golub and LeVeque's way of putting parts together.
-                    let (mut n, mut m, mut squares) = (0.0, 0.0, 0.0);
-                    for (idx, part) in parts.chunks_exact(2 * c).enumerate() {
-                        let rows = ROWS.min(n_rows - idx * ROWS) as f64;
-                        let delta = f64::from(part[i]) - m;
-                        squares += f64::from(part[c + i]) + delta * delta * n * rows / (n + rows);
-                        m += delta * rows / (n + rows);
-                        n += rows;
-                    }
-                    mean[i] = m as f32;
-                    inverse[i] = (1.0 / (squares / n + f64::from(self.eps)).sqrt()) as f32;
-                    batch_mean[i] = m as f32;
-                    batch_var[i] = (squares / (n - 1.0)) as f32;
+                    mean[i] = m[i] as f32;
+                    inverse[i] = (1.0 / (squares[i] / n + f64::from(self.eps)).sqrt()) as f32;
+                    batch_mean[i] = m[i] as f32;
+                    batch_var[i] = (squares[i] / (n - 1.0)) as f32;
                 }
             }
         }
@@ -185,11 +197,11 @@ impl Op for BatchNorm {
         let x = pass.inputs[0];
         let n_rows = x.len() / c;
         let n_parts = n_rows.div_ceil(ROWS);
-        let [statistics, totals, parts] = kept.arrays([4 * c, 5 * c, n_parts * 2 * c]);
+        let [statistics, whole, parts] = kept.arrays([4 * c, 5 * c, n_parts * 2 * c]);
         let (mean, rest) = statistics.split_at(c);
         let (inverse, factor) = (&rest[..c], &rest[c..2 * c]);
         // The first two fifths are the batch's statistics, which the running ones are still to be updated with.
-        let (sum_g, rest) = totals[2 * c..].split_at_mut(c);
+        let (sum_g, rest) = whole[2 * c..].split_at_mut(c);
         let (sum_gx, constant) = rest.split_at_mut(c);
         let is_batch = run.norm == NormMode::Batch;
         if is_batch || sinks[1].is_some() || sinks[2].is_some() {
@@ -201,10 +213,10 @@ impl Op for BatchNorm {
                     let (of_g, of_gx) = to.split_at_mut(c);
                     sums(x, out, d_out, mean, bounds, of_g, of_gx);
                 });
+            let sums = totals(parts, 2 * c);
             for i in 0..c {
-                let column = |at: usize| parts[at..].iter().step_by(2 * c).map(|v| f64::from(*v));
-                sum_g[i] = column(i).sum::<f64>() as f32;
-                sum_gx[i] = column(c + i).sum::<f64>() as f32 * inverse[i];
+                sum_g[i] = sums[i] as f32;
+                sum_gx[i] = sums[c + i] as f32 * inverse[i];
             }
             for (sink, from) in [(1, &*sum_gx), (2, &*sum_g)] {
                 if let Some(sink) = &mut sinks[sink] {

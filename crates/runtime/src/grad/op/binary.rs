@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::{Backward, Kept, Op, Run, Sink};
+use super::{Backward, Kept, Op, Run, Sink, put_totals, totals};
 use crate::grad::shape::Dim;
 use crate::panels::{sum_of, vectorised};
 use crate::scratch;
@@ -260,10 +260,7 @@ impl Op for Binary {
                         }
                     });
                 });
-                for (i, to) in sink.values.iter_mut().enumerate() {
-                    let sum: f64 = parts[i..].iter().step_by(len).map(|v| f64::from(*v)).sum();
-                    *to = if sink.is_added { *to } else { 0.0 } + sum as f32;
-                }
+                put_totals(sink, &totals(parts, len));
             });
         }
     }

@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use super::conv::Geometry;
-use super::{Kept, Sink};
+use super::{Kept, Sink, totals};
 use crate::panels::vectorised;
 use crate::scratch;
 
@@ -98,10 +98,10 @@ pub(super) fn backward_weights(g: &Geometry, x: &[f32], d_out: &[f32], sink: &mu
             .par_chunks_mut(len)
             .zip(x.par_chunks(g.in_len()).zip(d_out.par_chunks(g.out_len())))
             .for_each(|(to, (image, d_out))| image_weights(g, image, d_out, to));
+        let sums = totals(parts, len);
         for (at, to) in sink.values.iter_mut().enumerate() {
             let (c, tap) = (at / g.taps(), at % g.taps());
-            let parts = parts[tap * g.c + c..].iter().step_by(len);
-            let sum = parts.map(|v| f64::from(*v)).sum::<f64>() as f32;
+            let sum = sums[tap * g.c + c] as f32;
             *to = if sink.is_added { *to + sum } else { sum };
         }
     });

@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::{Backward, Kept, Op, Run, Sink};
+use super::{Backward, Kept, Op, Run, Sink, put_totals, totals};
 use crate::panels::{sum_of, vectorised};
 use crate::scratch;
 
@@ -104,12 +104,10 @@ impl Op for LayerNorm {
                     let (of_scale, of_shift) = to.split_at_mut(width);
                     parameter_sums(x, statistics, d_out, of_scale, of_shift);
                 });
-            for (i, sink) in sinks[1..3].iter_mut().enumerate() {
-                let Some(sink) = sink else { continue };
-                for (column, to) in sink.values.iter_mut().enumerate() {
-                    let column = parts[i * width + column..].iter().step_by(2 * width);
-                    let sum: f64 = column.map(|v| f64::from(*v)).sum();
-                    *to = if sink.is_added { *to } else { 0.0 } + sum as f32;
+            let sums = totals(parts, 2 * width);
+            for (sink, sums) in sinks[1..3].iter_mut().zip(sums.chunks_exact(width)) {
+                if let Some(sink) = sink {
+                    put_totals(sink, sums);
                 }
             }
         });

@@ -2,14 +2,15 @@
 
 use rayon::prelude::*;
 
-use super::{Backward, Kept, Op, Run, Sink};
-use crate::panels::{LANES, Outer, Place, Product, pack, pack_transposed, panels_len, vectorised};
+use super::{Backward, Kept, Op, Run, Sink, put_totals, totals};
+use crate::panels::{LANES, Outer, Place, Product, fair, pack, pack_transposed, panels_len, vectorised};
 use crate::scratch;
 
-/// Rows that one task takes.
-const ROWS: usize = 224;
+/// Rows that a task takes a multiple of, so that tiles are whole, and the most of such.
+const TILE: usize = 14;
+const TILES: usize = 16;
 
-/// Panels that one task takes.
+/// Panels that one task takes at most.
 const PANELS: usize = 8;
 
 /// `out[r, k] = Σ_c x[r, c] · w[k, c] + b[k]`; inputs are `x`, `w` and, where there is one, `b`.
@@ -53,10 +54,7 @@ pub(super) fn column_sums(rows: &[f32], n: usize, sink: &mut Sink<'_>) {
                 out.fill(0.0);
                 sum_rows(rows, out);
             });
-        for (column, out) in sink.values.iter_mut().enumerate() {
-            let sum: f64 = parts[column..].iter().step_by(n).map(|v| f64::from(*v)).sum();
-            *out = if sink.is_added { *out } else { 0.0 } + sum as f32;
-        }
+        put_totals(sink, &totals(parts, n));
     });
 }
 
@@ -85,7 +83,10 @@ impl Linear {
 
     /// `out[r, n] (+)= rows[r, depth] · panels`.
     fn multiply(rows: &[f32], depth: usize, panels: &[f32], n: usize, out: &mut [f32], is_added: bool) {
-        let tasks = out.par_chunks_mut(ROWS * n).zip(rows.par_chunks(ROWS * depth));
+        let at_once = TILE * fair((out.len() / n).div_ceil(TILE), TILES);
+        let tasks = out
+            .par_chunks_mut(at_once * n)
+            .zip(rows.par_chunks(at_once * depth));
         tasks.for_each(|(out, rows)| {
             let n_rows = out.len() / n;
             let padded = depth.next_multiple_of(LANES);
@@ -135,10 +136,11 @@ pub(super) fn outer(x: &[f32], n_a: usize, y: &[f32], n_b: usize, sink: &mut Sin
         }
         let (a, b) = (&*a, &*b);
         let is_added = sink.is_added;
-        let tasks = sink.values.par_chunks_mut(PANELS * LANES * n_b).enumerate();
+        let at_once = fair(n_a.div_ceil(LANES), PANELS);
+        let tasks = sink.values.par_chunks_mut(at_once * LANES * n_b).enumerate();
         tasks.for_each(|(task, out)| {
             Outer {
-                a: &a[task * PANELS * n_rows * LANES..],
+                a: &a[task * at_once * n_rows * LANES..],
                 a_panel: n_rows * LANES,
                 n_a: out.len() / n_b,
                 b,
@@ -165,7 +167,7 @@ impl Op for Linear {
         Linear::panels(inputs[1], n_out, n_in, self.is_transposed, panels);
         Linear::multiply(inputs[0], n_in, panels, n_out, out, false);
         if let Some(bias) = inputs.get(2) {
-            out.par_chunks_mut(ROWS * n_out)
+            out.par_chunks_mut(TILE * TILES * n_out)
                 .for_each(|rows| add_row(rows, bias));
         }
     }

@@ -51,8 +51,9 @@ pub(super) struct Sink<'s> {
 impl Sink<'_> {
     /// Zeros, where nothing was left: for operators that can only add.
     pub(super) fn zero(&mut self) {
+        use rayon::prelude::*;
         if !self.is_added {
-            self.values.fill(0.0);
+            self.values.par_chunks_mut(CHUNK).for_each(|part| part.fill(0.0));
         }
     }
 }
@@ -125,6 +126,30 @@ crate::panels::vectorised! {
         for (to, from) in to.iter_mut().zip(from) {
             *to += from;
         }
+    }
+}
+
+crate::panels::vectorised! {
+    fn add_rows(rows: &'a [f32], sums: &'a mut [f64]) {
+        for row in rows.chunks_exact(sums.len()) {
+            for (sum, x) in sums.iter_mut().zip(row) {
+                *sum += f64::from(*x);
+            }
+        }
+    }
+}
+
+/// The sums of columns, of rows of `n` numbers, in the order of the rows.
+pub(super) fn totals(rows: &[f32], n: usize) -> Vec<f64> {
+    let mut sums = vec![0.0; n];
+    add_rows(rows, &mut sums);
+    sums
+}
+
+/// `sink = totals` or `sink += totals`.
+pub(super) fn put_totals(sink: &mut Sink<'_>, totals: &[f64]) {
+    for (to, total) in sink.values.iter_mut().zip(totals) {
+        *to = if sink.is_added { *to } else { 0.0 } + *total as f32;
     }
 }
 
