@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::linalg::{dot, matmul_transposed, multiply};
+use super::linalg::{View, dot, matmul_transposed, multiply, multiply_into};
 
 /// Rows of a block: its own factor is small beside the products with all others.
 const BLOCK: usize = 64;
@@ -31,21 +31,22 @@ impl Cholesky {
             let diagonal = &*diagonal;
             // The rows below: solved with the block, then taken from what is left of them.
             let first = start + n;
-            let panel: Vec<f64> = {
-                below.par_chunks_mut(BLOCK * d).for_each(|rows| {
+            let mut panel = vec![0.0; below.len() / d * n];
+            below
+                .par_chunks_mut(BLOCK * d)
+                .zip(panel.par_chunks_mut(BLOCK * n))
+                .for_each(|(rows, panel)| {
                     pulp::Arch::new().dispatch(SolveRows {
                         diagonal,
-                        rows,
+                        rows: &mut *rows,
                         start,
                         n,
                         d,
                     });
+                    for (to, row) in panel.chunks_exact_mut(n).zip(rows.chunks_exact(d)) {
+                        to.copy_from_slice(&row[start..first]);
+                    }
                 });
-                below
-                    .chunks_exact(d)
-                    .flat_map(|row| row[start..first].iter().copied())
-                    .collect()
-            };
             below
                 .par_chunks_mut(BLOCK * d)
                 .enumerate()
@@ -63,9 +64,9 @@ impl Cholesky {
                     }
                 });
         }
-        for row in 0..d {
-            a[row * d + row + 1..(row + 1) * d].fill(0.0);
-        }
+        a.par_chunks_mut(d)
+            .enumerate()
+            .for_each(|(row, values)| values[row + 1..].fill(0.0));
         Some(Cholesky { lower: a, d })
     }
 
@@ -100,57 +101,53 @@ impl Cholesky {
         let mut inverse = vec![0.0; d * d];
         for start in (0..d).step_by(BLOCK) {
             let n = BLOCK.min(d - start);
+            let block = self.inverse_of_block(start, n);
             let (done, rest) = inverse.split_at_mut(start * d);
-            let here = &mut rest[..n * d];
             let done = &*done;
-            // Minus what the rows above contribute, a block of columns at a time.
-            let left: Vec<f64> = (0..n)
-                .flat_map(|row| self.lower[(start + row) * d..][..start].iter().copied())
-                .collect();
-            let products: Vec<(usize, Vec<f64>)> = (0..start)
-                .step_by(BLOCK)
-                .collect::<Vec<_>>()
+            // Minus what the rows above contribute, a block of columns at a time; rows of the inverse above it are zero there.
+            let columns: Vec<usize> = (0..start).step_by(BLOCK).collect();
+            let products: Vec<Vec<f64>> = columns
                 .into_par_iter()
                 .map(|column| {
-                    let width = BLOCK.min(start - column);
-                    let mut product = vec![0.0; n * width];
-                    // Rows of the inverse above this block of columns are zero there.
-                    let (left, skip): (Vec<f64>, usize) = (
-                        left.chunks_exact(start.max(1))
-                            .flat_map(|row| row[column..].iter().copied())
-                            .collect(),
-                        column,
-                    );
-                    let right: Vec<f64> = (skip..start)
-                        .flat_map(|row| done[row * d + column..][..width].iter().copied())
-                        .collect();
-                    multiply(&left, &right, &mut product, start - skip);
-                    (column, product)
+                    let (depth, width) = (start - column, BLOCK.min(start - column));
+                    let left = View::part(&self.lower[start * d + column..], n, depth, d);
+                    let right = View::part(&done[column * d + column..], depth, width, d);
+                    let (mut product, mut solved) = (vec![0.0; n * width], vec![0.0; n * width]);
+                    multiply_into(&left, &right, &mut product, false);
+                    multiply(&block, &product, &mut solved, n);
+                    solved
                 })
                 .collect();
-            for (column, product) in products {
-                let width = product.len() / n;
-                for (row, product) in here.chunks_exact_mut(d).zip(product.chunks_exact(width)) {
-                    row[column..column + width]
-                        .iter_mut()
-                        .zip(product)
-                        .for_each(|(x, p)| *x = -p);
-                }
+            rest[..n * d]
+                .par_chunks_mut(d)
+                .enumerate()
+                .for_each(|(row, out)| {
+                    for (out, product) in out.chunks_mut(BLOCK).zip(&products) {
+                        let width = product.len() / n;
+                        let product = &product[row * width..][..width];
+                        out.iter_mut().zip(product).for_each(|(x, p)| *x = -p);
+                    }
+                    out[start..start + n].copy_from_slice(&block[row * n..][..n]);
+                });
+        }
+        inverse
+    }
+
+    /// The inverse of the `n` rows and columns from `start` on, `[n, n]`.
+    fn inverse_of_block(&self, start: usize, n: usize) -> Vec<f64> {
+        let mut inverse = vec![0.0; n * n];
+        for row in 0..n {
+            let (above, current) = inverse.split_at_mut(row * n);
+            let current = &mut current[..=row];
+            current[row] = 1.0;
+            let lower = &self.lower[(start + row) * self.d + start..][..row + 1];
+            for (other, l) in above.chunks_exact(n).zip(lower) {
+                current
+                    .iter_mut()
+                    .zip(other)
+                    .for_each(|(x, other)| *x -= l * other);
             }
-            for row in 0..n {
-                let (above, current) = here.split_at_mut(row * d);
-                let current = &mut current[..d];
-                current[start + row] = 1.0;
-                let lower = &self.lower[(start + row) * d + start..][..row + 1];
-                for (other, l) in above.chunks_exact(d).zip(lower) {
-                    current[..start + row]
-                        .iter_mut()
-                        .zip(other)
-                        .for_each(|(x, other)| *x -= l * other);
-                }
-                let pivot = 1.0 / lower[row];
-                current[..start + row + 1].iter_mut().for_each(|x| *x *= pivot);
-            }
+            current.iter_mut().for_each(|x| *x /= lower[row]);
         }
         inverse
     }

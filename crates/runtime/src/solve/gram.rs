@@ -8,9 +8,13 @@ use super::kernel::LANES;
 use super::linalg::transposed_matmul;
 use super::rows::{Rows, Scratch, Segments};
 use crate::panels::{Outer, Place, pack};
+use crate::scratch;
 
 /// Rows whose products are added in float32 before they go into float64.
 pub(super) const FLUSH_ROWS: usize = 1024;
+
+/// The same for second moments in float32, whose sums are many: a float64 matrix is read and written each time.
+const MANY_ROWS: usize = 2048;
 
 /// Rows and columns of a block that one thread makes.
 const BAND: usize = 96;
@@ -24,8 +28,8 @@ pub(super) fn gram(rows: &Rows<'_>, max_rows: usize, weights: Option<&[f32]>) ->
     let n_used = rows.n_rows().div_ceil(step);
     let mut sums = vec![0.0f64; stride * stride];
     let (mut block, mut panels, mut weighted) = (Vec::new(), Vec::new(), Vec::new());
-    for start in (0..n_used).step_by(FLUSH_ROWS) {
-        let which = start..(start + FLUSH_ROWS).min(n_used);
+    for start in (0..n_used).step_by(MANY_ROWS) {
+        let which = start..(start + MANY_ROWS).min(n_used);
         gather(rows, step, which.clone(), &mut block);
         let n = which.len();
         put_into_panels(&block, stride, &mut panels);
@@ -44,7 +48,8 @@ pub(super) fn gram(rows: &Rows<'_>, max_rows: usize, weights: Option<&[f32]>) ->
             let first = band * BAND;
             let height = out.len() / stride;
             let n_columns = first + height;
-            let mut product = vec![0.0f32; height * stride];
+            let mut room = scratch::take(height * stride);
+            let product = room.as_mut();
             Outer {
                 a: &left[first * n..],
                 a_panel: n * LANES,
@@ -52,7 +57,7 @@ pub(super) fn gram(rows: &Rows<'_>, max_rows: usize, weights: Option<&[f32]>) ->
                 b: &panels,
                 b_panel: n * LANES,
                 n_rows: n,
-                out: &mut product,
+                out: &mut *product,
                 place: Place {
                     row: stride,
                     panel: LANES,
@@ -62,8 +67,12 @@ pub(super) fn gram(rows: &Rows<'_>, max_rows: usize, weights: Option<&[f32]>) ->
             }
             .run();
             for (out, product) in out.chunks_exact_mut(stride).zip(product.chunks_exact(stride)) {
-                for (out, product) in out[..n_columns].iter_mut().zip(product) {
-                    *out += f64::from(*product);
+                let both = out[..n_columns].iter_mut().zip(product);
+                // Fresh zeros are not read: reading them first makes a page twice.
+                if start == 0 {
+                    both.for_each(|(out, product)| *out = f64::from(*product));
+                } else {
+                    both.for_each(|(out, product)| *out += f64::from(*product));
                 }
             }
         };
@@ -144,7 +153,7 @@ mod tests {
     #[test]
     fn rows_count_by_their_weights_in_every_band() {
         // More columns than a band has and than one thread moves at once, and more rows than are added in float32.
-        let (n, d) = (FLUSH_ROWS + 76, 150);
+        let (n, d) = (MANY_ROWS + 76, 150);
         let mut random = Random::new(5, "gram test");
         let values = (0..n * d)
             .map(|_| random.below(1000) as f32 / 500.0 - 1.0)

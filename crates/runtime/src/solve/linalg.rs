@@ -41,6 +41,18 @@ impl<'v, T> View<'v, T> {
         }
     }
 
+    /// `n_rows` of `n_columns` numbers at the beginning of rows that lie `stride` apart.
+    pub(super) fn part(values: &'v [T], n_rows: usize, n_columns: usize, stride: usize) -> View<'v, T> {
+        assert!(n_columns <= stride && (n_rows == 0 || (n_rows - 1) * stride + n_columns <= values.len()));
+        View {
+            values,
+            n_rows,
+            n_columns,
+            row_stride: stride,
+            column_stride: 1,
+        }
+    }
+
     pub(crate) fn transposed(self) -> View<'v, T> {
         View {
             n_rows: self.n_columns,
@@ -59,7 +71,7 @@ fn product<T: Real>(a: &View<'_, T>, b: &View<'_, T>, out: &mut [T]) {
 /// `out = a · b`, or `out += a · b`.
 pub(crate) fn multiply_into<T: Real>(a: &View<'_, T>, b: &View<'_, T>, out: &mut [T], is_added: bool) {
     assert!(a.n_columns == b.n_rows && out.len() == a.n_rows * b.n_columns);
-    // SAFETY: a view's sizes and strides cover exactly its slice, and `out` is as large as the product and exclusive.
+    // SAFETY: a view's sizes and strides stay inside its slice, and `out` is as large as the product and exclusive.
     unsafe {
         gemm::gemm(
             a.n_rows,

@@ -223,14 +223,12 @@ fn factor(gram: &[f64], stride: usize, d: usize, weight: f64) -> Result<Cholesky
     let n = d + 1;
     let top = (0..n).map(|i| weight * gram[i * stride + i]).fold(0.0, f64::max);
     for extra in [0.0, 1e-9, 1e-7, 1e-5, 1e-3] {
-        let mut matrix = vec![0.0; n * n];
-        for i in 0..n {
-            let row = &mut matrix[i * n..=i * n + i];
-            row.iter_mut()
-                .zip(&gram[i * stride..])
-                .for_each(|(m, g)| *m = weight * g);
+        let mut matrix = vec![0.0f64; n * n];
+        matrix.par_chunks_mut(n).enumerate().for_each(|(i, row)| {
+            let lower = row[..=i].iter_mut().zip(&gram[i * stride..]);
+            lower.for_each(|(m, g)| *m = weight * g);
             row[i] += extra * top + f64::from(u8::from(i < d));
-        }
+        });
         if let Some(factor) = Cholesky::new(matrix, n) {
             return Ok(factor);
         }
