@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use super::linear::{add_row, column_sums};
-use super::{Backward, Kept, Op, Run, Sink, depthwise, winograd};
+use super::{Backward, Kept, Op, Run, Sink, depthwise, narrow, winograd};
 use crate::panels::{LANES, Outer, Place, Product, pack, panels_len};
 use crate::scratch;
 
@@ -68,6 +68,8 @@ pub(in crate::grad) struct Conv {
 enum Way {
     /// One product with all that the taps see.
     Columns,
+    /// The same for few input channels.
+    Narrow,
     /// Tap by tap, a channel by itself.
     Depthwise,
     /// Tiles of outputs, through fewer and smaller products.
@@ -84,6 +86,8 @@ impl Conv {
             Way::Depthwise
         } else if is_square && winograd::pays(&geometry) {
             Way::Winograd
+        } else if narrow::fits(&geometry) {
+            Way::Narrow
         } else {
             Way::Columns
         };
@@ -97,6 +101,7 @@ impl Op for Conv {
         match self.way {
             Way::Winograd => winograd::forward(g, run.n, inputs[0], inputs[1], out, kept),
             Way::Depthwise => depthwise::forward(g, inputs[0], inputs[1], out, kept),
+            Way::Narrow => narrow::forward(g, inputs[0], inputs[1], out, kept),
             Way::Columns => forward(g, inputs[0], inputs[1], out, kept),
         }
         if let Some(bias) = inputs.get(2) {
@@ -121,6 +126,14 @@ impl Op for Conv {
                     depthwise::backward_weights(g, x, pass.d_out, sink);
                 }
             }
+            Way::Narrow => {
+                if let Some(sink) = to_x {
+                    narrow::backward_input(g, weights, pass.d_out, sink, kept);
+                }
+                if let Some(sink) = to_weights {
+                    narrow::backward_weights(g, x, pass.d_out, sink);
+                }
+            }
             Way::Columns => {
                 if let Some(sink) = to_x {
                     backward_input(g, weights, pass.d_out, sink, kept);
@@ -137,7 +150,7 @@ impl Op for Conv {
 }
 
 /// Output rows of an image that one task takes: what its taps see is to stay in the cache.
-fn rows_at_once(g: &Geometry) -> usize {
+pub(super) fn rows_at_once(g: &Geometry) -> usize {
     let row = g.ow * g.taps() * g.group_c();
     ((1 << 18) / row.max(1)).clamp(1, g.oh)
 }

@@ -8,6 +8,7 @@ mod depthwise;
 mod layer_norm;
 mod linear;
 mod matmul;
+mod narrow;
 mod pool;
 mod reduce;
 mod softmax;

@@ -182,7 +182,15 @@ fn naive(g: &Geometry, x: &[f32], weights: &[f32], n: usize) -> Vec<f64> {
 fn convolutions_are_their_definition_and_their_derivatives() {
     let cases = [
         ("strided", geometry([9, 7], 16, 32, 3, 2, 1, 1)),
-        ("odd channels", geometry([6, 5], 5, 7, 3, 1, 1, 1)),
+        ("odd channels", geometry([6, 5], 11, 7, 3, 1, 1, 1)),
+        ("few channels", geometry([6, 5], 5, 7, 3, 1, 1, 1)),
+        ("few channels, dilated", dilated([9, 9], 3, 8, 3, 1, 2, 1, 2)),
+        ("few channels, wide padding", geometry([5, 4], 2, 5, 3, 1, 3, 1)),
+        ("one channel", geometry([6, 7], 1, 6, 5, 2, 2, 1)),
+        (
+            "pictures, in several parts",
+            geometry([100, 80], 3, 8, 7, 2, 3, 1),
+        ),
         ("grouped", geometry([6, 6], 24, 40, 3, 1, 1, 4)),
         ("pixels, strided", geometry([8, 8], 32, 48, 1, 2, 0, 1)),
         ("dilated", dilated([9, 9], 8, 16, 3, 1, 2, 1, 2)),

@@ -1,0 +1,222 @@
+//! Convolutions of a few input channels, as the first one of a network: what the taps of an output see lies in one row,
+//! `[tap, channel]`, where a panel for each tap would be mostly empty. The taps of a row of the kernel lie side by side in the
+//! picture, and are moved together.
+
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use super::conv::{Geometry, rows_at_once};
+use super::{Kept, Sink, totals};
+use crate::panels::{LANES, Outer, Place, Product, pack, panels_len};
+use crate::scratch;
+
+/// Channels from which on a panel for each tap is worth it.
+const MANY: usize = 8;
+
+/// Whether a convolution is one of these.
+pub(super) fn fits(g: &Geometry) -> bool {
+    g.groups == 1 && g.dilation[1] == 1 && g.c < MANY
+}
+
+/// Numbers that the taps of an output see.
+fn depth(g: &Geometry) -> usize {
+    g.taps() * g.c
+}
+
+/// Calls `run` for what each row of the kernel sees under each output of some rows: the output's number among them, where it
+/// lies in the output's row, and where in the picture that is; what lies in the padding is left out.
+#[inline(always)]
+fn each_run(g: &Geometry, rows: Range<usize>, mut run: impl FnMut(usize, Range<usize>, usize)) {
+    let width = g.kernel[1];
+    for (at, oy) in rows.enumerate() {
+        for ky in 0..g.kernel[0] {
+            let Some(y) = (oy * g.stride[0] + ky * g.dilation[0])
+                .checked_sub(g.pad[0])
+                .filter(|y| *y < g.h)
+            else {
+                continue;
+            };
+            for ox in 0..g.ow {
+                let left = ox * g.stride[1];
+                let first = g.pad[1].saturating_sub(left).min(width);
+                let last = (g.w + g.pad[1]).saturating_sub(left).min(width);
+                if first < last {
+                    let place = (ky * width + first) * g.c..(ky * width + last) * g.c;
+                    run(at * g.ow + ox, place, (y * g.w + left + first - g.pad[1]) * g.c);
+                }
+            }
+        }
+    }
+}
+
+/// What the taps see, `[outputs, depth]`.
+fn gather(g: &Geometry, image: &[f32], rows: Range<usize>, out: &mut [f32]) {
+    let depth = depth(g);
+    out.fill(0.0);
+    each_run(g, rows, |output, place, from| {
+        let len = place.len();
+        out[output * depth..][place].copy_from_slice(&image[from..][..len]);
+    });
+}
+
+/// The adjoint of [`gather`].
+fn scatter(g: &Geometry, seen: &[f32], rows: Range<usize>, image: &mut [f32]) {
+    let depth = depth(g);
+    each_run(g, rows, |output, place, to| {
+        let seen = &seen[output * depth..][place];
+        for (to, value) in image[to..].iter_mut().zip(seen) {
+            *to += value;
+        }
+    });
+}
+
+/// Where in a kernel, `[channel, tap]`, the number of a row is.
+fn in_kernel(g: &Geometry, at: usize) -> usize {
+    at % g.c * g.taps() + at / g.c
+}
+
+pub(super) fn forward(g: &Geometry, x: &[f32], weights: &[f32], out: &mut [f32], kept: &mut Kept) {
+    let depth = depth(g);
+    let [panels] = kept.arrays([panels_len(depth, g.k)]);
+    for (panel, out) in panels.chunks_exact_mut(depth * LANES).enumerate() {
+        out.fill(0.0);
+        let kernels = weights.chunks_exact(depth).skip(panel * LANES).take(LANES);
+        for (lane, kernel) in kernels.enumerate() {
+            for (at, out) in out.chunks_exact_mut(LANES).enumerate() {
+                out[lane] = kernel[in_kernel(g, at)];
+            }
+        }
+    }
+    let panels = &*panels;
+    let step = rows_at_once(g);
+    let images = out.par_chunks_mut(g.out_len()).zip(x.par_chunks(g.in_len()));
+    images.for_each(|(out, image)| {
+        out.par_chunks_mut(step * g.ow * g.k)
+            .enumerate()
+            .for_each(|(idx, out)| {
+                let rows = idx * step..((idx + 1) * step).min(g.oh);
+                let n_rows = rows.len() * g.ow;
+                scratch::with(n_rows * depth, |seen| {
+                    gather(g, image, rows, seen);
+                    Product {
+                        a: seen,
+                        a_row: depth,
+                        a_panel: LANES,
+                        n_rows,
+                        depth,
+                        b: panels,
+                        b_panel: depth * LANES,
+                        out,
+                        place: Place {
+                            row: g.k,
+                            panel: LANES,
+                            n_columns: g.k,
+                            is_added: false,
+                        },
+                    }
+                    .run();
+                });
+            });
+    });
+}
+
+pub(super) fn backward_input(
+    g: &Geometry,
+    weights: &[f32],
+    d_out: &[f32],
+    sink: &mut Sink<'_>,
+    kept: &mut Kept,
+) {
+    let depth = depth(g);
+    let [_, panels] = kept.arrays([0, panels_len(g.k, depth)]);
+    for (panel, out) in panels.chunks_exact_mut(g.k * LANES).enumerate() {
+        out.fill(0.0);
+        for (out, kernel) in out.chunks_exact_mut(LANES).zip(weights.chunks_exact(depth)) {
+            for (out, at) in out.iter_mut().zip(panel * LANES..depth) {
+                *out = kernel[in_kernel(g, at)];
+            }
+        }
+    }
+    let panels = &*panels;
+    sink.zero();
+    let step = rows_at_once(g);
+    let images = sink
+        .values
+        .par_chunks_mut(g.in_len())
+        .zip(d_out.par_chunks(g.out_len()));
+    images.for_each(|(image, d_out)| {
+        for (idx, d_out) in d_out.chunks(step * g.ow * g.k).enumerate() {
+            let n_rows = d_out.len() / g.k;
+            scratch::with(n_rows * depth, |seen| {
+                Product {
+                    a: d_out,
+                    a_row: g.k,
+                    a_panel: LANES,
+                    n_rows,
+                    depth: g.k,
+                    b: panels,
+                    b_panel: g.k * LANES,
+                    out: &mut *seen,
+                    place: Place {
+                        row: depth,
+                        panel: LANES,
+                        n_columns: depth,
+                        is_added: false,
+                    },
+                }
+                .run();
+                let first = idx * step;
+                scatter(g, seen, first..first + n_rows / g.ow, image);
+            });
+        }
+    });
+}
+
+/// Sums over an image, then over images in order.
+pub(super) fn backward_weights(g: &Geometry, x: &[f32], d_out: &[f32], sink: &mut Sink<'_>) {
+    let depth = depth(g);
+    let n = x.len() / g.in_len();
+    let step = rows_at_once(g);
+    scratch::with(n * depth * g.k, |parts| {
+        parts
+            .par_chunks_mut(depth * g.k)
+            .zip(x.par_chunks(g.in_len()).zip(d_out.par_chunks(g.out_len())))
+            .for_each(|(part, (image, d_out))| {
+                for (idx, d_out) in d_out.chunks(step * g.ow * g.k).enumerate() {
+                    let n_rows = d_out.len() / g.k;
+                    let sizes = [n_rows * depth, panels_len(n_rows, depth), panels_len(n_rows, g.k)];
+                    scratch::with(sizes.iter().sum(), |room| {
+                        let (seen, panels) = room.split_at_mut(sizes[0]);
+                        let (seen_panels, d_panels) = panels.split_at_mut(sizes[1]);
+                        gather(g, image, idx * step..idx * step + n_rows / g.ow, seen);
+                        pack(seen, depth, n_rows, depth, seen_panels);
+                        pack(d_out, g.k, n_rows, g.k, d_panels);
+                        Outer {
+                            a: seen_panels,
+                            a_panel: n_rows * LANES,
+                            n_a: depth,
+                            b: d_panels,
+                            b_panel: n_rows * LANES,
+                            n_rows,
+                            out: &mut *part,
+                            place: Place {
+                                row: g.k,
+                                panel: LANES,
+                                n_columns: g.k,
+                                is_added: idx > 0,
+                            },
+                        }
+                        .run();
+                    });
+                }
+            });
+        let sums = totals(parts, depth * g.k);
+        for (k, kernel) in sink.values.chunks_exact_mut(depth).enumerate() {
+            for at in 0..depth {
+                let (to, sum) = (&mut kernel[in_kernel(g, at)], sums[at * g.k + k] as f32);
+                *to = if sink.is_added { *to + sum } else { sum };
+            }
+        }
+    });
+}
