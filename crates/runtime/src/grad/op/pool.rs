@@ -4,9 +4,34 @@ use rayon::prelude::*;
 
 use super::conv::Geometry;
 use super::{Backward, Kept, Op, Run, Sink};
+use crate::panels::vectorised;
 
 /// Windows: a depthwise geometry.
 pub(in crate::grad) type Window = Geometry;
+
+vectorised! {
+    /// The largest number of each window of an image, and the pixel that it is at.
+    fn largest(g: &'a Window, image: &'a [f32], out: &'a mut [f32], indices: &'a mut [u32]) {
+        let rows = out.chunks_exact_mut(g.c).zip(indices.chunks_exact_mut(g.c));
+        for (at, (out, indices)) in rows.enumerate() {
+            out.fill(f32::NEG_INFINITY);
+            let mut is_first = true;
+            for tap in 0..g.taps() {
+                let Some(pixel) = g.under(at / g.ow, at % g.ow, tap) else {
+                    continue;
+                };
+                let x = &image[pixel * g.c..][..g.c];
+                for ((out, index), x) in out.iter_mut().zip(indices.iter_mut()).zip(x) {
+                    // What is no number wins, as in torch.
+                    let wins = is_first | (*x > *out) | x.is_nan();
+                    *out = if wins { *x } else { *out };
+                    *index = if wins { pixel as u32 } else { *index };
+                }
+                is_first = false;
+            }
+        }
+    }
+}
 
 /// `torch.nn.MaxPool2d`; of equal numbers the first wins.
 #[derive(Debug)]
@@ -19,26 +44,7 @@ impl Op for MaxPool {
         out.par_chunks_mut(g.out_len())
             .zip(kept.indices.par_chunks_mut(g.out_len()))
             .zip(inputs[0].par_chunks(g.in_len()))
-            .for_each(|((out, indices), image)| {
-                let rows = out.chunks_exact_mut(g.c).zip(indices.chunks_exact_mut(g.c));
-                for (at, (out, indices)) in rows.enumerate() {
-                    out.fill(f32::NEG_INFINITY);
-                    let mut is_first = true;
-                    for tap in 0..g.taps() {
-                        let Some(pixel) = g.under(at / g.ow, at % g.ow, tap) else {
-                            continue;
-                        };
-                        let x = &image[pixel * g.c..][..g.c];
-                        for ((out, index), x) in out.iter_mut().zip(indices.iter_mut()).zip(x) {
-                            // What is no number wins, as in torch.
-                            if is_first || *x > *out || x.is_nan() {
-                                (*out, *index) = (*x, pixel as u32);
-                            }
-                        }
-                        is_first = false;
-                    }
-                }
-            });
+            .for_each(|((out, indices), image)| largest(g, image, out, indices));
     }
 
     fn backward(&self, _: Run, pass: Backward<'_>, sinks: &mut [Option<Sink<'_>>], kept: &mut Kept) {
@@ -53,8 +59,10 @@ impl Op for MaxPool {
                     .zip(pass.d_out.par_chunks(g.out_len())),
             )
             .for_each(|(image, (indices, d_out))| {
-                for (at, (index, d)) in indices.iter().zip(d_out).enumerate() {
-                    image[*index as usize * g.c + at % g.c] += d;
+                for (indices, d_out) in indices.chunks_exact(g.c).zip(d_out.chunks_exact(g.c)) {
+                    for (c, (index, d)) in indices.iter().zip(d_out).enumerate() {
+                        image[*index as usize * g.c + c] += d;
+                    }
                 }
             });
     }
