@@ -95,7 +95,7 @@ def run(name, args):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("cases", nargs="*", default=["resnet18", "mobilenet_v2", "vit"])
+    parser.add_argument("cases", nargs="*", default=["resnet18", "resnet18_whole", "mobilenet_v2", "vit"])
     parser.add_argument("--tail", default=str(REPOSITORY / "target/release/examples/tail"))
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--threads", type=int, default=2)

@@ -46,6 +46,17 @@ def resnet18():
     return tail, (128, 28, 28)
 
 
+def resnet18_whole():
+    model = torchvision.models.resnet18()
+    parts = dict(model.named_children())
+    return Tail(parts, lambda m, x: m.fc(m.avgpool(blocks(m, x)).flatten(1))), (3, 224, 224)
+
+
+def blocks(m, x):
+    x = m.maxpool(m.relu(m.bn1(m.conv1(x))))
+    return m.layer4(m.layer3(m.layer2(m.layer1(x))))
+
+
 def resnet50():
     model = torchvision.models.resnet50()
     parts = {name: getattr(model, name) for name in ["layer4", "avgpool", "fc"]}
@@ -99,7 +110,7 @@ def bert():
     return Tail(parts, run), (32, 768)
 
 
-CASES = {f.__name__: f for f in [resnet18, resnet50, mobilenet_v2, mobilenet_v3, vit, convnext, bert]}
+CASES = {f.__name__: f for f in [resnet18, resnet18_whole, resnet50, mobilenet_v2, mobilenet_v3, vit, convnext, bert]}
 
 
 def export(tail, shape, batch, path, opset, dynamic):
