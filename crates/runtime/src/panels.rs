@@ -37,7 +37,7 @@ pub(crate) fn panels_len(n_rows: usize, n_columns: usize) -> usize {
     n_rows * n_columns.next_multiple_of(LANES)
 }
 
-/// How many of `n` a task takes: at most `at_most`, and so many that all threads have equally many tasks.
+/// How many of `n` a task takes: at most `at_most`, and so many that threads have equally many tasks, as far as `n` goes.
 pub(crate) fn fair(n: usize, at_most: usize) -> usize {
     let n_tasks = n.div_ceil(at_most).next_multiple_of(rayon::current_num_threads());
     n.div_ceil(n_tasks.max(1)).max(1)
@@ -558,17 +558,9 @@ pub(crate) fn pack(rows: &[f32], stride: usize, n_rows: usize, n_columns: usize,
     }
 }
 
-/// The transpose of rows `[n_columns, n_rows]` that lie `stride` apart into panels of `n_rows` rows, the last of them
-/// `depth - n_rows` zeros.
-pub(crate) fn pack_transposed(
-    rows: &[f32],
-    stride: usize,
-    n_rows: usize,
-    n_columns: usize,
-    depth: usize,
-    out: &mut [f32],
-) {
-    for (panel, out) in out.chunks_exact_mut(depth * LANES).enumerate() {
+/// The transpose of rows `[n_columns, n_rows]` that lie `stride` apart into panels of `n_rows` rows.
+pub(crate) fn pack_transposed(rows: &[f32], stride: usize, n_rows: usize, n_columns: usize, out: &mut [f32]) {
+    for (panel, out) in out.chunks_exact_mut(n_rows * LANES).enumerate() {
         let n = (n_columns - panel * LANES).min(LANES);
         let (out, _) = out.as_chunks_mut::<LANES>();
         if n < LANES {
@@ -584,7 +576,6 @@ pub(crate) fn pack_transposed(
                 }
             }
         }
-        out[n_rows..].as_flattened_mut().fill(0.0);
     }
 }
 

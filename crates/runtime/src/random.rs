@@ -54,3 +54,27 @@ impl Random {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_those_of_the_stream_beyond_what_is_drawn_at_once() {
+        let mut hasher = blake3::Hasher::new_derive_key("graftwork 2026-11 random stream");
+        hasher.update(&7u64.to_le_bytes()).update(b"test");
+        let mut stream = vec![0u8; 3 * AT_ONCE];
+        hasher.finalize_xof().fill(&mut stream);
+        let mut random = Random::new(7, "test");
+        for bytes in stream.as_chunks().0 {
+            assert_eq!(
+                random.below(1 << 20),
+                u64::from_le_bytes(*bytes) as usize % (1 << 20)
+            );
+        }
+        let mut order: Vec<usize> = (0..8).collect();
+        Random::new(1, "order").shuffle(&mut order);
+        // What a seed has always given.
+        assert_eq!(order, [3, 4, 0, 2, 1, 7, 6, 5]);
+    }
+}

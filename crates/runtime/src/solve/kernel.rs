@@ -48,7 +48,7 @@ impl Weights {
         panels
             .par_chunks_mut(LANES * stride)
             .zip(values.par_chunks(LANES * stride))
-            .for_each(|(panel, rows)| pack_transposed(rows, stride, stride, LANES, stride, panel));
+            .for_each(|(panel, rows)| pack_transposed(rows, stride, stride, LANES, panel));
         Weights {
             values,
             stride,

@@ -43,7 +43,9 @@ impl<'v, T> View<'v, T> {
 
     /// `n_rows` of `n_columns` numbers at the beginning of rows that lie `stride` apart.
     pub(super) fn part(values: &'v [T], n_rows: usize, n_columns: usize, stride: usize) -> View<'v, T> {
-        assert!(n_columns <= stride && (n_rows == 0 || (n_rows - 1) * stride + n_columns <= values.len()));
+        let end = n_rows.saturating_sub(1).checked_mul(stride);
+        let end = end.and_then(|last| last.checked_add(n_columns));
+        assert!(n_columns > 0 && n_columns <= stride && end.is_some_and(|end| end <= values.len()));
         View {
             values,
             n_rows,

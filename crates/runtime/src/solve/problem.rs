@@ -138,8 +138,8 @@ impl<'p> Problem<'p> {
     /// Rows that second moments are made of.
     fn affordable_rows(&self) -> usize {
         /// Passes that they may cost. Where all rows would cost more, some stand for all: three for a feature cost up to
-        /// three quarters more passes than all do, and five less than a third more, but of 2,048 features two of the three
-        /// rows are dearer than those passes.
+        /// three quarters more passes than all do, and five less than a third more, but of 2,048 features the two
+        /// more rows are dearer than those passes.
         const PASSES: usize = 12;
         const ROWS_PER_FEATURE: usize = 3;
         let (d, n) = (self.rows.n_features(), self.rows.n_rows());

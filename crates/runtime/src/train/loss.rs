@@ -517,15 +517,16 @@ mod tests {
     #[test]
     fn rows_and_heads_are_each_as_if_alone() {
         let given = |n: usize| ClassWeights::Given((0..n).map(|c| 0.5 + c as f64 * 0.7).collect());
-        for (n, heads, n_rows) in [(2, 52, 3), (3, 1, 37), (10, 7, 2), (16, 17, 1), (21, 5, 3)] {
+        for (n, heads, n_rows) in [(2, 52, 3), (3, 1, 37), (10, 7, 2), (16, 17, 5), (21, 5, 3)] {
             let targets = Targets::Classes(vec![0, 1]);
             for weights in [ClassWeights::None, given(n)] {
                 for (smoothing, share) in [(0.0, 1.0), (0.1, 1.0), (0.3, 0.7)] {
                     let loss = Loss::new(Task::SingleLabel, smoothing, &weights, &targets, n).unwrap();
+                    // In some rows both classes are one.
                     let wanted = |row: usize| Wanted::Class {
                         first: (row * 5 % n) as u32,
-                        second: if share < 1.0 { 0 } else { (row * 5 % n) as u32 },
-                        share,
+                        second: ((row * 3 + 1) % n) as u32,
+                        share: if row == 1 { 1.0 } else { share },
                     };
                     // Ties and a class that is out of the question are among them.
                     let stride = heads * n + 3;

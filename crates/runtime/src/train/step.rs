@@ -200,9 +200,10 @@ impl Network {
             let blocks = &mut buffer[..rows.len().div_ceil(size)];
             self.forward(blocks, &part, size, is_parallel, Mode::Evaluate, &step, 1.0);
             totals.add(blocks, self.heads);
-            totals.denominator += self.denominator(&part, loss);
             self.blocks = buffer;
         }
+        // Row by row, so that threads do not show.
+        totals.denominator += self.denominator(batch, loss);
         totals
     }
 

@@ -355,7 +355,7 @@ fn the_same_bytes_for_any_number_of_threads() {
         clip_norm: Some(0.1),
         ..wide.clone()
     };
-    for (d, k, config) in [(700, 40, wide), (2000, 3, clipped), (100, 5, deep)] {
+    for (d, k, config) in [(700, 40, wide), (4000, 3, clipped), (100, 5, deep)] {
         let rows = data(320, d, k, Task::SingleLabel);
         let run = |threads| {
             let pool = rayon::ThreadPoolBuilder::new()

@@ -59,24 +59,16 @@ pub(super) fn column_sums(rows: &[f32], n: usize, sink: &mut Sink<'_>) {
 }
 
 impl Linear {
-    /// Weights `[n, depth]` (or, `is_transposed`, `[depth, n]`) as panels over `n` of a multiple of sixteen rows.
+    /// Weights `[n, depth]` (or, `is_transposed`, `[depth, n]`) as panels over `n`.
     fn panels(weights: &[f32], n: usize, depth: usize, is_transposed: bool, out: &mut [f32]) {
-        let padded = depth.next_multiple_of(LANES);
-        let panels = out.par_chunks_mut(padded * LANES).enumerate();
+        let panels = out.par_chunks_mut(depth * LANES).enumerate();
         panels.for_each(|(panel, out)| {
             let width = (n - panel * LANES).min(LANES);
             if is_transposed {
-                pack(
-                    &weights[panel * LANES..],
-                    n,
-                    depth,
-                    width,
-                    &mut out[..depth * LANES],
-                );
-                out[depth * LANES..].fill(0.0);
+                pack(&weights[panel * LANES..], n, depth, width, out);
             } else {
                 let rows = &weights[panel * LANES * depth..];
-                pack_transposed(rows, depth, depth, width, padded, out);
+                pack_transposed(rows, depth, depth, width, out);
             }
         });
     }
@@ -88,35 +80,23 @@ impl Linear {
             .par_chunks_mut(at_once * n)
             .zip(rows.par_chunks(at_once * depth));
         tasks.for_each(|(out, rows)| {
-            let n_rows = out.len() / n;
-            let padded = depth.next_multiple_of(LANES);
-            let product = |a: &[f32], a_row: usize, a_panel: usize, out: &mut [f32]| {
-                Product {
-                    a,
-                    a_row,
-                    a_panel,
-                    n_rows,
-                    depth: padded,
-                    b: panels,
-                    b_panel: padded * LANES,
-                    out,
-                    place: Place {
-                        row: n,
-                        panel: LANES,
-                        n_columns: n,
-                        is_added,
-                    },
-                }
-                .run();
-            };
-            if depth == padded {
-                product(rows, depth, LANES, out);
-            } else {
-                scratch::with(panels_len(n_rows, depth), |a| {
-                    pack(rows, depth, n_rows, depth, a);
-                    product(a, LANES, n_rows * LANES, out);
-                });
+            Product {
+                a: rows,
+                a_row: depth,
+                a_panel: LANES,
+                n_rows: out.len() / n,
+                depth,
+                b: panels,
+                b_panel: depth * LANES,
+                out,
+                place: Place {
+                    row: n,
+                    panel: LANES,
+                    n_columns: n,
+                    is_added,
+                },
             }
+            .run();
         });
     }
 }
@@ -162,8 +142,7 @@ pub(super) fn outer(x: &[f32], n_a: usize, y: &[f32], n_b: usize, sink: &mut Sin
 impl Op for Linear {
     fn forward(&self, _: Run, inputs: &[&[f32]], out: &mut [f32], kept: &mut Kept) {
         let &Linear { n_in, n_out, .. } = self;
-        let depth = n_in.next_multiple_of(LANES);
-        let [panels] = kept.arrays([panels_len(depth, n_out)]);
+        let [panels] = kept.arrays([panels_len(n_in, n_out)]);
         Linear::panels(inputs[1], n_out, n_in, self.is_transposed, panels);
         Linear::multiply(inputs[0], n_in, panels, n_out, out, false);
         if let Some(bias) = inputs.get(2) {
@@ -175,8 +154,7 @@ impl Op for Linear {
     fn backward(&self, _: Run, pass: Backward<'_>, sinks: &mut [Option<Sink<'_>>], kept: &mut Kept) {
         let &Linear { n_in, n_out, .. } = self;
         if let Some(sink) = &mut sinks[0] {
-            let depth = n_out.next_multiple_of(LANES);
-            let [_, panels] = kept.arrays([0, panels_len(depth, n_in)]);
+            let [_, panels] = kept.arrays([0, panels_len(n_out, n_in)]);
             Linear::panels(pass.inputs[1], n_in, n_out, !self.is_transposed, panels);
             Linear::multiply(pass.d_out, n_out, panels, n_in, sink.values, sink.is_added);
         }

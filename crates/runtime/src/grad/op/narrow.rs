@@ -14,6 +14,9 @@ use crate::scratch;
 /// Channels from which on a panel for each tap is worth it.
 const MANY: usize = 8;
 
+/// Groups of images that the derivative by a kernel is made of at most.
+const GROUPS: usize = 16;
+
 /// Whether a convolution is one of these.
 pub(super) fn fits(g: &Geometry) -> bool {
     g.groups == 1 && g.dilation[1] == 1 && g.c < MANY
@@ -79,7 +82,7 @@ fn in_kernel(g: &Geometry, at: usize) -> usize {
 pub(super) fn forward(g: &Geometry, x: &[f32], weights: &[f32], out: &mut [f32], kept: &mut Kept) {
     let depth = depth(g);
     let [panels] = kept.arrays([panels_len(depth, g.k)]);
-    for (panel, out) in panels.chunks_exact_mut(depth * LANES).enumerate() {
+    let fill = |(panel, out): (usize, &mut [f32])| {
         out.fill(0.0);
         let kernels = weights.chunks_exact(depth).skip(panel * LANES).take(LANES);
         for (lane, kernel) in kernels.enumerate() {
@@ -87,7 +90,11 @@ pub(super) fn forward(g: &Geometry, x: &[f32], weights: &[f32], out: &mut [f32],
                 out[lane] = kernel[in_kernel(g, at)];
             }
         }
-    }
+    };
+    panels
+        .par_chunks_exact_mut(depth * LANES)
+        .enumerate()
+        .for_each(fill);
     let panels = &*panels;
     let step = rows_at_once(g);
     let images = out.par_chunks_mut(g.out_len()).zip(x.par_chunks(g.in_len()));
@@ -130,14 +137,18 @@ pub(super) fn backward_input(
 ) {
     let depth = depth(g);
     let [_, panels] = kept.arrays([0, panels_len(g.k, depth)]);
-    for (panel, out) in panels.chunks_exact_mut(g.k * LANES).enumerate() {
+    let fill = |(panel, out): (usize, &mut [f32])| {
         out.fill(0.0);
         for (out, kernel) in out.chunks_exact_mut(LANES).zip(weights.chunks_exact(depth)) {
             for (out, at) in out.iter_mut().zip(panel * LANES..depth) {
                 *out = kernel[in_kernel(g, at)];
             }
         }
-    }
+    };
+    panels
+        .par_chunks_exact_mut(g.k * LANES)
+        .enumerate()
+        .for_each(fill);
     let panels = &*panels;
     sink.zero();
     let step = rows_at_once(g);
@@ -173,17 +184,26 @@ pub(super) fn backward_input(
     });
 }
 
-/// Sums over an image, then over images in order.
+/// Sums over a few images, as many as their number says, and then over those in order.
 pub(super) fn backward_weights(g: &Geometry, x: &[f32], d_out: &[f32], sink: &mut Sink<'_>) {
     let depth = depth(g);
     let n = x.len() / g.in_len();
+    let each = n.div_ceil(GROUPS);
     let step = rows_at_once(g);
-    scratch::with(n * depth * g.k, |parts| {
+    scratch::with(n.div_ceil(each) * depth * g.k, |parts| {
         parts
             .par_chunks_mut(depth * g.k)
-            .zip(x.par_chunks(g.in_len()).zip(d_out.par_chunks(g.out_len())))
-            .for_each(|(part, (image, d_out))| {
-                for (idx, d_out) in d_out.chunks(step * g.ow * g.k).enumerate() {
+            .zip(
+                x.par_chunks(each * g.in_len())
+                    .zip(d_out.par_chunks(each * g.out_len())),
+            )
+            .for_each(|(part, (images, d_out))| {
+                let images = images.chunks(g.in_len()).zip(d_out.chunks(g.out_len()));
+                let stretches = images.flat_map(|(image, d_out)| {
+                    let rows = d_out.chunks(step * g.ow * g.k).enumerate();
+                    rows.map(move |(idx, d_out)| (image, idx, d_out))
+                });
+                for (at, (image, idx, d_out)) in stretches.enumerate() {
                     let n_rows = d_out.len() / g.k;
                     let sizes = [n_rows * depth, panels_len(n_rows, depth), panels_len(n_rows, g.k)];
                     scratch::with(sizes.iter().sum(), |room| {
@@ -204,7 +224,7 @@ pub(super) fn backward_weights(g: &Geometry, x: &[f32], d_out: &[f32], sink: &mu
                                 row: g.k,
                                 panel: LANES,
                                 n_columns: g.k,
-                                is_added: idx > 0,
+                                is_added: at > 0,
                             },
                         }
                         .run();

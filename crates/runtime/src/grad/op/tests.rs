@@ -180,11 +180,28 @@ fn naive(g: &Geometry, x: &[f32], weights: &[f32], n: usize) -> Vec<f64> {
 
 #[test]
 fn convolutions_are_their_definition_and_their_derivatives() {
+    let oblong = Geometry {
+        h: 9,
+        w: 7,
+        c: 3,
+        oh: 4,
+        ow: 9,
+        k: 5,
+        kernel: [3, 5],
+        stride: [2, 1],
+        dilation: [2, 1],
+        pad: [1, 3],
+        groups: 1,
+    };
     let cases = [
         ("strided", geometry([9, 7], 16, 32, 3, 2, 1, 1)),
         ("odd channels", geometry([6, 5], 11, 7, 3, 1, 1, 1)),
         ("few channels", geometry([6, 5], 5, 7, 3, 1, 1, 1)),
-        ("few channels, dilated", dilated([9, 9], 3, 8, 3, 1, 2, 1, 2)),
+        (
+            "few channels, wider than the picture",
+            geometry([4, 3], 3, 8, 7, 1, 3, 1),
+        ),
+        ("few channels, not square", oblong),
         ("few channels, wide padding", geometry([5, 4], 2, 5, 3, 1, 3, 1)),
         ("one channel", geometry([6, 7], 1, 6, 5, 2, 2, 1)),
         (
@@ -443,6 +460,62 @@ fn pools_and_reductions_have_their_derivatives() {
     let case = Case::new(MaxPool(g), &[3 * g.in_len()], 3 * g.out_len());
     // So small a step that no other number becomes the largest.
     case.check("maximum", &[0], 1e-4, 2e-2);
+}
+
+#[test]
+fn maxima_are_the_first_of_the_largest() {
+    let g = Geometry {
+        groups: 19,
+        ..geometry([7, 6], 19, 19, 3, 2, 1, 19)
+    };
+    // Whole numbers, many of them equal, and two that are none.
+    let mut x: Vec<f32> = numbers(g.in_len(), 3).iter().map(|x| (x * 3.0).round()).collect();
+    (x[5], x[19 * 20 + 7]) = (f32::NAN, f32::NAN);
+    let (mut out, mut kept) = (vec![0.0; g.out_len()], Kept::default());
+    let run = Run {
+        n: 1,
+        norm: NormMode::Frozen,
+    };
+    MaxPool(g).forward(run, &[&x], &mut out, &mut kept);
+    for (at, (out, index)) in out.iter().zip(&kept.indices).enumerate() {
+        let (pixel, c) = (at / g.c, at % g.c);
+        let mut best: Option<(usize, f32)> = None;
+        for tap in 0..g.taps() {
+            let Some(under) = g.under(pixel / g.ow, pixel % g.ow, tap) else {
+                continue;
+            };
+            let x = x[under * g.c + c];
+            if best.is_none_or(|(_, largest)| x > largest || x.is_nan()) {
+                best = Some((under, x));
+            }
+        }
+        let (under, largest) = best.unwrap();
+        assert_eq!(
+            (*index as usize, out.to_bits()),
+            (under, largest.to_bits()),
+            "{at}"
+        );
+    }
+}
+
+#[test]
+fn linear_layers_are_the_same_for_any_number_of_threads() {
+    let op = Linear {
+        n_in: 37,
+        n_out: 200,
+        is_transposed: false,
+    };
+    let case = Case::new(op, &[700 * 37, 37 * 200, 200], 700 * 200);
+    let run = |threads: usize| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+        pool.unwrap().install(|| {
+            let out = case.forward(&case.inputs, &mut Kept::default());
+            let back = case.backward(&numbers(700 * 200, 9), None);
+            [vec![out], back].concat()
+        })
+    };
+    let one = run(1);
+    assert!(run(2) == one && run(5) == one);
 }
 
 #[test]
