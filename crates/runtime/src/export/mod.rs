@@ -14,6 +14,6 @@ pub(crate) use model::metadata;
 pub use model::{About, assemble};
 pub use pattern::{Runner, assemble_proven, reduction_at, with_probabilities};
 pub use run::{Assembled, assemble_run};
-pub use verify::{Expected, MAX_PICTURES, Verified, verify};
+pub use verify::{Expected, Verified, verify};
 
 pub use crate::onnx::Outputs;

@@ -7,13 +7,16 @@ use pth::FileError;
 
 use super::classifier::Classifier;
 use super::pattern::{Runner, assemble_proven};
-use super::verify::{Expected, MAX_PICTURES, Verified, verify};
+use super::verify::{Expected, Verified, verify};
 use crate::data::Dataset;
 use crate::error::Error;
 use crate::features::{FeatureType, Key, Manifest, Recipe, RowId, Store};
 use crate::head::Head;
 use crate::monitor::Monitor;
 use crate::onnx::{Model, Outputs};
+
+/// Pictures that the model is compared on at most, spread over all that the entry lists.
+const MAX_PICTURES: usize = 64;
 
 /// A model put together of a run and a backbone.
 #[derive(Debug)]

@@ -7,9 +7,6 @@ use crate::data::Dataset;
 use crate::error::Error;
 use crate::monitor::Monitor;
 
-/// Pictures that a model is compared on at most, spread over all there are: what differs in a graph differs on any of them.
-pub const MAX_PICTURES: usize = 64;
-
 /// How far the exported model is from the trainer.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Verified {

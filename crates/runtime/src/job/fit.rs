@@ -14,7 +14,7 @@ use super::train::{OnEpoch, Trained, train_in};
 use crate::data::{Columns, DataOptions, Dataset, LeftOut, Split, SplitRule};
 use crate::engine::{Device, Engine, Input, SessionOptions};
 use crate::error::Error;
-use crate::export::{Classifier, Expected, MAX_PICTURES, Outputs, Verified, assemble, verify};
+use crate::export::{Classifier, Expected, Outputs, Verified, assemble, verify};
 use crate::features::{
     ExtractConfig, Extraction, FeatureType, Labelled, Pool, Preparation, Tap, Views, check_input, extract,
 };
@@ -23,6 +23,9 @@ use crate::monitor::Monitor;
 use crate::onnx::{Model, Reduction};
 use crate::report::Thumbnail;
 use crate::targets::Task;
+
+/// The exported model is compared with the trainer on this many pictures at most, spread over the validation split.
+const MAX_VERIFIED: usize = 512;
 
 /// The main job.
 #[derive(Debug, Clone)]
@@ -327,9 +330,9 @@ fn reduction_of(config: &FitConfig, boundary: &str, engine: &Engine) -> Result<R
     })
 }
 
-/// At most [`MAX_PICTURES`] of the validation samples, evenly spread, with what the trainer says of them.
+/// At most [`MAX_VERIFIED`] of the validation samples, evenly spread, with what the trainer says of them.
 fn spread(samples: &[usize], trained: &Trained, val: &Labelled, dtype: FeatureType) -> Expected {
-    let n = samples.len().min(MAX_PICTURES);
+    let n = samples.len().min(MAX_VERIFIED);
     let rows: Vec<usize> = (0..n).map(|i| i * samples.len() / n).collect();
     let n_classes = trained.head.outputs().len();
     let logits = rows

@@ -13,7 +13,7 @@ use super::train::{Descent, Trained, Way, scalars, train_in};
 use crate::data::{Dataset, Split};
 use crate::engine::{Device, Engine};
 use crate::error::Error;
-use crate::export::{Classifier as Exported, Expected, MAX_PICTURES, Runner, Verified, reduction_at, verify};
+use crate::export::{Classifier as Exported, Expected, Runner, Verified, reduction_at, verify};
 use crate::features::{ExtractConfig, Extraction, Features, Pool, Preparation, Tap, extract};
 use crate::head::Head;
 use crate::history::EpochScalars;
@@ -27,6 +27,9 @@ use crate::tune::{
     Boundary, Classifier, LoadReport, Loaded, Network, NetworkOptions, Origin, Rows, Run, Stage, TuneConfig,
     TuneEpoch, Tuned, Written, written,
 };
+
+/// The exported model is compared with the trainer on this many pictures at most, spread over the validation split.
+const MAX_VERIFIED: usize = 64;
 
 /// A fine-tuning.
 #[derive(Debug, Clone)]
@@ -413,7 +416,7 @@ impl<'c> Context<'c> {
         )?;
         let is_val = |&sample: &usize| data.split(sample) == Split::Val && data.label(sample).is_some();
         let samples: Vec<usize> = (0..data.len()).filter(is_val).collect();
-        let n = samples.len().min(MAX_PICTURES);
+        let n = samples.len().min(MAX_VERIFIED);
         let spread: Vec<usize> = (0..n).map(|i| samples[i * samples.len() / n]).collect();
         let (mut readable, mut rows) = (Vec::new(), Vec::new());
         for (sample, answer) in spread.iter().zip(front.classify(data, &spread, self.monitor)?) {
