@@ -11,11 +11,9 @@ use std::ops::Range;
 
 use pulp::{Simd, WithSimd};
 
+pub(crate) use crate::panels::LANES;
 use crate::panels::in_memory;
 use crate::scratch;
-
-/// Numbers of a row of a panel.
-pub(crate) const LANES: usize = 16;
 
 /// `out[b, c] = Σ_p Σ_lane a[b, 16·p + lane] · panels[p, c, lane]` for `n` rows and `m` outputs.
 pub(super) struct Dot<'a> {

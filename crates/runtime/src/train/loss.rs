@@ -283,26 +283,18 @@ impl Loss {
                 n_right: u32::from(wanted[lane] == 0.0 && is_first[lane]),
             };
         }
+        let mut factor = [0.0f32; LANES];
+        for lane in 0..LANES {
+            factor[lane] = scale * lanes.mass[lane] / total[lane];
+        }
         for (class, z) in z[..n].iter_mut().enumerate() {
             let weight = self.weights.get(class).copied().unwrap_or(1.0);
             let shift = -(scale * spread) * weight;
             for lane in 0..LANES {
-                let factor = scale * lanes.mass[lane] / total[lane];
-                let residual = factor.mul_add(z[lane], shift);
-                let is_first = class as u32 == lanes.first[lane];
-                let residual = residual
-                    - if is_first {
-                        scale * lanes.q_first[lane]
-                    } else {
-                        0.0
-                    };
-                let is_second = class as u32 == lanes.second[lane];
-                z[lane] = residual
-                    - if is_second {
-                        scale * lanes.q_second[lane]
-                    } else {
-                        0.0
-                    };
+                let is = |wanted: u32, q: f32| if class as u32 == wanted { scale * q } else { 0.0 };
+                let residual =
+                    factor[lane].mul_add(z[lane], shift) - is(lanes.first[lane], lanes.q_first[lane]);
+                z[lane] = residual - is(lanes.second[lane], lanes.q_second[lane]);
             }
         }
         for (lane, (at, _)) in lanes.places[..lanes.n].iter().enumerate() {
