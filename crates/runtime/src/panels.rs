@@ -213,8 +213,11 @@ impl Product<'_> {
         panel: usize,
     ) {
         let depth = block.depth.clone();
-        for start in depth.clone().step_by(CHAIN) {
-            let part = start..(start + CHAIN).min(depth.end);
+        // Equal chains, so that none is too short to be worth its writing.
+        let n_chains = ((depth.len() + CHAIN / 2) / CHAIN).max(1);
+        let chain = depth.len().div_ceil(n_chains).next_multiple_of(LANES);
+        for start in depth.clone().step_by(chain) {
+            let part = start..(start + chain).min(depth.end);
             let mut row = block.rows.start;
             for tile in block.tiles.chunks_exact(R * depth.len()) {
                 let a = &tile[(part.start - depth.start) * R..(part.end - depth.start) * R];

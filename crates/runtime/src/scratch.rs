@@ -1,24 +1,55 @@
-//! Room that threads keep between steps.
+//! Room that threads keep between steps, and memory that vectors lie well in.
 
 use std::cell::RefCell;
 
 thread_local! {
-    static FREE: RefCell<Vec<Vec<f32>>> = const { RefCell::new(Vec::new()) };
+    static FREE: RefCell<Vec<Aligned>> = const { RefCell::new(Vec::new()) };
+}
+
+/// A line of the cache, in bytes.
+const LINE: usize = 64;
+
+/// Numbers that begin with a line of the cache, so that no vector of them lies in two.
+#[derive(Debug, Default)]
+pub(crate) struct Aligned {
+    values: Vec<f32>,
+    start: usize,
+}
+
+impl Aligned {
+    /// The first `n` numbers, which are kept where there are as many already; others are of no meaning.
+    pub(crate) fn of(&mut self, n: usize) -> &mut [f32] {
+        if self.values.len() < self.start + n {
+            self.values = vec![0.0; n + LINE / size_of::<f32>()];
+            // Where alignment cannot be had, anywhere is right.
+            self.start = self
+                .values
+                .as_ptr()
+                .align_offset(LINE)
+                .min(LINE / size_of::<f32>());
+        }
+        &mut self.values[self.start..self.start + n]
+    }
+
+    /// The first `n` numbers of as many.
+    pub(crate) fn get(&self, n: usize) -> &[f32] {
+        &self.values[self.start..self.start + n]
+    }
 }
 
 /// Numbers of no meaning, which go back to the thread when they are dropped.
 pub(crate) struct Room {
-    values: Vec<f32>,
+    values: Aligned,
     n: usize,
 }
 
 impl Room {
     pub(crate) fn as_ref(&self) -> &[f32] {
-        &self.values[..self.n]
+        self.values.get(self.n)
     }
 
     pub(crate) fn as_mut(&mut self) -> &mut [f32] {
-        &mut self.values[..self.n]
+        self.values.of(self.n)
     }
 }
 
@@ -33,9 +64,7 @@ impl Drop for Room {
 /// `n` numbers of no meaning. In loops for vectors this, not [`with`], whose closure would not be compiled for them.
 pub(crate) fn take(n: usize) -> Room {
     let mut values = FREE.with_borrow_mut(Vec::pop).unwrap_or_default();
-    if values.len() < n {
-        values.resize(n, 0.0);
-    }
+    values.of(n);
     Room { values, n }
 }
 

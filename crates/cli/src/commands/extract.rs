@@ -200,6 +200,7 @@ fn to_json(extraction: &Extraction<'_>, labels: Option<&std::path::Path>) -> ser
             "preparing": extraction.preparing.as_secs_f64(),
             "running": extraction.running.as_secs_f64(),
         },
+        "network": if extraction.is_own { "graftwork" } else { "onnxruntime" },
         "images_per_second": ExtractSummary::of(extraction).images_per_second(),
     })
 }
@@ -231,6 +232,9 @@ pub(crate) fn report(extraction: &ExtractSummary) {
         extraction.images_per_second(),
         extraction.boundary
     ));
+    if extraction.is_own {
+        text::remark("graftwork's own kernels ran the network: they are faster than ONNX Runtime's for it");
+    }
     if extraction.partly_on_cpu {
         text::remark("some operators ran on the processor: the GPU's provider has no kernel for them");
     }

@@ -133,6 +133,8 @@ impl Classifier {
                 intra_threads,
                 device: self.device,
             },
+            // What is classified here is to be seen through ONNX Runtime, as its users will.
+            may_be_own: false,
             n_sessions: n_sessions.min(n_threads),
             n_threads,
             shape: vec![self.batch_size, channels, height, width],

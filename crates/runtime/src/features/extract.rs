@@ -5,7 +5,7 @@
 //! makes them durable.
 
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicUsize};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -235,13 +235,19 @@ pub fn extract<'d>(
             left_out: Reasons::default(),
         }),
     };
-    let note = serde_json::json!({
-        "graftwork": env!("CARGO_PKG_VERSION"),
-        "onnxruntime": format!("1.{}", engine.found().minor),
-        "device": config.device.class(),
-    });
     let spent = Spent::default();
-    let writer = Writer::new(&entries, note.to_string(), config.block_rows, budget.as_ref());
+    let note = || {
+        let mut note = serde_json::json!({
+            "graftwork": env!("CARGO_PKG_VERSION"),
+            "device": config.device.class(),
+        });
+        // What computed the rows; graftwork's own kernels where it is not named.
+        if !spent.is_own.load(Ordering::Relaxed) {
+            note["onnxruntime"] = format!("1.{}", engine.found().minor).into();
+        }
+        note.to_string()
+    };
+    let writer = Writer::new(&entries, &note, config.block_rows, budget.as_ref());
     match config.input {
         Preparation::Pictures(preprocess) => {
             let [channels, height, width] = preprocess.shape();
@@ -249,6 +255,7 @@ pub fn extract<'d>(
                 engine,
                 model: &cut,
                 options,
+                may_be_own: true,
                 n_sessions,
                 n_threads: config.threads.max(1),
                 shape: vec![batch_size, channels, height, width],
@@ -304,6 +311,7 @@ pub fn extract<'d>(
         preparing: duration(spent.preparing),
         running: duration(spent.running),
         partly_on_cpu: spent.partly_on_cpu.into_inner(),
+        is_own: spent.is_own.into_inner(),
         shard,
     };
     let was_asked = !range.is_empty() || data.is_empty();

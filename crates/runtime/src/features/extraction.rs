@@ -44,10 +44,12 @@ pub struct Extraction<'d> {
     pub elapsed: Duration,
     /// What all threads together spent on reading, decoding and transforming.
     pub preparing: Duration,
-    /// What all threads together spent in ONNX Runtime.
+    /// What all threads together spent in the network.
     pub running: Duration,
     /// Whether a GPU was asked for and some operators ran on the processor all the same.
     pub partly_on_cpu: bool,
+    /// Whether the crate's own kernels ran the network, not ONNX Runtime.
+    pub is_own: bool,
     /// The part that was done, with its job.
     pub shard: Option<(Shard, Job)>,
 }

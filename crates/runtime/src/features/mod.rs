@@ -16,6 +16,7 @@ mod matrix;
 mod pipeline;
 mod pool;
 mod reasons;
+mod runner;
 mod shard;
 mod store;
 mod texts;

@@ -7,10 +7,11 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
-use crate::engine::{Engine, Input, OutputView, Session, SessionOptions};
+use super::runner::{Own, Runner};
+use crate::engine::{Device, Engine, OutputView, Session, SessionOptions};
 use crate::error::Error;
 use crate::onnx::Model;
 
@@ -20,6 +21,8 @@ pub(crate) struct Pipeline<'p> {
     pub(crate) engine: &'p Engine,
     pub(crate) model: &'p Model,
     pub(crate) options: SessionOptions,
+    /// Whether the crate's own kernels may run the network, where they are faster.
+    pub(crate) may_be_own: bool,
     /// Sessions at most; each holds its own copy of the weights.
     pub(crate) n_sessions: usize,
     /// Threads that prepare samples.
@@ -35,6 +38,8 @@ pub(crate) struct Spent {
     pub(crate) running: AtomicU64,
     /// Whether a session for a GPU leaves some operators to the processor.
     pub(crate) partly_on_cpu: AtomicBool,
+    /// Whether the crate's own kernels run the network.
+    pub(crate) is_own: AtomicBool,
 }
 
 impl Spent {
@@ -65,7 +70,7 @@ struct Hall<T> {
 struct State<T> {
     free: Vec<Batch<T>>,
     ready: VecDeque<Batch<T>>,
-    sessions: Vec<Session>,
+    sessions: Vec<Runner>,
     /// Sessions that may still be made.
     n_unmade: usize,
     /// Threads that may still fill batches.
@@ -78,7 +83,7 @@ struct State<T> {
 /// A full batch and what runs it; a session that is none yet is made by its thread.
 struct Run<T> {
     batch: Batch<T>,
-    session: Option<Session>,
+    session: Option<Runner>,
 }
 
 enum Next<T> {
@@ -122,7 +127,7 @@ impl<T> Hall<T> {
         self.changed.notify_all();
     }
 
-    fn give_back(&self, mut batch: Batch<T>, session: Session) {
+    fn give_back(&self, mut batch: Batch<T>, session: Runner) {
         batch.tags.clear();
         let mut state = self.lock();
         state.free.push(batch);
@@ -233,6 +238,13 @@ impl<T> Drop for StopOnPanic<'_, T> {
 }
 
 impl Pipeline<'_> {
+    fn own(&self) -> Option<Own> {
+        let is_possible = self.may_be_own && self.options.device == Device::Cpu;
+        is_possible
+            .then(|| Own::new(self.model, &self.shape[1..]))
+            .flatten()
+    }
+
     fn check_rows(&self, output: &OutputView<'_>) -> Result<(), Error> {
         if output.shape.first() == Some(&self.shape[0]) && output.row_len() > 0 {
             return Ok(());
@@ -283,23 +295,26 @@ impl Pipeline<'_> {
             batch_size,
             numel,
         };
+        let own: OnceLock<Option<Own>> = OnceLock::new();
         let run = |run: Run<T>| -> Result<(), Error> {
             let Run { mut batch, session } = run;
-            let mut session = match session {
-                Some(session) => session,
-                None => {
+            // Made when there is something to run: often all is cached.
+            let own = own.get_or_init(|| self.own()).as_ref();
+            let mut session = match (session, own) {
+                (Some(session), _) => session,
+                (None, Some(_)) => {
+                    spent.is_own.store(true, Ordering::Relaxed);
+                    Runner::own(self.options.intra_threads)?
+                }
+                (None, None) => {
                     let session = self.engine.session(self.model, self.options)?;
                     spent.saw(&session);
-                    session
+                    Runner::Session(session)
                 }
             };
             let start = Instant::now();
             batch.values[batch.tags.len() * numel..].fill(0.0);
-            let input = Input::F32 {
-                shape: &self.shape,
-                values: &batch.values,
-            };
-            session.run_with(&[input], |outputs| {
+            session.run_with(own, &self.shape, &batch.values, |outputs| {
                 Spent::add(&spent.running, start);
                 for output in &outputs {
                     self.check_rows(output)?;

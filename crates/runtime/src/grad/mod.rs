@@ -11,6 +11,7 @@
 //! Deliberately absent: random operators (a `Dropout` is the identity, as in evaluation), second derivatives, number types
 //! other than float32, and optimisers.
 
+mod frozen;
 mod gradients;
 mod lower;
 mod op;
@@ -23,6 +24,7 @@ mod tests;
 mod weights;
 mod workspace;
 
+pub use frozen::{Frozen, Room};
 pub use gradients::Gradients;
 pub use plan::{NormMode, Plan};
 pub use tail::{Tail, TailOptions};

@@ -36,8 +36,23 @@ pub(super) struct Program {
     /// Sizes of the slots.
     pub(super) slots: Vec<Dim>,
     pub(super) constants: Vec<Vec<f32>>,
-    pub(super) output: Source,
-    /// Numbers of a sample at the boundary and at the output.
+    /// At least one.
+    pub(super) outputs: Vec<Output>,
+    /// Numbers of a sample at the boundary.
     pub(super) input_width: usize,
-    pub(super) output_width: usize,
+}
+
+/// What a program is for.
+#[derive(Debug)]
+pub(super) struct Output {
+    pub(super) source: Source,
+    /// Its sizes for one sample.
+    pub(super) shape: Vec<usize>,
+}
+
+impl Program {
+    /// Numbers of a sample at the first output.
+    pub(super) fn output_width(&self) -> usize {
+        self.outputs[0].shape.iter().product()
+    }
 }

@@ -3,7 +3,7 @@
 use std::sync::{Mutex, PoisonError};
 
 use super::gradients::Gradients;
-use super::lower::lower;
+use super::lower::{Section, lower};
 use super::op::Run;
 use super::plan::{NormMode, Plan};
 use super::program::{Program, Source};
@@ -47,7 +47,12 @@ impl Tail {
     /// [`Error::UnknownTensor`] for a name that the graph lacks; [`Error::Untrainable`] that names an operator without a
     /// derivative here and its node, or the tensors beside the boundary that the nodes behind it need too.
     pub fn new(model: &Model, options: &TailOptions<'_>) -> Result<Tail, Error> {
-        let (program, parameters, weights) = lower(model, options)?;
+        let section = Section {
+            boundary: options.boundary,
+            outputs: &[options.output],
+            input_shape: options.input_shape,
+        };
+        let (program, parameters, weights) = lower(model, section)?;
         let threads = rayon::ThreadPoolBuilder::new()
             .num_threads(options.threads)
             .thread_name(|idx| format!("tail {idx}"))
@@ -91,7 +96,7 @@ impl Tail {
 
     /// Numbers of the output for one sample.
     pub fn output_width(&self) -> usize {
-        self.program.output_width
+        self.program.output_width()
     }
 
     /// Numbers of the boundary for one sample.
@@ -169,7 +174,7 @@ impl Tail {
         let mut workspace = self.workspace();
         let (program, threads) = (&self.program, &self.threads);
         threads.install(|| workspace.forward(program, weights, batch, run, |node| plan.norms[node]));
-        let mut d_output = workspace.take(n * program.output_width);
+        let mut d_output = workspace.take(n * program.output_width());
         d_output.fill(0.0);
         let value = loss(workspace.output(program, weights, batch), &mut d_output);
         if !value.is_finite() {

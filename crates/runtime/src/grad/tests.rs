@@ -250,6 +250,86 @@ fn a_loss_that_is_no_number_changes_nothing() {
     );
 }
 
+/// The network with weights that do not change, and several outputs.
+fn frozen(outputs: &[&str]) -> Frozen {
+    let section = lower::Section {
+        boundary: "in",
+        outputs,
+        input_shape: &[4, 10, 10],
+    };
+    let (program, _, weights) = lower::lower(&sorted(&network()).model(), section).unwrap();
+    Frozen::of(program, weights)
+}
+
+#[test]
+fn weights_that_do_not_change_give_the_tails_outputs() {
+    let (tail, frozen, mut room) = (tail(2), frozen(&["logits", "b3", "last"]), Room::default());
+    // More than are computed at a time, and not the same number each time.
+    for n in [1, 33, 7, 70] {
+        let batch = numbers(n * 400, 54);
+        let mut expected = Vec::new();
+        tail.forward(&tail.weights(), &batch, n, &mut expected).unwrap();
+        let outputs = frozen.forward(&mut room, &batch);
+        let scale = expected.iter().fold(0.0f32, |a, b| a.max(b.abs()));
+        assert_eq!(outputs[0].len(), expected.len());
+        for (at, (found, expected)) in outputs[0].iter().zip(&expected).enumerate() {
+            assert!(
+                (found - expected).abs() < 1e-5 * scale,
+                "{n} at {at}: {found} {expected}"
+            );
+        }
+    }
+    let shapes: Vec<&[usize]> = frozen.output_shapes().collect();
+    assert_eq!(shapes, [&[5][..], &[32, 5, 5], &[32, 5, 5]]);
+}
+
+#[test]
+fn a_samples_features_depend_on_the_sample_alone() {
+    let (frozen, batch) = (frozen(&["b3", "logits"]), numbers(40 * 400, 55));
+    let threads = |n: usize| rayon::ThreadPoolBuilder::new().num_threads(n).build().unwrap();
+    let all = threads(1).install(|| frozen.forward(&mut Room::default(), &batch).to_vec());
+    let of_three = threads(3).install(|| frozen.forward(&mut Room::default(), &batch).to_vec());
+    assert_eq!(all, of_three);
+    let mut room = Room::default();
+    for sample in [0, 31, 39] {
+        let alone = frozen.forward(&mut room, &batch[sample * 400..][..400]);
+        for (alone, all) in alone.iter().zip(&all) {
+            assert_eq!(
+                *alone,
+                all[sample * alone.len()..][..alone.len()],
+                "sample {sample}"
+            );
+        }
+    }
+}
+
+/// A convolution of 32 channels and `size` taps along an axis, with something in front of it.
+fn convolution(first: &str, size: u64) -> Graph {
+    let attributes: &[(&str, &[u64])] = &[("kernel_shape", &[size; 2]), ("pads", &[size / 2; 4])];
+    graph()
+        .input("x", 1, &[0, 32, 8, 8])
+        .node(first, &["x"], &["in"])
+        .field(1, with_integers("Conv", &["in", "weight"], "y", attributes))
+        .weight(
+            "weight",
+            &[32, 32, size, size],
+            &[0.5; 32 * 32 * 9][..32 * 32 * (size * size) as usize],
+        )
+        .output("y")
+}
+
+#[test]
+fn only_networks_of_tiles_are_run_without_onnx_runtime() {
+    let is_own = |graph: Graph| {
+        let frozen = Frozen::new(&graph.model(), "x", &["y"], &[32, 8, 8]);
+        frozen.unwrap().is_some()
+    };
+    assert!(is_own(convolution("Relu", 3)));
+    assert!(!is_own(convolution("Relu", 1)));
+    let unknown = Frozen::new(&convolution("TopK", 3).model(), "x", &["y"], &[32, 8, 8]);
+    assert!(unknown.is_err());
+}
+
 fn check_refuses(graph: &Graph, boundary: &str, expect: &str) {
     let options = TailOptions {
         boundary,

@@ -95,7 +95,7 @@ impl Workspace {
             weights,
             batch,
         };
-        known.look(&self.slots, program.output)
+        known.look(&self.slots, program.outputs[0].source)
     }
 
     /// A place for the derivative by the output.
@@ -129,7 +129,7 @@ impl Workspace {
             batch,
         };
         let mut is_written = vec![false; weights.values.len()];
-        match program.output {
+        match program.outputs[0].source {
             Source::Slot(slot) => self.derivatives[slot] = Some(d_output),
             _ => self.free.push(d_output),
         }

@@ -93,22 +93,19 @@ impl Operation<'_> {
 }
 
 impl Model {
-    /// The nodes that `output` needs and `boundary` does not, in order.
+    /// The nodes that `outputs` need and `boundary` does not, in order.
     ///
     /// # Errors
     /// [`Error::UnknownTensor`] where the graph makes no such tensor.
     pub(crate) fn operations_behind(
         &self,
         boundary: &str,
-        output: &str,
+        outputs: &[&str],
     ) -> Result<Vec<Operation<'_>>, Error> {
         let producers = self.producers();
-        let is_input = self.inputs.iter().any(|input| input.name == boundary);
-        for (name, is_known) in [
-            (boundary, is_input || producers.contains_key(boundary)),
-            (output, producers.contains_key(output)),
-        ] {
-            if !is_known {
+        for name in outputs.iter().chain([&boundary]).copied() {
+            let is_input = name == boundary && self.inputs.iter().any(|input| input.name == name);
+            if !is_input && !producers.contains_key(name) {
                 let names = self.nodes.iter().flat_map(|node| &node.outputs);
                 return Err(Error::UnknownTensor {
                     path: self.path.clone(),
@@ -117,9 +114,9 @@ impl Model {
                 });
             }
         }
-        // From the output back, but not through the boundary.
+        // From the outputs back, but not through the boundary.
         let mut needed = vec![false; self.nodes.len()];
-        let mut pending = vec![output];
+        let mut pending = outputs.to_vec();
         while let Some(name) = pending.pop() {
             if name == boundary {
                 continue;

@@ -41,17 +41,17 @@ struct Finder<'f, 'm> {
     operations: &'f [Operation<'m>],
     producers: HashMap<&'f str, usize>,
     consumers: HashMap<&'f str, Vec<usize>>,
-    output: &'f str,
+    outputs: &'f [&'f str],
 }
 
 impl Fused {
-    pub(super) fn find(model: &Model, operations: &[Operation<'_>], output: &str) -> Fused {
+    pub(super) fn find(model: &Model, operations: &[Operation<'_>], outputs: &[&str]) -> Fused {
         let mut finder = Finder {
             model,
             operations,
             producers: HashMap::new(),
             consumers: HashMap::new(),
-            output,
+            outputs,
         };
         for (idx, operation) in operations.iter().enumerate() {
             for name in operation.outputs {
@@ -110,7 +110,7 @@ impl<'f> Finder<'f, '_> {
     fn next(&self, idx: usize) -> Option<usize> {
         let output = self.operations[idx].outputs.first()?.as_str();
         match self.consumers.get(output)?.as_slice() {
-            [next] if output != self.output => Some(*next),
+            [next] if !self.outputs.contains(&output) => Some(*next),
             _ => None,
         }
     }

@@ -16,9 +16,8 @@ use indexmap::IndexMap;
 use self::fuse::Fused;
 use self::known::{Known, KnownValues};
 use super::op::{Axis, Op, Strided};
-use super::program::{Node, Program, Source};
+use super::program::{Node, Output, Program, Source};
 use super::shape::{Dim, describe, numel, strides};
-use super::tail::TailOptions;
 use super::weights::{Parameter, ParameterKind, Weights};
 use crate::error::Error;
 use crate::onnx::{Model, Operation, Values};
@@ -96,27 +95,38 @@ struct Lower<'m> {
 /// Why a node cannot be lowered.
 type Lowered<T> = Result<T, String>;
 
-/// Makes the program of the nodes that `options` name, and its parameters.
+/// The part of a graph that becomes a program.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Section<'s> {
+    /// The tensor that its rows come in at.
+    pub(super) boundary: &'s str,
+    /// The tensors that it computes, at least one.
+    pub(super) outputs: &'s [&'s str],
+    /// The sizes of the boundary for one sample.
+    pub(super) input_shape: &'s [usize],
+}
+
+/// Makes the program of a part of a graph, and its parameters.
 pub(super) fn lower(
     model: &Model,
-    options: &TailOptions<'_>,
+    section: Section<'_>,
 ) -> Result<(Program, Vec<Parameter>, Weights), Error> {
     let untrainable = |reason: String| Error::Untrainable {
         path: model.path().to_owned(),
-        boundary: options.boundary.to_owned(),
+        boundary: section.boundary.to_owned(),
         reason,
     };
-    let operations = inside(model, options).map_err(|error| match error {
+    let operations = inside(model, section).map_err(|error| match error {
         Outside::Unknown(error) => error,
         Outside::Reason(reason) => untrainable(reason),
     })?;
     let mut shape = vec![Dim::batched(1)];
-    shape.extend(options.input_shape.iter().map(|size| Dim::fixed(*size)));
-    let input_width = options.input_shape.iter().product();
+    shape.extend(section.input_shape.iter().map(|size| Dim::fixed(*size)));
+    let input_width = section.input_shape.iter().product();
     if input_width == 0 {
         return Err(Error::Usage(format!(
             "a boundary of {:?} holds nothing",
-            options.input_shape
+            section.input_shape
         )));
     }
     let boundary = Tensor {
@@ -126,7 +136,7 @@ pub(super) fn lower(
     };
     let mut lower = Lower {
         model,
-        entities: HashMap::from([(options.boundary.to_owned(), Entity::Tensor(boundary))]),
+        entities: HashMap::from([(section.boundary.to_owned(), Entity::Tensor(boundary))]),
         nodes: Vec::new(),
         slots: Vec::new(),
         constants: Vec::new(),
@@ -134,7 +144,7 @@ pub(super) fn lower(
         weights: IndexMap::new(),
         layer: String::new(),
     };
-    let fused = Fused::find(model, &operations, options.output);
+    let fused = Fused::find(model, &operations, section.outputs);
     for (idx, operation) in operations.iter().enumerate() {
         if fused.is_part(idx) {
             continue;
@@ -151,27 +161,17 @@ pub(super) fn lower(
             ))
         })?;
     }
-    let output = lower
-        .tensor(options.output)
-        .and_then(|output| lower.plain(&output))
-        .and_then(|output| match (output.shape.first(), output.numel()) {
-            (
-                Some(Dim {
-                    size: 1,
-                    is_batched: true,
-                }),
-                total,
-            ) => Ok((output.source, total.size)),
-            _ => Err(format!("it is {}, not a row per sample", describe(&output.shape))),
-        })
-        .map_err(|reason| untrainable(format!("the output `{}`: {reason}", options.output)))?;
+    let outputs = section.outputs.iter().map(|name| {
+        let output = lower.output(name);
+        output.map_err(|reason| untrainable(format!("the output `{name}`: {reason}")))
+    });
+    let outputs = outputs.collect::<Result<_, Error>>()?;
     let program = Program {
         nodes: lower.nodes,
         slots: lower.slots,
         constants: lower.constants,
-        output: output.0,
+        outputs,
         input_width,
-        output_width: output.1,
     };
     Ok((
         program,
@@ -188,12 +188,12 @@ enum Outside {
 }
 
 /// The nodes that depend on the boundary or on constants only.
-fn inside<'m>(model: &'m Model, options: &TailOptions<'_>) -> Result<Vec<Operation<'m>>, Outside> {
+fn inside<'m>(model: &'m Model, section: Section<'_>) -> Result<Vec<Operation<'m>>, Outside> {
     let all = model
-        .operations_behind(options.boundary, options.output)
+        .operations_behind(section.boundary, section.outputs)
         .map_err(Outside::Unknown)?;
     let constants = model.constants();
-    let mut dependent: HashSet<&str> = HashSet::from([options.boundary]);
+    let mut dependent: HashSet<&str> = HashSet::from([section.boundary]);
     let mut kept = Vec::new();
     let mut around: Vec<&str> = Vec::new();
     for operation in all {
@@ -216,11 +216,8 @@ fn inside<'m>(model: &'m Model, options: &TailOptions<'_>) -> Result<Vec<Operati
             kept.push(operation);
         }
     }
-    if !dependent.contains(options.output) {
-        return Err(Outside::Reason(format!(
-            "`{}` does not depend on it",
-            options.output
-        )));
+    if let Some(output) = section.outputs.iter().find(|output| !dependent.contains(*output)) {
+        return Err(Outside::Reason(format!("`{output}` does not depend on it")));
     }
     if !around.is_empty() {
         let names: Vec<String> = around.iter().map(|name| format!("`{name}`")).collect();
@@ -234,6 +231,21 @@ fn inside<'m>(model: &'m Model, options: &TailOptions<'_>) -> Result<Vec<Operati
 }
 
 impl Lower<'_> {
+    /// An output as the graph sees it, which must be a row per sample.
+    fn output(&mut self, name: &str) -> Lowered<Output> {
+        let output = self.tensor(name)?;
+        let output = self.plain(&output)?;
+        match output.shape.split_first() {
+            Some((first, rest)) if *first == Dim::batched(1) && rest.iter().all(|dim| !dim.is_batched) => {
+                Ok(Output {
+                    source: output.source,
+                    shape: rest.iter().map(|dim| dim.size).collect(),
+                })
+            }
+            _ => Err(format!("it is {}, not a row per sample", describe(&output.shape))),
+        }
+    }
+
     fn set(&mut self, name: &str, tensor: Tensor) {
         self.entities.insert(name.to_owned(), Entity::Tensor(tensor));
     }

@@ -2,7 +2,8 @@
 
 use rayon::prelude::*;
 
-use super::{Backward, Kept, Op, Run, Sink, totals};
+use super::after::bounded;
+use super::{Backward, Kept, Op, Part, Run, Sink, totals};
 use crate::grad::plan::NormMode;
 use crate::panels::vectorised;
 
@@ -69,14 +70,14 @@ vectorised! {
             None => {
                 for (out, x) in out.chunks_exact_mut(c).zip(x.chunks_exact(c)) {
                     for (((out, x), factor), offset) in out.iter_mut().zip(x).zip(factor).zip(offset) {
-                        *out = x.mul_add(*factor, *offset).max(clamp[0]).min(clamp[1]);
+                        *out = bounded(x.mul_add(*factor, *offset), clamp);
                     }
                 }
             }
             Some(residual) => {
                 for ((out, x), r) in out.chunks_exact_mut(c).zip(x.chunks_exact(c)).zip(residual.chunks_exact(c)) {
                     for ((((out, x), factor), offset), r) in out.iter_mut().zip(x).zip(factor).zip(offset).zip(r) {
-                        *out = (x.mul_add(*factor, *offset) + r).max(clamp[0]).min(clamp[1]);
+                        *out = bounded(x.mul_add(*factor, *offset) + r, clamp);
                     }
                 }
             }
@@ -138,6 +139,10 @@ impl BatchNorm {
 }
 
 impl Op for BatchNorm {
+    fn part(&self) -> Part<'_> {
+        Part::Norm(self)
+    }
+
     fn forward(&self, run: Run, inputs: &[&[f32]], out: &mut [f32], kept: &mut Kept) {
         let (c, part) = (self.n_channels, self.part());
         let &[x, scale, shift, running_mean, running_var, ..] = inputs else {

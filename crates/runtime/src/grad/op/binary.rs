@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::{Backward, Kept, Op, Run, Sink, put_totals, totals};
+use super::{Backward, Kept, Op, Part, Run, Sink, put_totals, totals};
 use crate::grad::shape::Dim;
 use crate::panels::{sum_of, vectorised};
 use crate::scratch;
@@ -174,6 +174,19 @@ impl Binary {
 }
 
 impl Op for Binary {
+    fn is_by_sample(&self) -> bool {
+        self.shape.iter().skip(1).all(|size| !size.is_batched)
+    }
+
+    fn part(&self) -> Part<'_> {
+        let is_whole = self.has.iter().flatten().all(|has| *has);
+        if self.kind == BinaryKind::Add && is_whole {
+            Part::Sum
+        } else {
+            Part::Other
+        }
+    }
+
     fn forward(&self, run: Run, inputs: &[&[f32]], out: &mut [f32], _: &mut Kept) {
         let axes = self.axes(run.n);
         let (inner, at_once) = (axes.inner.0, Binary::at_once(&axes));

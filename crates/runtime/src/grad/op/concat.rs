@@ -11,6 +11,10 @@ pub(in crate::grad) struct Concat {
 }
 
 impl Op for Concat {
+    fn is_by_sample(&self) -> bool {
+        !self.inner.is_batched && self.sizes.iter().all(|size| !size.is_batched)
+    }
+
     fn forward(&self, run: Run, inputs: &[&[f32]], out: &mut [f32], _: &mut Kept) {
         let widths: Vec<usize> = self
             .sizes
@@ -62,6 +66,10 @@ pub(in crate::grad) struct Select {
 }
 
 impl Op for Select {
+    fn is_by_sample(&self) -> bool {
+        !self.inner.is_batched
+    }
+
     fn forward(&self, run: Run, inputs: &[&[f32]], out: &mut [f32], _: &mut Kept) {
         let inner = self.inner.at(run.n);
         let blocks = out.chunks_exact_mut(self.indices.len() * inner);

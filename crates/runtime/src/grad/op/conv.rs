@@ -2,8 +2,9 @@
 
 use rayon::prelude::*;
 
-use super::linear::{add_row, column_sums};
-use super::{Backward, Kept, Op, Run, Sink, depthwise, narrow, winograd};
+use super::after::After;
+use super::linear::column_sums;
+use super::{Backward, Kept, Op, Part, Run, Sink, depthwise, narrow, winograd};
 use crate::panels::{LANES, Outer, Place, Product, pack, panels_len};
 use crate::scratch;
 
@@ -60,12 +61,12 @@ impl Geometry {
 /// A convolution; inputs are `x`, the kernel `[k, c / groups, kh, kw]` and, where there is one, the bias.
 #[derive(Debug)]
 pub(in crate::grad) struct Conv {
-    geometry: Geometry,
-    way: Way,
+    pub(super) geometry: Geometry,
+    pub(super) way: Way,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Way {
+pub(super) enum Way {
     /// One product with all that the taps see.
     Columns,
     /// The same for few input channels.
@@ -98,16 +99,30 @@ impl Conv {
 impl Op for Conv {
     fn forward(&self, run: Run, inputs: &[&[f32]], out: &mut [f32], kept: &mut Kept) {
         let g = &self.geometry;
+        let [x, weights] = [inputs[0], inputs[1]];
+        let after = After::bias(inputs.get(2).copied());
         match self.way {
-            Way::Winograd => winograd::forward(g, run.n, inputs[0], inputs[1], out, kept),
-            Way::Depthwise => depthwise::forward(g, inputs[0], inputs[1], out, kept),
-            Way::Narrow => narrow::forward(g, inputs[0], inputs[1], out, kept),
-            Way::Columns => forward(g, inputs[0], inputs[1], out, kept),
+            Way::Winograd => winograd::forward(g, run.n, [x, weights], after, out, kept),
+            Way::Depthwise => {
+                depthwise::forward(g, x, weights, out, kept);
+                out.par_chunks_mut(g.out_len())
+                    .for_each(|rows| after.finish(rows, g.k));
+            }
+            Way::Narrow => {
+                let [panels] = kept.arrays([narrow::kernels_len(g)]);
+                narrow::pack_kernels(g, weights, panels);
+                narrow::forward(g, x, panels, after, out);
+            }
+            Way::Columns => {
+                let [panels] = kept.arrays([kernels_len(g)]);
+                pack_kernels(g, weights, panels);
+                forward(g, x, panels, after, out);
+            }
         }
-        if let Some(bias) = inputs.get(2) {
-            out.par_chunks_mut(g.out_len())
-                .for_each(|rows| add_row(rows, bias));
-        }
+    }
+
+    fn part(&self) -> Part<'_> {
+        Part::Conv(self)
     }
 
     fn backward(&self, run: Run, pass: Backward<'_>, sinks: &mut [Option<Sink<'_>>], kept: &mut Kept) {
@@ -186,13 +201,25 @@ fn gather(
     }
 }
 
-fn forward(g: &Geometry, x: &[f32], weights: &[f32], out: &mut [f32], kept: &mut Kept) {
+/// Numbers of a group's kernels in panels.
+fn group_len(g: &Geometry) -> usize {
+    panels_len(depth(g), g.group_k())
+}
+
+/// What the taps of an output see of a group, channels filled up to whole panels.
+fn depth(g: &Geometry) -> usize {
+    g.taps() * g.group_c().next_multiple_of(LANES)
+}
+
+/// Numbers of all kernels in panels.
+pub(super) fn kernels_len(g: &Geometry) -> usize {
+    g.groups * group_len(g)
+}
+
+/// Kernels in panels over the outputs; rows are taps, and the channels under each.
+pub(super) fn pack_kernels(g: &Geometry, weights: &[f32], panels: &mut [f32]) {
     let (group_c, group_k, taps) = (g.group_c(), g.group_k(), g.taps());
-    let n_panels = group_c.div_ceil(LANES);
-    let depth = taps * n_panels * LANES;
-    let group_len = panels_len(depth, group_k);
-    let [panels] = kept.arrays([g.groups * group_len]);
-    // Panels over the outputs; rows are taps, and the channels under each.
+    let depth = depth(g);
     panels
         .par_chunks_mut(depth * LANES)
         .enumerate()
@@ -204,46 +231,53 @@ fn forward(g: &Geometry, x: &[f32], weights: &[f32], out: &mut [f32], kept: &mut
                 let kernel = &weights[(panel / per_group * group_k + first + lane) * group_c * taps..];
                 for c in 0..group_c {
                     for tap in 0..taps {
-                        out[(tap * n_panels * LANES + c) * LANES + lane] = kernel[c * taps + tap];
+                        out[(tap * (depth / taps) + c) * LANES + lane] = kernel[c * taps + tap];
                     }
                 }
             }
         });
-    let panels = &*panels;
+}
+
+/// Pictures `[n, h, w, c]` and kernels as [`pack_kernels`] makes them to `[n, oh, ow, k]`.
+pub(super) fn forward(g: &Geometry, x: &[f32], kernels: &[f32], after: After<'_>, out: &mut [f32]) {
+    let (group_c, group_k) = (g.group_c(), g.group_k());
+    let (depth, group_len) = (depth(g), group_len(g));
+    let n_panels = depth / g.taps() / LANES;
     let step = rows_at_once(g);
     let images = out.par_chunks_mut(g.out_len()).zip(x.par_chunks(g.in_len()));
-    images.for_each(|(out, image)| {
-        out.par_chunks_mut(step * g.ow * g.k)
-            .enumerate()
-            .for_each(|(idx, out)| {
-                let rows = idx * step..((idx + 1) * step).min(g.oh);
-                let n_rows = rows.len() * g.ow;
-                scratch::with(n_rows * depth, |seen| {
-                    for group in 0..g.groups {
-                        for (panel, seen) in seen.chunks_exact_mut(n_rows * LANES).enumerate() {
-                            let channel = group * group_c + panel % n_panels * LANES;
-                            gather(g, image, rows.clone(), panel / n_panels, channel, seen);
-                        }
-                        Product {
-                            a: seen,
-                            a_row: LANES,
-                            a_panel: n_rows * LANES,
-                            n_rows,
-                            depth,
-                            b: &panels[group * group_len..][..group_len],
-                            b_panel: depth * LANES,
-                            out: &mut out[group * group_k..],
-                            place: Place {
-                                row: g.k,
-                                panel: LANES,
-                                n_columns: group_k,
-                                is_added: false,
-                            },
-                        }
-                        .run();
+    images.enumerate().for_each(|(image_idx, (out, image))| {
+        let after = after.from(image_idx * g.out_len());
+        let len = step * g.ow * g.k;
+        out.par_chunks_mut(len).enumerate().for_each(|(idx, out)| {
+            let rows = idx * step..((idx + 1) * step).min(g.oh);
+            let n_rows = rows.len() * g.ow;
+            scratch::with(n_rows * depth, |seen| {
+                for group in 0..g.groups {
+                    for (panel, seen) in seen.chunks_exact_mut(n_rows * LANES).enumerate() {
+                        let channel = group * group_c + panel % n_panels * LANES;
+                        gather(g, image, rows.clone(), panel / n_panels, channel, seen);
                     }
-                });
+                    Product {
+                        a: seen,
+                        a_row: LANES,
+                        a_panel: n_rows * LANES,
+                        n_rows,
+                        depth,
+                        b: &kernels[group * group_len..][..group_len],
+                        b_panel: depth * LANES,
+                        out: &mut out[group * group_k..],
+                        place: Place {
+                            row: g.k,
+                            panel: LANES,
+                            n_columns: group_k,
+                            is_added: false,
+                        },
+                    }
+                    .run();
+                }
             });
+            after.from(idx * len).finish(out, g.k);
+        });
     });
 }
 

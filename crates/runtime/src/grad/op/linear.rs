@@ -2,7 +2,8 @@
 
 use rayon::prelude::*;
 
-use super::{Backward, Kept, Op, Run, Sink, put_totals, totals};
+use super::after::After;
+use super::{Backward, Kept, Op, Part, Run, Sink, put_totals, totals};
 use crate::panels::{LANES, Outer, Place, Product, fair, pack, pack_transposed, panels_len, vectorised};
 use crate::scratch;
 
@@ -20,16 +21,6 @@ pub(in crate::grad) struct Linear {
     pub(in crate::grad) n_out: usize,
     /// Whether the weights are stored `[n_in, n_out]`, not `[n_out, n_in]`.
     pub(in crate::grad) is_transposed: bool,
-}
-
-vectorised! {
-    pub(super) fn add_row(rows: &'a mut [f32], row: &'a [f32]) {
-        for out in rows.chunks_exact_mut(row.len()) {
-            for (out, value) in out.iter_mut().zip(row) {
-                *out += value;
-            }
-        }
-    }
 }
 
 vectorised! {
@@ -60,7 +51,7 @@ pub(super) fn column_sums(rows: &[f32], n: usize, sink: &mut Sink<'_>) {
 
 impl Linear {
     /// Weights `[n, depth]` (or, `is_transposed`, `[depth, n]`) as panels over `n`.
-    fn panels(weights: &[f32], n: usize, depth: usize, is_transposed: bool, out: &mut [f32]) {
+    pub(super) fn panels(weights: &[f32], n: usize, depth: usize, is_transposed: bool, out: &mut [f32]) {
         let panels = out.par_chunks_mut(depth * LANES).enumerate();
         panels.for_each(|(panel, out)| {
             let width = (n - panel * LANES).min(LANES);
@@ -73,13 +64,21 @@ impl Linear {
         });
     }
 
-    /// `out[r, n] (+)= rows[r, depth] · panels`.
-    fn multiply(rows: &[f32], depth: usize, panels: &[f32], n: usize, out: &mut [f32], is_added: bool) {
+    /// `out[r, n] (+)= rows[r, depth] · panels`, and what follows.
+    pub(super) fn multiply(
+        rows: &[f32],
+        depth: usize,
+        panels: &[f32],
+        n: usize,
+        out: &mut [f32],
+        is_added: bool,
+        after: After<'_>,
+    ) {
         let at_once = TILE * fair((out.len() / n).div_ceil(TILE), TILES);
         let tasks = out
             .par_chunks_mut(at_once * n)
             .zip(rows.par_chunks(at_once * depth));
-        tasks.for_each(|(out, rows)| {
+        tasks.enumerate().for_each(|(idx, (out, rows))| {
             Product {
                 a: rows,
                 a_row: depth,
@@ -97,6 +96,7 @@ impl Linear {
                 },
             }
             .run();
+            after.from(idx * at_once * n).finish(out, n);
         });
     }
 }
@@ -144,11 +144,12 @@ impl Op for Linear {
         let &Linear { n_in, n_out, .. } = self;
         let [panels] = kept.arrays([panels_len(n_in, n_out)]);
         Linear::panels(inputs[1], n_out, n_in, self.is_transposed, panels);
-        Linear::multiply(inputs[0], n_in, panels, n_out, out, false);
-        if let Some(bias) = inputs.get(2) {
-            out.par_chunks_mut(TILE * TILES * n_out)
-                .for_each(|rows| add_row(rows, bias));
-        }
+        let after = After::bias(inputs.get(2).copied());
+        Linear::multiply(inputs[0], n_in, panels, n_out, out, false, after);
+    }
+
+    fn part(&self) -> Part<'_> {
+        Part::Linear(self)
     }
 
     fn backward(&self, _: Run, pass: Backward<'_>, sinks: &mut [Option<Sink<'_>>], kept: &mut Kept) {
@@ -156,7 +157,8 @@ impl Op for Linear {
         if let Some(sink) = &mut sinks[0] {
             let [_, panels] = kept.arrays([0, panels_len(n_out, n_in)]);
             Linear::panels(pass.inputs[1], n_in, n_out, !self.is_transposed, panels);
-            Linear::multiply(pass.d_out, n_out, panels, n_in, sink.values, sink.is_added);
+            let (to, is_added) = (&mut *sink.values, sink.is_added);
+            Linear::multiply(pass.d_out, n_out, panels, n_in, to, is_added, After::default());
         }
         if let Some(sink) = &mut sinks[1] {
             if self.is_transposed {

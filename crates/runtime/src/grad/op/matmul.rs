@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::{Backward, Kept, Op, Run, Sink};
+use super::{Backward, Kept, Op, Part, Run, Sink};
 use crate::grad::shape::Dim;
 use crate::solve::linalg::{View, multiply_into};
 
@@ -46,6 +46,10 @@ impl MatMul {
 }
 
 impl Op for MatMul {
+    fn part(&self) -> Part<'_> {
+        Part::MatMul
+    }
+
     fn forward(&self, run: Run, inputs: &[&[f32]], out: &mut [f32], _: &mut Kept) {
         let [rows, _, columns] = self.sizes(run.n);
         out.par_chunks_mut(rows * columns)

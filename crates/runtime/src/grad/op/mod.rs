@@ -1,10 +1,12 @@
 //! Operators: each knows its result and how a change of the result depends on a change of its inputs.
 
+mod after;
 mod batch_norm;
 mod binary;
 mod concat;
 mod conv;
 mod depthwise;
+mod frozen;
 mod layer_norm;
 mod linear;
 mod matmul;
@@ -22,6 +24,7 @@ pub(super) use batch_norm::BatchNorm;
 pub(super) use binary::{Binary, BinaryKind};
 pub(super) use concat::{Concat, Select};
 pub(super) use conv::{Conv, Geometry};
+pub(super) use frozen::{Cost, FrozenProduct};
 pub(super) use layer_norm::LayerNorm;
 pub(super) use linear::Linear;
 pub(super) use matmul::MatMul;
@@ -92,6 +95,21 @@ impl Kept {
     }
 }
 
+/// What one who puts operators together sees in one of them.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Part<'o> {
+    Conv(&'o Conv),
+    Linear(&'o Linear),
+    Norm(&'o BatchNorm),
+    /// Each element within bounds.
+    Clamp([f32; 2]),
+    /// The sum of two inputs of the same sizes.
+    Sum,
+    /// A product of two inputs that are computed.
+    MatMul,
+    Other,
+}
+
 /// An operator. Inputs are as it was made for; `out` is whole.
 pub(super) trait Op: std::fmt::Debug + Send + Sync {
     /// Computes `out`, every element of it.
@@ -99,6 +117,16 @@ pub(super) trait Op: std::fmt::Debug + Send + Sync {
 
     /// Computes the derivatives by those inputs that have a sink, from that by `out`.
     fn backward(&self, run: Run, pass: Backward<'_>, sinks: &mut [Option<Sink<'_>>], kept: &mut Kept);
+
+    /// What it is to one who puts operators together.
+    fn part(&self) -> Part<'_> {
+        Part::Other
+    }
+
+    /// Whether the samples of all tensors lie behind each other, so that some of them can be computed by themselves.
+    fn is_by_sample(&self) -> bool {
+        true
+    }
 
     /// Lets running statistics follow those of the batch that was last run forward; only for a batch normalisation.
     fn update_running(&self, kept: &Kept, mean: &mut [f32], var: &mut [f32]) {

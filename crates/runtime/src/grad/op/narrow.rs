@@ -6,6 +6,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+use super::after::After;
 use super::conv::{Geometry, rows_at_once};
 use super::{Kept, Sink, totals};
 use crate::panels::{LANES, Outer, Place, Product, pack, panels_len};
@@ -27,26 +28,24 @@ fn depth(g: &Geometry) -> usize {
     g.taps() * g.c
 }
 
-/// Calls `run` for what each row of the kernel sees under each output of some rows: the output's number among them, where it
-/// lies in the output's row, and where in the picture that is; what lies in the padding is left out.
+/// Calls `run` for what each row of the kernel sees under each output of some rows: where that row of the kernel begins among
+/// what all outputs see, which of its numbers are in the picture and not in the padding, and where in the picture they begin.
 #[inline(always)]
 fn each_run(g: &Geometry, rows: Range<usize>, mut run: impl FnMut(usize, Range<usize>, usize)) {
-    let width = g.kernel[1];
+    let (width, depth) = (g.kernel[1], depth(g));
     for (at, oy) in rows.enumerate() {
         for ky in 0..g.kernel[0] {
-            let Some(y) = (oy * g.stride[0] + ky * g.dilation[0])
-                .checked_sub(g.pad[0])
-                .filter(|y| *y < g.h)
-            else {
-                continue;
-            };
+            let y = (oy * g.stride[0] + ky * g.dilation[0]).wrapping_sub(g.pad[0]);
             for ox in 0..g.ow {
                 let left = ox * g.stride[1];
                 let first = g.pad[1].saturating_sub(left).min(width);
-                let last = (g.w + g.pad[1]).saturating_sub(left).min(width);
-                if first < last {
-                    let place = (ky * width + first) * g.c..(ky * width + last) * g.c;
-                    run(at * g.ow + ox, place, (y * g.w + left + first - g.pad[1]) * g.c);
+                let last = (g.w + g.pad[1]).saturating_sub(left).clamp(first, width);
+                let start = (at * g.ow + ox) * depth + ky * width * g.c;
+                if y < g.h && first < last {
+                    let from = (y * g.w + left + first - g.pad[1]) * g.c;
+                    run(start, first * g.c..last * g.c, from);
+                } else {
+                    run(start, 0..0, 0);
                 }
             }
         }
@@ -55,20 +54,35 @@ fn each_run(g: &Geometry, rows: Range<usize>, mut run: impl FnMut(usize, Range<u
 
 /// What the taps see, `[outputs, depth]`.
 fn gather(g: &Geometry, image: &[f32], rows: Range<usize>, out: &mut [f32]) {
-    let depth = depth(g);
-    out.fill(0.0);
-    each_run(g, rows, |output, place, from| {
-        let len = place.len();
-        out[output * depth..][place].copy_from_slice(&image[from..][..len]);
+    let len = g.kernel[1] * g.c;
+    each_run(g, rows, |start, seen, from| {
+        let out = &mut out[start..start + len];
+        if seen.len() < len {
+            out.fill(0.0);
+        }
+        copy(&image[from..][..seen.len()], &mut out[seen]);
     });
 }
 
+/// Copies a run, which is short: most are one or two vectors long, and a call would cost more than the copy.
+#[inline(always)]
+fn copy(from: &[f32], to: &mut [f32]) {
+    match (from.first_chunk::<LANES>(), to.first_chunk_mut::<LANES>()) {
+        (Some(head), Some(to_head)) if from.len() <= 2 * LANES => {
+            *to_head = *head;
+            if let (Some(tail), Some(to_tail)) = (from.last_chunk::<LANES>(), to.last_chunk_mut::<LANES>()) {
+                *to_tail = *tail;
+            }
+        }
+        _ => to.copy_from_slice(from),
+    }
+}
+
 /// The adjoint of [`gather`].
-fn scatter(g: &Geometry, seen: &[f32], rows: Range<usize>, image: &mut [f32]) {
-    let depth = depth(g);
-    each_run(g, rows, |output, place, to| {
-        let seen = &seen[output * depth..][place];
-        for (to, value) in image[to..].iter_mut().zip(seen) {
+fn scatter(g: &Geometry, taken: &[f32], rows: Range<usize>, image: &mut [f32]) {
+    each_run(g, rows, |start, seen, to| {
+        let taken = &taken[start + seen.start..start + seen.end];
+        for (to, value) in image[to..].iter_mut().zip(taken) {
             *to += value;
         }
     });
@@ -79,9 +93,14 @@ fn in_kernel(g: &Geometry, at: usize) -> usize {
     at % g.c * g.taps() + at / g.c
 }
 
-pub(super) fn forward(g: &Geometry, x: &[f32], weights: &[f32], out: &mut [f32], kept: &mut Kept) {
+/// Numbers of the kernels in panels.
+pub(super) fn kernels_len(g: &Geometry) -> usize {
+    panels_len(depth(g), g.k)
+}
+
+/// Kernels in panels over the outputs.
+pub(super) fn pack_kernels(g: &Geometry, weights: &[f32], panels: &mut [f32]) {
     let depth = depth(g);
-    let [panels] = kept.arrays([panels_len(depth, g.k)]);
     let fill = |(panel, out): (usize, &mut [f32])| {
         out.fill(0.0);
         let kernels = weights.chunks_exact(depth).skip(panel * LANES).take(LANES);
@@ -95,36 +114,41 @@ pub(super) fn forward(g: &Geometry, x: &[f32], weights: &[f32], out: &mut [f32],
         .par_chunks_exact_mut(depth * LANES)
         .enumerate()
         .for_each(fill);
-    let panels = &*panels;
+}
+
+/// Pictures `[n, h, w, c]` and kernels as [`pack_kernels`] makes them to `[n, oh, ow, k]`.
+pub(super) fn forward(g: &Geometry, x: &[f32], kernels: &[f32], after: After<'_>, out: &mut [f32]) {
+    let depth = depth(g);
     let step = rows_at_once(g);
     let images = out.par_chunks_mut(g.out_len()).zip(x.par_chunks(g.in_len()));
-    images.for_each(|(out, image)| {
-        out.par_chunks_mut(step * g.ow * g.k)
-            .enumerate()
-            .for_each(|(idx, out)| {
-                let rows = idx * step..((idx + 1) * step).min(g.oh);
-                let n_rows = rows.len() * g.ow;
-                scratch::with(n_rows * depth, |seen| {
-                    gather(g, image, rows, seen);
-                    Product {
-                        a: seen,
-                        a_row: depth,
-                        a_panel: LANES,
-                        n_rows,
-                        depth,
-                        b: panels,
-                        b_panel: depth * LANES,
-                        out,
-                        place: Place {
-                            row: g.k,
-                            panel: LANES,
-                            n_columns: g.k,
-                            is_added: false,
-                        },
-                    }
-                    .run();
-                });
+    images.enumerate().for_each(|(image_idx, (out, image))| {
+        let after = after.from(image_idx * g.out_len());
+        let len = step * g.ow * g.k;
+        out.par_chunks_mut(len).enumerate().for_each(|(idx, out)| {
+            let rows = idx * step..((idx + 1) * step).min(g.oh);
+            let n_rows = rows.len() * g.ow;
+            scratch::with(n_rows * depth, |seen| {
+                gather(g, image, rows, seen);
+                Product {
+                    a: seen,
+                    a_row: depth,
+                    a_panel: LANES,
+                    n_rows,
+                    depth,
+                    b: kernels,
+                    b_panel: depth * LANES,
+                    out,
+                    place: Place {
+                        row: g.k,
+                        panel: LANES,
+                        n_columns: g.k,
+                        is_added: false,
+                    },
+                }
+                .run();
             });
+            after.from(idx * len).finish(out, g.k);
+        });
     });
 }
 

@@ -54,6 +54,10 @@ impl Reduce {
 }
 
 impl Op for Reduce {
+    fn is_by_sample(&self) -> bool {
+        !self.size.is_batched && !self.inner.is_batched
+    }
+
     fn forward(&self, run: Run, inputs: &[&[f32]], out: &mut [f32], _: &mut Kept) {
         let (inner, block) = (self.inner.at(run.n), self.size.at(run.n) * self.inner.at(run.n));
         let at_once = (super::CHUNK / block.max(1)).max(1);

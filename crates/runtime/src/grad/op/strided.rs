@@ -140,6 +140,13 @@ impl Layout {
 }
 
 impl Op for Strided {
+    fn is_by_sample(&self) -> bool {
+        let is_first = |axis: &Axis| axis.size == Dim::batched(1) && axis.start == 0 && axis.step == 1;
+        self.0.first().is_some_and(is_first)
+            && self.0[1..].iter().all(|axis| !axis.size.is_batched)
+            && self.0.iter().all(|axis| !axis.stride.is_batched)
+    }
+
     fn forward(&self, run: Run, inputs: &[&[f32]], out: &mut [f32], _: &mut Kept) {
         Layout::new(&self.0, run.n).copy(inputs[0], out, false);
     }

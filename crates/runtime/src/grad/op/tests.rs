@@ -236,6 +236,89 @@ fn convolutions_are_their_definition_and_their_derivatives() {
     }
 }
 
+/// Bounds that some outputs of the cases are beyond.
+const BOUNDS: [f32; 2] = [-0.5, 0.75];
+
+#[test]
+fn frozen_convolutions_are_their_definition_and_what_follows_them() {
+    let cases = [
+        ("strided", geometry([9, 7], 16, 32, 3, 2, 1, 1), 3),
+        ("few channels", geometry([100, 80], 3, 8, 7, 2, 3, 1), 2),
+        ("grouped", geometry([6, 6], 24, 40, 3, 1, 1, 4), 3),
+        ("tiles, one cut", geometry([3, 2], 32, 32, 3, 1, 2, 1), 1),
+        ("tiles, cut", geometry([7, 5], 48, 32, 3, 1, 1, 1), 3),
+        ("tiles, no padding", geometry([18, 18], 32, 64, 3, 1, 0, 1), 2),
+        (
+            "tiles, several pictures in a block",
+            geometry([12, 11], 32, 48, 3, 1, 1, 1),
+            29,
+        ),
+        (
+            "tiles, several blocks in a picture",
+            geometry([56, 46], 32, 32, 3, 1, 1, 1),
+            2,
+        ),
+    ];
+    for (name, g, n) in cases {
+        let (x, residual) = (numbers(n * g.in_len(), 1), numbers(n * g.out_len(), 2));
+        let (weights, bias) = (numbers(g.k * g.group_c() * g.taps(), 3), numbers(g.k, 4));
+        let expected = naive(&g, &x, &weights, n);
+        let largest = expected.iter().fold(0.0f64, |a, b| a.max(b.abs()));
+        for (has_bias, has_residual, clamp) in [
+            (false, false, None),
+            (true, false, Some(BOUNDS)),
+            (false, true, Some(BOUNDS)),
+            (true, true, Some([0.0, f32::INFINITY])),
+        ] {
+            let frozen = FrozenProduct::of_conv(&Conv::new(g), &weights).unwrap();
+            let frozen = frozen.with(has_bias.then(|| bias.clone()), clamp);
+            let mut out = vec![f32::NAN; n * g.out_len()];
+            frozen.forward(&x, has_residual.then_some(&residual), &mut out);
+            for (at, (out, expected)) in out.iter().zip(&expected).enumerate() {
+                let more = [(has_bias, bias[at % g.k]), (has_residual, residual[at])];
+                let more = more
+                    .into_iter()
+                    .filter(|(has, _)| *has)
+                    .map(|(_, value)| f64::from(value));
+                let [low, high] = clamp.unwrap_or([f32::NEG_INFINITY, f32::INFINITY]).map(f64::from);
+                let expected = (expected + more.sum::<f64>()).clamp(low, high);
+                assert!(
+                    (f64::from(*out) - expected).abs() < 5e-6 * largest,
+                    "{name} at {at}: {out} {expected}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn what_is_no_number_passes_activations() {
+    let after = frozen_product_of_one(f32::NAN);
+    assert!(after.iter().all(|out| out.is_nan()), "{after:?}");
+    assert_eq!(frozen_product_of_one(-3.0), [0.0; 2]);
+    let mut out = [0.0; 2];
+    let inputs: [&[f32]; 1] = [&[f32::NAN, 7.0]];
+    let run = Run {
+        n: 1,
+        norm: NormMode::Frozen,
+    };
+    Unary(UnaryKind::Clip { low: 0.0, high: 6.0 }).forward(run, &inputs, &mut out, &mut Kept::default());
+    assert!(out[0].is_nan() && out[1] == 6.0, "{out:?}");
+}
+
+/// `max(0, x)` twice.
+fn frozen_product_of_one(x: f32) -> [f32; 2] {
+    let linear = Linear {
+        n_in: 1,
+        n_out: 2,
+        is_transposed: false,
+    };
+    let frozen = FrozenProduct::of_linear(&linear, &[1.0, 1.0]).with(None, Some([0.0, f32::INFINITY]));
+    let mut out = [0.0; 2];
+    frozen.forward(&[x], None, &mut out);
+    out
+}
+
 #[test]
 fn products_have_their_derivatives() {
     let (n, n_in, n_out) = (70, 37, 21);

@@ -2,7 +2,8 @@
 
 use rayon::prelude::*;
 
-use super::{Backward, CHUNK, Kept, Op, Run, Sink};
+use super::after::bounded;
+use super::{Backward, CHUNK, Kept, Op, Part, Run, Sink};
 use crate::panels::vectorised;
 use crate::train::math::{erf, exp, ln};
 
@@ -87,7 +88,7 @@ const TANH_SCALE: f32 = 0.797_884_6;
 /// `1/√(2π)`
 const DENSITY: f32 = 0.398_942_3;
 
-function!(clip, d_clip, (x, low, high) x.max(low).min(high), (y) if y > low && y < high { 1.0 } else { 0.0 });
+function!(clip, d_clip, (x, low, high) bounded(x, [low, high]), (y) if y > low && y < high { 1.0 } else { 0.0 });
 function!(leaky, d_leaky, (x, slope) if x > 0.0 { x } else { slope * x }, (y) if x > 0.0 { 1.0 } else { slope });
 function!(elu, d_elu, (x, alpha) if x > 0.0 { x } else { alpha * (exp(x) - 1.0) }, (y) if x > 0.0 { 1.0 } else { y + alpha });
 function!(hard_sigmoid, d_hard_sigmoid, (x, alpha, beta) x.mul_add(alpha, beta).clamp(0.0, 1.0), (y) if y > 0.0 && y < 1.0 { alpha } else { 0.0 });
@@ -182,6 +183,13 @@ impl UnaryKind {
 }
 
 impl Op for Unary {
+    fn part(&self) -> Part<'_> {
+        match self.0 {
+            UnaryKind::Clip { low, high } => Part::Clamp([low, high]),
+            _ => Part::Other,
+        }
+    }
+
     fn forward(&self, _: Run, inputs: &[&[f32]], out: &mut [f32], _: &mut Kept) {
         out.par_chunks_mut(CHUNK)
             .zip(inputs[0].par_chunks(CHUNK))

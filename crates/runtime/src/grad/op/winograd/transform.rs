@@ -1,18 +1,12 @@
-//! Convolutions of three by three taps by tiles of outputs (Lavin and Gray, "Fast Algorithms for Convolutional Neural
-//! Networks", 2015): forward by tiles of two by two in sixteen products of channels instead of thirty-six, back by tiles of
-//! four by four in thirty-six instead of a hundred and forty-four.
-//!
-//! Forward the rounding must be as small as that of a plain sum (it is smaller): an activation that changes its sign by
-//! rounding changes a gradient by far more than rounding. Back, where there is nothing to flip, 1e-6 is exact enough; there
-//! the points of interpolation are 0, ±√½, ±√2 and infinity, which round less than 0, ±1, ±2 and infinity, and the passes
-//! are the adjoints of the forward transforms, so that the derivatives by input and kernel share one of them.
+//! Tiles of pictures, of outputs and of kernels, and their transforms.
+
+use std::ops::Range;
 
 use pulp::{Simd, WithSimd};
-use rayon::prelude::*;
 
-use super::conv::Geometry;
-use super::{Kept, Sink};
-use crate::panels::{LANES, Outer, Place, Product};
+use super::super::after::After;
+use super::super::conv::Geometry;
+use crate::panels::LANES;
 
 /// The points that are not 0 or infinity are ±A and ±B; squares are exact.
 const A: f32 = std::f32::consts::FRAC_1_SQRT_2;
@@ -24,41 +18,38 @@ const SUM: f32 = A2 + B2;
 const FA: f32 = 1.0 / (2.0 * A2 * (A2 - B2));
 const FB: f32 = 1.0 / (2.0 * B2 * (B2 - A2));
 
-/// Whether a convolution of three by three taps is cheaper this way.
-pub(super) fn pays(g: &Geometry) -> bool {
-    let tiles = Tiles::new(g, 1, Size::Four).n;
-    let is_whole = g.c.is_multiple_of(LANES) && g.k.is_multiple_of(LANES);
-    is_whole && g.c >= 2 * LANES && g.k >= 2 * LANES && tiles * 36 * 4 < g.oh * g.ow * 9 * 3
-}
-
 /// Outputs of a tile along an axis.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Size {
+pub(super) enum Size {
     Two,
     Four,
 }
 
 /// How outputs are dealt out to tiles.
-#[derive(Clone, Copy)]
-struct Tiles {
-    rows: usize,
-    columns: usize,
-    /// Of all samples.
-    n: usize,
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Tiles {
+    /// The row of tiles that these begin at in their picture.
+    pub(super) first_row: usize,
+    /// Of a picture.
+    pub(super) rows: usize,
+    pub(super) columns: usize,
+    /// Of all pictures.
+    pub(super) n: usize,
     /// Outputs of a tile along an axis.
-    step: usize,
+    pub(super) step: usize,
     /// Products.
-    points: usize,
+    pub(super) points: usize,
 }
 
 impl Tiles {
-    fn new(g: &Geometry, n: usize, size: Size) -> Tiles {
+    pub(super) fn new(g: &Geometry, n: usize, size: Size) -> Tiles {
         let step = match size {
             Size::Two => 2,
             Size::Four => 4,
         };
         let (rows, columns) = (g.oh.div_ceil(step), g.ow.div_ceil(step));
         Tiles {
+            first_row: 0,
             rows,
             columns,
             n: n * rows * columns,
@@ -67,7 +58,8 @@ impl Tiles {
         }
     }
 
-    fn per_image(&self) -> usize {
+    /// Of a picture.
+    pub(super) fn per_image(&self) -> usize {
         self.rows * self.columns
     }
 }
@@ -87,6 +79,8 @@ struct InputOfTwo;
 struct OutputOfTwo;
 /// `Gg` for tiles of two.
 struct KernelOfTwo;
+/// `Aᵀm`
+struct Output;
 /// `Bᵀd`; A²·B² is one.
 struct Input;
 /// `Bz`
@@ -140,6 +134,20 @@ impl Transform<6, 6> for Input {
             math.fma(B, odd_b, even_b),
             math.fma(-B, odd_b, even_b),
             math.fma(-SUM, d[3], math.add(d[1], d[5])),
+        ]
+    }
+}
+
+impl Transform<6, 4> for Output {
+    #[inline(always)]
+    fn apply<S: Simd>(math: Math<S>, m: [S::f32s; 6]) -> [S::f32s; 4] {
+        let (sum_a, odd_a) = (math.add(m[1], m[2]), math.times(A, math.sub(m[1], m[2])));
+        let (sum_b, odd_b) = (math.add(m[3], m[4]), math.times(B, math.sub(m[3], m[4])));
+        [
+            math.add(m[0], math.add(sum_a, sum_b)),
+            math.add(odd_a, odd_b),
+            math.fma(A2, sum_a, math.times(B2, sum_b)),
+            math.fma(A2, odd_a, math.fma(B2, odd_b, m[5])),
         ]
     }
 }
@@ -262,22 +270,22 @@ fn store<S: Simd>(to: &mut [f32], at: usize, value: S::f32s) {
 
 /// What goes into tiles.
 #[derive(Debug, Clone, Copy)]
-enum Taken {
+pub(super) enum Taken {
     /// Inputs, which overlap.
     Inputs(Size, [usize; 2]),
     /// Derivatives by outputs.
     Outputs,
 }
 
-/// Tiles of `[n, h, w, channels]` around the pixels of a panel, transformed: `to` is `[points, tiles, 16]`.
-struct ToTiles<'a> {
-    from: &'a [f32],
-    size: [usize; 2],
-    channels: usize,
-    panel: usize,
-    tiles: Tiles,
-    what: Taken,
-    to: &'a mut [f32],
+/// Tiles of `[n, h, w, channels]` around the pixels of some panels, transformed: `to` is `[panels, points, tiles, 16]`.
+pub(super) struct ToTiles<'a> {
+    pub(super) from: &'a [f32],
+    pub(super) size: [usize; 2],
+    pub(super) channels: usize,
+    pub(super) panels: Range<usize>,
+    pub(super) tiles: Tiles,
+    pub(super) what: Taken,
+    pub(super) to: &'a mut [f32],
 }
 
 impl WithSimd for ToTiles<'_> {
@@ -305,24 +313,49 @@ impl ToTiles<'_> {
                 tile_idx % self.tiles.per_image(),
             );
             let image = &self.from[image * h * w * self.channels..][..h * w * self.channels];
-            let (top, left) = (at / self.tiles.columns * step, at % self.tiles.columns * step);
-            for lane in (0..LANES).step_by(S::F32_LANES) {
-                let mut tile = [[zero; I]; I];
-                for (i, row) in tile.iter_mut().enumerate() {
-                    let y = (top + i).wrapping_sub(pad[0]);
-                    if y >= h {
-                        continue;
-                    }
-                    for (j, to) in row.iter_mut().enumerate() {
-                        let x = (left + j).wrapping_sub(pad[1]);
-                        if x < w {
-                            *to = load::<S>(image, (y * w + x) * self.channels + self.panel * LANES + lane);
+            let top = (self.tiles.first_row + at / self.tiles.columns) * step;
+            let left = at % self.tiles.columns * step;
+            let is_inside =
+                top >= pad[0] && top + I <= h + pad[0] && left >= pad[1] && left + I <= w + pad[1];
+            for (i, panel) in self.panels.clone().enumerate() {
+                let to = &mut self.to[(i * self.tiles.points * self.tiles.n + tile_idx) * LANES..];
+                for lane in (0..LANES).step_by(S::F32_LANES) {
+                    let channel = panel * LANES + lane;
+                    let mut half = [[zero; I]; O];
+                    if is_inside {
+                        for i in 0..I {
+                            let row = ((top + i - pad[0]) * w + left - pad[1]) * self.channels + channel;
+                            let mut d = [zero; I];
+                            for j in 0..I {
+                                d[j] = load::<S>(image, row + j * self.channels);
+                            }
+                            let row = T::apply(Math(simd), d);
+                            for o in 0..O {
+                                half[o][i] = row[o];
+                            }
+                        }
+                    } else {
+                        for i in 0..I {
+                            let y = (top + i).wrapping_sub(pad[0]);
+                            let mut d = [zero; I];
+                            for j in 0..I {
+                                let x = (left + j).wrapping_sub(pad[1]);
+                                if y < h && x < w {
+                                    d[j] = load::<S>(image, (y * w + x) * self.channels + channel);
+                                }
+                            }
+                            let row = T::apply(Math(simd), d);
+                            for o in 0..O {
+                                half[o][i] = row[o];
+                            }
                         }
                     }
-                }
-                let points = Math(simd).both::<T, I, O>(tile);
-                for (point, value) in points.as_flattened().iter().enumerate() {
-                    store::<S>(self.to, point * per_point + tile_idx * LANES + lane, *value);
+                    for o in 0..O {
+                        let column = T::apply(Math(simd), half[o]);
+                        for i in 0..O {
+                            store::<S>(to, (i * O + o) * per_point + lane, column[i]);
+                        }
+                    }
                 }
             }
         }
@@ -331,23 +364,58 @@ impl ToTiles<'_> {
 
 /// What comes out of tiles.
 #[derive(Debug, Clone, Copy)]
-enum Given {
+pub(super) enum Given<'a> {
     /// Outputs.
-    Outputs,
+    Outputs(Size, After<'a>),
     /// Derivatives by inputs, which are added to what is there.
     Inputs([usize; 2]),
 }
 
-/// The other way: tiles `[points, panels, tiles, 16]` of one image, transformed and put into it.
-struct FromTiles<'a> {
-    from: &'a [f32],
-    /// The image's first tile.
-    first: usize,
-    tiles: Tiles,
-    size: [usize; 2],
-    channels: usize,
-    what: Given,
-    to: &'a mut [f32],
+/// How a vector is put into a picture at a place, which has a channel. A type for the reason that [`Transform`] is one.
+trait Put: Copy {
+    fn put<S: Simd>(self, simd: S, to: &mut [f32], at: usize, channel: usize, value: S::f32s);
+}
+
+/// Added to what is there.
+#[derive(Clone, Copy)]
+struct Added;
+
+impl Put for Added {
+    #[inline(always)]
+    fn put<S: Simd>(self, simd: S, to: &mut [f32], at: usize, _: usize, value: S::f32s) {
+        store::<S>(to, at, simd.add_f32s(load::<S>(to, at), value));
+    }
+}
+
+impl Put for After<'_> {
+    #[inline(always)]
+    fn put<S: Simd>(self, simd: S, to: &mut [f32], at: usize, channel: usize, mut value: S::f32s) {
+        if let Some(bias) = self.bias {
+            value = simd.add_f32s(value, load::<S>(bias, channel));
+        }
+        if let Some(residual) = self.residual {
+            value = simd.add_f32s(value, load::<S>(residual, at));
+        }
+        if let Some([low, high]) = self.clamp {
+            let (low, high) = (simd.splat_f32s(low), simd.splat_f32s(high));
+            // What is no number stays.
+            value = simd.select_f32s(simd.less_than_f32s(value, low), low, value);
+            value = simd.select_f32s(simd.less_than_f32s(high, value), high, value);
+        }
+        store::<S>(to, at, value);
+    }
+}
+
+/// The other way: tiles `[points, panels, tiles, 16]` of one picture, transformed and put into it.
+pub(super) struct FromTiles<'a> {
+    pub(super) from: &'a [f32],
+    /// The picture's first tile.
+    pub(super) first: usize,
+    pub(super) tiles: Tiles,
+    pub(super) size: [usize; 2],
+    pub(super) channels: usize,
+    pub(super) what: Given<'a>,
+    pub(super) to: &'a mut [f32],
 }
 
 impl WithSimd for FromTiles<'_> {
@@ -356,18 +424,20 @@ impl WithSimd for FromTiles<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         match self.what {
-            Given::Outputs => self.run::<S, OutputOfTwo, 4, 2, false>(simd, [0, 0]),
-            Given::Inputs(pad) => self.run::<S, InputAdjoint, 6, 6, true>(simd, pad),
+            Given::Outputs(Size::Two, after) => self.run::<S, OutputOfTwo, 4, 2>(simd, [0, 0], after),
+            Given::Outputs(Size::Four, after) => self.run::<S, Output, 6, 4>(simd, [0, 0], after),
+            Given::Inputs(pad) => self.run::<S, InputAdjoint, 6, 6>(simd, pad, Added),
         }
     }
 }
 
 impl FromTiles<'_> {
     #[inline(always)]
-    fn run<S: Simd, T: Transform<I, O>, const I: usize, const O: usize, const ADDS: bool>(
+    fn run<S: Simd, T: Transform<I, O>, const I: usize, const O: usize>(
         self,
         simd: S,
         pad: [usize; 2],
+        put: impl Put,
     ) {
         let ([h, w], step) = (self.size, self.tiles.step);
         let per_point = self.channels * self.tiles.n;
@@ -375,27 +445,30 @@ impl FromTiles<'_> {
             for at in 0..self.tiles.per_image() {
                 let (top, left) = (at / self.tiles.columns * step, at % self.tiles.columns * step);
                 for lane in (0..LANES).step_by(S::F32_LANES) {
+                    let channel = panel * LANES + lane;
                     let start = (panel * self.tiles.n + self.first + at) * LANES + lane;
-                    let mut points = [[simd.splat_f32s(0.0); I]; I];
-                    for (point, value) in points.as_flattened_mut().iter_mut().enumerate() {
-                        *value = load::<S>(self.from, point * per_point + start);
+                    let mut half = [[simd.splat_f32s(0.0); I]; O];
+                    for i in 0..I {
+                        let mut m = [simd.splat_f32s(0.0); I];
+                        for j in 0..I {
+                            m[j] = load::<S>(self.from, (i * I + j) * per_point + start);
+                        }
+                        let row = T::apply(Math(simd), m);
+                        for o in 0..O {
+                            half[o][i] = row[o];
+                        }
                     }
-                    let tile = Math(simd).both::<T, I, O>(points);
-                    for (i, row) in tile.iter().enumerate() {
-                        let y = (top + i).wrapping_sub(pad[0]);
-                        if y >= h {
+                    for o in 0..O {
+                        let column = T::apply(Math(simd), half[o]);
+                        let x = (left + o).wrapping_sub(pad[1]);
+                        if x >= w {
                             continue;
                         }
-                        for (j, value) in row.iter().enumerate() {
-                            let x = (left + j).wrapping_sub(pad[1]);
-                            if x < w {
-                                let at = (y * w + x) * self.channels + panel * LANES + lane;
-                                let value = if ADDS {
-                                    simd.add_f32s(load::<S>(self.to, at), *value)
-                                } else {
-                                    *value
-                                };
-                                store::<S>(self.to, at, value);
+                        for i in 0..O {
+                            let y = (top + i).wrapping_sub(pad[0]);
+                            if y < h {
+                                let at = (y * w + x) * self.channels + channel;
+                                put.put(simd, self.to, at, channel, column[i]);
                             }
                         }
                     }
@@ -406,15 +479,15 @@ impl FromTiles<'_> {
 }
 
 /// Kernels transformed: a panel over sixteen of one axis, `[points, depth, 16]`.
-struct Kernels<'a> {
+pub(super) struct Kernels<'a> {
     /// `[k, c, 9]`
-    weights: &'a [f32],
+    pub(super) weights: &'a [f32],
     /// From one lane to the next, and from one row.
-    lane: usize,
-    row: usize,
-    depth: usize,
-    size: Size,
-    to: &'a mut [f32],
+    pub(super) lane: usize,
+    pub(super) row: usize,
+    pub(super) depth: usize,
+    pub(super) size: Size,
+    pub(super) to: &'a mut [f32],
 }
 
 impl WithSimd for Kernels<'_> {
@@ -455,12 +528,12 @@ impl Kernels<'_> {
 }
 
 /// The derivative by the kernels of one output channel, `[c, 9]`, from that by the transformed ones, `[36, k, c]`.
-struct FromKernels<'a> {
-    from: &'a [f32],
-    k: usize,
-    n_outputs: usize,
-    to: &'a mut [f32],
-    is_added: bool,
+pub(super) struct FromKernels<'a> {
+    pub(super) from: &'a [f32],
+    pub(super) k: usize,
+    pub(super) n_outputs: usize,
+    pub(super) to: &'a mut [f32],
+    pub(super) is_added: bool,
 }
 
 impl WithSimd for FromKernels<'_> {
@@ -493,181 +566,5 @@ impl WithSimd for FromKernels<'_> {
                 }
             }
         }
-    }
-}
-
-/// Panels that one product takes, of `n`: a part of them, so that there are enough tasks.
-fn at_once(n: usize) -> usize {
-    [4, 2]
-        .into_iter()
-        .find(|at_once| n.is_multiple_of(*at_once))
-        .unwrap_or(1)
-}
-
-/// Panels of channels `[panels, points, tiles, 16]` of pictures.
-fn to_tiles(from: &[f32], size: [usize; 2], channels: usize, tiles: Tiles, what: Taken, to: &mut [f32]) {
-    let arch = pulp::Arch::new();
-    let panels = to.par_chunks_mut(tiles.points * tiles.n * LANES).enumerate();
-    panels.for_each(|(panel, to)| {
-        arch.dispatch(ToTiles {
-            from,
-            size,
-            channels,
-            panel,
-            tiles,
-            what,
-            to,
-        });
-    });
-}
-
-/// For each point `out[p, k] = Σ a[p, c] · b[c, k]`: `a` is `[panels over c, points, tiles, 16]`, `b` is
-/// `[panels over k, points, depth, 16]`, `out` becomes `[points, panels over k, tiles, 16]`.
-fn multiply(a: &[f32], b: &[f32], depth: usize, tiles: Tiles, out: &mut [f32]) {
-    let per_panel = tiles.n * LANES;
-    let n_panels = out.len() / (tiles.points * per_panel);
-    let at_once = at_once(n_panels);
-    let tasks = out.par_chunks_mut(at_once * per_panel).enumerate();
-    tasks.for_each(|(task, out)| {
-        let (point, panel) = (task * at_once / n_panels, task * at_once % n_panels);
-        Product {
-            a: &a[point * per_panel..],
-            a_row: LANES,
-            a_panel: tiles.points * per_panel,
-            n_rows: tiles.n,
-            depth,
-            b: &b[(panel * tiles.points + point) * depth * LANES..],
-            b_panel: tiles.points * depth * LANES,
-            out,
-            place: Place {
-                row: LANES,
-                panel: per_panel,
-                n_columns: at_once * LANES,
-                is_added: false,
-            },
-        }
-        .run();
-    });
-}
-
-pub(super) fn forward(g: &Geometry, n: usize, x: &[f32], weights: &[f32], out: &mut [f32], kept: &mut Kept) {
-    let arch = pulp::Arch::new();
-    let tiles = Tiles::new(g, n, Size::Two);
-    let [v_len, u_len, y_len] = [tiles.n * g.c, g.c * g.k, tiles.n * g.k].map(|len| tiles.points * len);
-    let (v, rest) = kept.room(v_len + u_len + y_len).split_at_mut(v_len);
-    let (u, y) = rest.split_at_mut(u_len);
-    to_tiles(x, [g.h, g.w], g.c, tiles, Taken::Inputs(Size::Two, g.pad), v);
-    u.par_chunks_mut(tiles.points * g.c * LANES)
-        .enumerate()
-        .for_each(|(panel, to)| {
-            arch.dispatch(Kernels {
-                weights: &weights[panel * LANES * g.c * 9..],
-                lane: g.c * 9,
-                row: 9,
-                depth: g.c,
-                size: Size::Two,
-                to,
-            });
-        });
-    multiply(v, u, g.c, tiles, y);
-    let y = &*y;
-    out.par_chunks_mut(g.out_len())
-        .enumerate()
-        .for_each(|(image, to)| {
-            arch.dispatch(FromTiles {
-                from: y,
-                first: image * tiles.per_image(),
-                tiles,
-                size: [g.oh, g.ow],
-                channels: g.k,
-                what: Given::Outputs,
-                to,
-            });
-        });
-}
-
-pub(super) fn backward(
-    g: &Geometry,
-    n: usize,
-    [x, weights, d_out]: [&[f32]; 3],
-    to_x: &mut Option<Sink<'_>>,
-    to_weights: &mut Option<Sink<'_>>,
-    kept: &mut Kept,
-) {
-    let arch = pulp::Arch::new();
-    let tiles = Tiles::new(g, n, Size::Four);
-    let points = tiles.points;
-    let [m_len, u_len, v_len] = [tiles.n * g.k, g.c * g.k, tiles.n * g.c].map(|len| points * len);
-    let (m, rest) = kept.room(m_len + u_len + v_len).split_at_mut(m_len);
-    let (u, v) = rest.split_at_mut(u_len);
-    to_tiles(d_out, [g.oh, g.ow], g.k, tiles, Taken::Outputs, m);
-    let m = &*m;
-    if let Some(sink) = to_weights {
-        to_tiles(x, [g.h, g.w], g.c, tiles, Taken::Inputs(Size::Four, g.pad), v);
-        let (v, per_panel) = (&*v, tiles.n * LANES);
-        // `[36, k, c]`
-        let at_once = at_once(g.k / LANES) * LANES;
-        u.par_chunks_mut(at_once * g.c)
-            .enumerate()
-            .for_each(|(task, out)| {
-                let (point, panel) = (task * at_once / g.k, task * at_once % g.k / LANES);
-                Outer {
-                    a: &m[(panel * points + point) * per_panel..],
-                    a_panel: points * per_panel,
-                    n_a: at_once,
-                    b: &v[point * per_panel..],
-                    b_panel: points * per_panel,
-                    n_rows: tiles.n,
-                    out,
-                    place: Place {
-                        row: g.c,
-                        panel: LANES,
-                        n_columns: g.c,
-                        is_added: false,
-                    },
-                }
-                .run();
-            });
-        let u = &*u;
-        let is_added = sink.is_added;
-        let kernels = sink.values.par_chunks_mut(g.c * 9).enumerate();
-        kernels.for_each(|(k, to)| {
-            arch.dispatch(FromKernels {
-                from: u,
-                k,
-                n_outputs: g.k,
-                to,
-                is_added,
-            });
-        });
-    }
-    if let Some(sink) = to_x {
-        u.par_chunks_mut(points * g.k * LANES)
-            .enumerate()
-            .for_each(|(panel, to)| {
-                arch.dispatch(Kernels {
-                    weights: &weights[panel * LANES * 9..],
-                    lane: 9,
-                    row: g.c * 9,
-                    depth: g.k,
-                    size: Size::Four,
-                    to,
-                });
-            });
-        multiply(m, u, g.k, tiles, v);
-        let z = &*v;
-        sink.zero();
-        let images = sink.values.par_chunks_mut(g.in_len()).enumerate();
-        images.for_each(|(image, to)| {
-            arch.dispatch(FromTiles {
-                from: z,
-                first: image * tiles.per_image(),
-                tiles,
-                size: [g.h, g.w],
-                channels: g.c,
-                what: Given::Inputs(g.pad),
-                to,
-            });
-        });
     }
 }

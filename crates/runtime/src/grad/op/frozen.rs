@@ -1,0 +1,136 @@
+//! Convolutions and linear layers whose weights do not change: packed once, with what follows them.
+
+use super::after::After;
+use super::conv::{self, Conv, Geometry, Way};
+use super::linear::Linear;
+use super::{narrow, winograd};
+use crate::panels::panels_len;
+
+/// `out = clamp(x * w + bias (+ residual))`.
+#[derive(Debug)]
+pub(in crate::grad) struct FrozenProduct {
+    kind: Kind,
+    bias: Option<Vec<f32>>,
+    clamp: Option<[f32; 2]>,
+}
+
+#[derive(Debug)]
+enum Kind {
+    Winograd(winograd::Frozen),
+    Narrow(Geometry, Vec<f32>),
+    Columns(Geometry, Vec<f32>),
+    Linear {
+        n_in: usize,
+        n_out: usize,
+        panels: Vec<f32>,
+    },
+}
+
+/// Multiplications for one sample.
+#[derive(Debug, Clone, Copy, Default)]
+pub(in crate::grad) struct Cost {
+    /// As the definition says.
+    pub(in crate::grad) plain: usize,
+    /// As it is computed.
+    pub(in crate::grad) paid: usize,
+}
+
+impl FrozenProduct {
+    /// None where it [cannot be](Conv::can_be_frozen).
+    pub(in crate::grad) fn of_conv(conv: &Conv, weights: &[f32]) -> Option<FrozenProduct> {
+        let g = &conv.geometry;
+        let kind = match conv.way {
+            Way::Winograd => Kind::Winograd(winograd::Frozen::new(g, weights)),
+            Way::Narrow => {
+                let mut panels = vec![0.0; narrow::kernels_len(g)];
+                narrow::pack_kernels(g, weights, &mut panels);
+                Kind::Narrow(*g, panels)
+            }
+            Way::Columns => {
+                let mut panels = vec![0.0; conv::kernels_len(g)];
+                conv::pack_kernels(g, weights, &mut panels);
+                Kind::Columns(*g, panels)
+            }
+            Way::Depthwise => return None,
+        };
+        Some(FrozenProduct {
+            kind,
+            bias: None,
+            clamp: None,
+        })
+    }
+
+    pub(in crate::grad) fn of_linear(linear: &Linear, weights: &[f32]) -> FrozenProduct {
+        let &Linear {
+            n_in,
+            n_out,
+            is_transposed,
+        } = linear;
+        let mut panels = vec![0.0; panels_len(n_in, n_out)];
+        Linear::panels(weights, n_out, n_in, is_transposed, &mut panels);
+        FrozenProduct {
+            kind: Kind::Linear { n_in, n_out, panels },
+            bias: None,
+            clamp: None,
+        }
+    }
+
+    /// With what follows it.
+    pub(in crate::grad) fn with(self, bias: Option<Vec<f32>>, clamp: Option<[f32; 2]>) -> FrozenProduct {
+        FrozenProduct { bias, clamp, ..self }
+    }
+
+    /// Numbers of its packed weights.
+    pub(in crate::grad) fn n_weights(&self) -> usize {
+        match &self.kind {
+            Kind::Winograd(frozen) => frozen.n_weights(),
+            Kind::Narrow(_, packed) | Kind::Columns(_, packed) => packed.len(),
+            Kind::Linear { panels, .. } => panels.len(),
+        }
+    }
+
+    pub(in crate::grad) fn forward(&self, x: &[f32], residual: Option<&[f32]>, out: &mut [f32]) {
+        let after = After {
+            bias: self.bias.as_deref(),
+            residual,
+            clamp: self.clamp,
+        };
+        match &self.kind {
+            Kind::Winograd(frozen) => frozen.forward(x, after, out),
+            Kind::Narrow(g, kernels) => narrow::forward(g, x, kernels, after, out),
+            Kind::Columns(g, kernels) => conv::forward(g, x, kernels, after, out),
+            Kind::Linear { n_in, n_out, panels } => {
+                Linear::multiply(x, *n_in, panels, *n_out, out, false, after);
+            }
+        }
+    }
+}
+
+impl Conv {
+    /// Whether there is a way for it whose kernels are packed beforehand.
+    pub(in crate::grad) fn can_be_frozen(&self) -> bool {
+        self.way != Way::Depthwise
+    }
+
+    pub(in crate::grad) fn n_outputs(&self) -> usize {
+        self.geometry.k
+    }
+
+    pub(in crate::grad) fn cost(&self) -> Cost {
+        let g = &self.geometry;
+        let plain = g.oh * g.ow * g.k * g.taps() * g.group_c();
+        let paid = match self.way {
+            Way::Winograd => winograd::Frozen::cost(g),
+            _ => plain,
+        };
+        Cost { plain, paid }
+    }
+}
+
+impl Linear {
+    /// For `n` outputs in all.
+    pub(in crate::grad) fn cost(&self, n: usize) -> Cost {
+        let plain = n * self.n_in;
+        Cost { plain, paid: plain }
+    }
+}
