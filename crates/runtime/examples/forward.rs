@@ -23,11 +23,12 @@ fn main() {
     let boundary = model.default_boundary().unwrap();
     let model = model.cut(&[&boundary]).unwrap();
     let input = model.input().unwrap().name.clone();
-    let frozen = Frozen::new(&model, &input, &[&boundary], &[3, SIDE, SIDE]).unwrap();
-    let Some(frozen) = frozen else {
+    let input_shape = [3, SIDE, SIDE];
+    if !Frozen::pays(&model, &input, &boundary, &input_shape) {
         println!("{{\"own\": null}}");
         return;
-    };
+    }
+    let frozen = Frozen::new(&model, &input, &[&boundary], &input_shape).unwrap();
     let engine = Engine::open(None).unwrap();
     let shape = [batch_size, 3, SIDE, SIDE];
     let values: Vec<f32> = (0..shape.iter().product::<usize>())

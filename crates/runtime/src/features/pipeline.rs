@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
-use super::runner::{Own, Runner};
+use super::runner::{Plan, Runner};
 use crate::engine::{Device, Engine, OutputView, Session, SessionOptions};
 use crate::error::Error;
 use crate::onnx::Model;
@@ -238,11 +238,14 @@ impl<T> Drop for StopOnPanic<'_, T> {
 }
 
 impl Pipeline<'_> {
-    fn own(&self) -> Option<Own> {
-        let is_possible = self.may_be_own && self.options.device == Device::Cpu;
-        is_possible
-            .then(|| Own::new(self.model, &self.shape[1..]))
-            .flatten()
+    fn plan(&self, spent: &Spent) -> Plan<'_> {
+        let plan = if self.may_be_own && self.options.device == Device::Cpu {
+            Plan::new(self.model, &self.shape[1..])
+        } else {
+            Plan::without_own(self.model)
+        };
+        spent.is_own.store(plan.has_own(), Ordering::Relaxed);
+        plan
     }
 
     fn check_rows(&self, output: &OutputView<'_>) -> Result<(), Error> {
@@ -295,26 +298,25 @@ impl Pipeline<'_> {
             batch_size,
             numel,
         };
-        let own: OnceLock<Option<Own>> = OnceLock::new();
+        // Made when there is something to run: often all is cached.
+        let plan: OnceLock<Plan<'_>> = OnceLock::new();
         let run = |run: Run<T>| -> Result<(), Error> {
             let Run { mut batch, session } = run;
-            // Made when there is something to run: often all is cached.
-            let own = own.get_or_init(|| self.own()).as_ref();
-            let mut session = match (session, own) {
-                (Some(session), _) => session,
-                (None, Some(_)) => {
-                    spent.is_own.store(true, Ordering::Relaxed);
-                    Runner::own(self.options.intra_threads)?
-                }
-                (None, None) => {
-                    let session = self.engine.session(self.model, self.options)?;
-                    spent.saw(&session);
-                    Runner::Session(session)
+            let plan = plan.get_or_init(|| self.plan(spent));
+            let mut session = match session {
+                Some(session) => session,
+                None => {
+                    let session = Runner::new(plan, self.engine, self.options)?;
+                    session
+                        .session()
+                        .into_iter()
+                        .for_each(|session| spent.saw(session));
+                    session
                 }
             };
             let start = Instant::now();
             batch.values[batch.tags.len() * numel..].fill(0.0);
-            session.run_with(own, &self.shape, &batch.values, |outputs| {
+            session.run_with(plan, &self.shape, &batch.values, |outputs| {
                 Spent::add(&spent.running, start);
                 for output in &outputs {
                     self.check_rows(output)?;

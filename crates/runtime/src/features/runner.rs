@@ -1,87 +1,148 @@
-//! What computes the features of a batch: ONNX Runtime, or the crate's own kernels where they are faster.
+//! What computes the features of a batch: ONNX Runtime, or the crate's own kernels for the outputs that they compute faster.
 
 use std::borrow::Cow;
 
-use crate::engine::{Input, OutputView, Session};
+use crate::engine::{Engine, Input, OutputView, Session, SessionOptions};
 use crate::error::Error;
 use crate::grad::{Frozen, Room};
 use crate::onnx::Model;
 
-/// A network on the crate's own kernels.
+/// A network's outputs by what computes them. That depends on the graph in front of an output alone: its numbers are the same
+/// whatever else is computed with it.
 #[derive(Debug)]
-pub(super) struct Own {
-    frozen: Frozen,
-    /// Names of the outputs, in the model's order.
-    names: Vec<String>,
+pub(super) struct Plan<'m> {
+    own: Option<Own>,
+    /// What ONNX Runtime runs.
+    other: Option<Cow<'m, Model>>,
 }
 
-impl Own {
-    /// None where ONNX Runtime is to run the network: it is as fast, or knows operators that are not known here.
-    pub(super) fn new(model: &Model, input_shape: &[usize]) -> Option<Own> {
+/// Outputs on the crate's own kernels.
+#[derive(Debug)]
+struct Own {
+    frozen: Frozen,
+    /// By output, its name and its place among the model's.
+    outputs: Vec<(String, usize)>,
+}
+
+impl<'m> Plan<'m> {
+    /// For ONNX Runtime alone.
+    pub(super) fn without_own(model: &'m Model) -> Plan<'m> {
+        Plan {
+            own: None,
+            other: Some(Cow::Borrowed(model)),
+        }
+    }
+
+    /// By what is faster.
+    pub(super) fn new(model: &'m Model, input_shape: &[usize]) -> Plan<'m> {
+        Plan::with_own(model, input_shape).unwrap_or_else(|| Plan::without_own(model))
+    }
+
+    fn with_own(model: &'m Model, input_shape: &[usize]) -> Option<Plan<'m>> {
         const FLOAT: i64 = 1;
         let input = model.input().ok().filter(|input| input.elem_type == FLOAT)?;
-        let names = model.outputs().to_vec();
-        let outputs: Vec<&str> = names.iter().map(String::as_str).collect();
-        // What cannot be made a program of here may still be a sound model, and ONNX Runtime says what is wrong with it.
-        let frozen = Frozen::new(model, &input.name, &outputs, input_shape)
-            .ok()
-            .flatten()?;
-        Some(Own { frozen, names })
+        let named = model.outputs().iter().map(String::as_str).zip(0..);
+        let (own, others): (Vec<(&str, usize)>, Vec<_>) =
+            named.partition(|(name, _)| Frozen::pays(model, &input.name, name, input_shape));
+        if own.is_empty() {
+            return None;
+        }
+        let names =
+            |outputs: &[(&'m str, usize)]| outputs.iter().map(|(name, _)| *name).collect::<Vec<&str>>();
+        let frozen = Frozen::new(model, &input.name, &names(&own), input_shape).ok()?;
+        let other = match names(&others).as_slice() {
+            [] => None,
+            others => Some(Cow::Owned(model.cut(others).ok()?)),
+        };
+        let outputs = own.iter().map(|(name, at)| ((*name).to_owned(), *at)).collect();
+        Some(Plan {
+            own: Some(Own { frozen, outputs }),
+            other,
+        })
+    }
+
+    /// Whether the crate's own kernels compute any of it.
+    pub(super) fn has_own(&self) -> bool {
+        self.own.is_some()
     }
 }
 
 /// What one thread runs batches with.
 #[derive(Debug)]
-pub(super) enum Runner {
-    Session(Session),
-    /// The crate's own kernels: these threads, this memory.
-    Own {
-        threads: rayon::ThreadPool,
-        room: Room,
-    },
+pub(super) struct Runner {
+    session: Option<Session>,
+    /// Of the crate's own kernels.
+    threads: Option<rayon::ThreadPool>,
+    room: Room,
 }
 
 impl Runner {
-    /// For the crate's own kernels.
-    pub(super) fn own(n_threads: usize) -> Result<Runner, Error> {
-        let threads = rayon::ThreadPoolBuilder::new()
-            .num_threads(n_threads)
-            .thread_name(|idx| format!("network {idx}"))
-            .build()
-            .map_err(|error| Error::Usage(format!("no {n_threads} threads: {error}")))?;
-        Ok(Runner::Own {
-            threads,
+    /// # Errors
+    /// As [`Engine::session`].
+    pub(super) fn new(plan: &Plan<'_>, engine: &Engine, options: SessionOptions) -> Result<Runner, Error> {
+        let session = plan.other.as_ref().map(|model| engine.session(model, options));
+        let threads = plan.own.as_ref().map(|_| {
+            rayon::ThreadPoolBuilder::new()
+                .num_threads(options.intra_threads)
+                .thread_name(|idx| format!("network {idx}"))
+                .build()
+                .map_err(|error| Error::Usage(format!("no {} threads: {error}", options.intra_threads)))
+        });
+        Ok(Runner {
+            session: session.transpose()?,
+            threads: threads.transpose()?,
             room: Room::default(),
         })
     }
 
-    /// Runs a batch `shape` and looks at the outputs, in the model's order. `own` is there where the crate's kernels are to
-    /// be used.
+    pub(super) fn session(&self) -> Option<&Session> {
+        self.session.as_ref()
+    }
+
+    /// Runs a batch `[shape]` and looks at the outputs, in the model's order.
     ///
     /// # Errors
     /// As [`Session::run_with`].
     pub(super) fn run_with<R>(
         &mut self,
-        own: Option<&Own>,
+        plan: &Plan<'_>,
         shape: &[usize],
         values: &[f32],
         look: impl FnOnce(Vec<OutputView<'_>>) -> R,
     ) -> Result<R, Error> {
-        match (self, own) {
-            (Runner::Own { threads, room }, Some(own)) => {
-                let outputs = threads.install(|| own.frozen.forward(room, values));
-                let views = own.names.iter().zip(own.frozen.output_shapes()).zip(outputs);
-                let views = views.map(|((name, of_sample), values)| OutputView {
-                    name,
-                    shape: std::iter::once(shape[0])
-                        .chain(of_sample.iter().copied())
-                        .collect(),
-                    values: Cow::Borrowed(values),
-                });
-                Ok(look(views.collect()))
+        let mut own = Vec::new();
+        if let (Some(Own { frozen, outputs }), Some(threads)) = (&plan.own, &self.threads) {
+            let room = &mut self.room;
+            let values = threads.install(|| frozen.forward(room, values));
+            let of_samples = frozen.output_shapes();
+            own.extend(outputs.iter().zip(of_samples).zip(values).map(
+                |(((name, at), of_sample), values)| {
+                    let view = OutputView {
+                        name,
+                        shape: std::iter::once(shape[0])
+                            .chain(of_sample.iter().copied())
+                            .collect(),
+                        values: Cow::Borrowed(values.as_slice()),
+                    };
+                    (*at, view)
+                },
+            ));
+        }
+        let all = |others: Vec<OutputView<'_>>| {
+            let mut others = others.into_iter();
+            let mut own = own.into_iter().peekable();
+            let mut views = Vec::new();
+            while let Some(view) = match own.next_if(|(at, _)| *at == views.len()) {
+                Some((_, view)) => Some(view),
+                None => others.next(),
+            } {
+                views.push(view);
             }
-            (Runner::Session(session), _) => session.run_with(&[Input::F32 { shape, values }], look),
-            (Runner::Own { .. }, None) => unreachable!("own threads are made for an own network"),
+            look(views)
+        };
+        match &mut self.session {
+            Some(session) => session.run_with(&[Input::F32 { shape, values }], all),
+            None => Ok(all(Vec::new())),
         }
     }
 }

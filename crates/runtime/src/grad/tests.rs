@@ -252,13 +252,7 @@ fn a_loss_that_is_no_number_changes_nothing() {
 
 /// The network with weights that do not change, and several outputs.
 fn frozen(outputs: &[&str]) -> Frozen {
-    let section = lower::Section {
-        boundary: "in",
-        outputs,
-        input_shape: &[4, 10, 10],
-    };
-    let (program, _, weights) = lower::lower(&sorted(&network()).model(), section).unwrap();
-    Frozen::of(program, weights)
+    Frozen::new(&sorted(&network()).model(), "in", outputs, &[4, 10, 10]).unwrap()
 }
 
 #[test]
@@ -281,6 +275,18 @@ fn weights_that_do_not_change_give_the_tails_outputs() {
     }
     let shapes: Vec<&[usize]> = frozen.output_shapes().collect();
     assert_eq!(shapes, [&[5][..], &[32, 5, 5], &[32, 5, 5]]);
+}
+
+#[test]
+fn what_else_is_wanted_changes_no_number() {
+    let batch = numbers(3 * 400, 56);
+    let alone = frozen(&["logits"]).forward(&mut Room::default(), &batch)[0].clone();
+    for more in ["a", "a2", "b2", "c", "d2", "sum", "last"] {
+        let both = frozen(&[more, "logits"])
+            .forward(&mut Room::default(), &batch)
+            .to_vec();
+        assert_eq!(both[1], alone, "{more}");
+    }
 }
 
 #[test]
@@ -320,14 +326,13 @@ fn convolution(first: &str, size: u64) -> Graph {
 
 #[test]
 fn only_networks_of_tiles_are_run_without_onnx_runtime() {
-    let is_own = |graph: Graph| {
-        let frozen = Frozen::new(&graph.model(), "x", &["y"], &[32, 8, 8]);
-        frozen.unwrap().is_some()
-    };
-    assert!(is_own(convolution("Relu", 3)));
-    assert!(!is_own(convolution("Relu", 1)));
-    let unknown = Frozen::new(&convolution("TopK", 3).model(), "x", &["y"], &[32, 8, 8]);
-    assert!(unknown.is_err());
+    let pays = |graph: Graph| Frozen::pays(&graph.model(), "x", "y", &[32, 8, 8]);
+    assert!(pays(convolution("Relu", 3)));
+    assert!(!pays(convolution("Relu", 1)));
+    assert!(!pays(convolution("TopK", 3)));
+    let cut = convolution("TopK", 3).model();
+    assert!(Frozen::pays(&cut, "in", "y", &[32, 8, 8]));
+    assert!(Frozen::new(&cut, "x", &["y"], &[32, 8, 8]).is_err());
 }
 
 fn check_refuses(graph: &Graph, boundary: &str, expect: &str) {

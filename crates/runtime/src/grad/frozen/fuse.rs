@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::What;
-use crate::grad::op::{FrozenProduct, Part};
+use crate::grad::op::{Follow, FrozenProduct, Part};
 use crate::grad::program::{Node, Program, Source};
 use crate::grad::weights::Weights;
 
@@ -14,13 +14,10 @@ pub(super) struct Planned {
     pub(super) slot: usize,
 }
 
-/// What follows a product, as far as it becomes part of it.
-struct Follow {
-    /// Each output channel is multiplied by one and added the other.
-    factor: Vec<f64>,
-    shift: Vec<f64>,
+/// What becomes part of a product.
+struct Followed {
+    follow: Follow,
     residual: Option<Source>,
-    clamp: Option<[f32; 2]>,
     /// The last node of it.
     last: usize,
 }
@@ -89,60 +86,41 @@ impl<'p> Planner<'p> {
         let program = self.program;
         let node: &'p Node = &program.nodes[idx];
         let weights = self.parameter(node.inputs.get(1))?;
-        let n_channels = match node.op.part() {
-            Part::Conv(conv) if conv.can_be_frozen() => conv.n_outputs(),
-            Part::Linear(linear) => linear.n_out,
-            _ => return None,
-        };
         let bias = match node.inputs.get(2) {
-            Some(source) => Some(self.parameter(Some(source))?),
+            Some(source) => Some(self.parameter(Some(source))?.to_vec()),
             None => None,
         };
-        let follow = self.follow(idx, n_channels, bias);
-        let mut weights = weights.to_vec();
-        let is_scaled = follow.factor.iter().any(|factor| *factor != 1.0);
-        let times = |value: &mut f32, factor: f64| *value = (f64::from(*value) * factor) as f32;
-        if is_scaled {
-            let is_transposed = matches!(node.op.part(), Part::Linear(linear) if linear.is_transposed);
-            let per_channel = weights.len() / n_channels;
-            for (at, value) in weights.iter_mut().enumerate() {
-                let channel = if is_transposed {
-                    at % n_channels
-                } else {
-                    at / per_channel
-                };
-                times(value, follow.factor[channel]);
-            }
-        }
         let product = match node.op.part() {
-            Part::Conv(conv) => FrozenProduct::of_conv(conv, &weights)?,
-            Part::Linear(linear) => FrozenProduct::of_linear(linear, &weights),
+            Part::Conv(conv) => FrozenProduct::of_conv(conv, weights)?,
+            Part::Linear(linear) => FrozenProduct::of_linear(linear, weights),
             _ => return None,
         };
-        let is_shifted = follow.shift.iter().any(|shift| *shift != 0.0);
-        let bias = is_shifted.then(|| follow.shift.iter().map(|shift| *shift as f32).collect());
+        let Followed {
+            follow,
+            residual,
+            last,
+        } = self.follow(idx, bias);
         let planned = Planned {
-            what: What::Product(product.with(bias, follow.clamp)),
-            inputs: std::iter::once(node.inputs[0]).chain(follow.residual).collect(),
-            slot: program.nodes[follow.last].slot,
+            what: What::Product(product.with(follow)),
+            inputs: std::iter::once(node.inputs[0]).chain(residual).collect(),
+            slot: program.nodes[last].slot,
         };
-        Some((follow.last, planned))
+        Some((last, planned))
     }
 
     /// Takes the nodes behind a product that can be part of it: a normalisation, a sum, an activation, in this order.
-    fn follow(&mut self, idx: usize, n_channels: usize, bias: Option<&[f32]>) -> Follow {
-        let mut follow = Follow {
-            factor: vec![1.0; n_channels],
-            shift: bias.map_or(vec![0.0; n_channels], |bias| {
-                bias.iter().map(|b| f64::from(*b)).collect()
-            }),
+    fn follow(&mut self, idx: usize, bias: Option<Vec<f32>>) -> Followed {
+        let mut found = Followed {
+            follow: Follow {
+                bias,
+                ..Follow::default()
+            },
             residual: None,
-            clamp: None,
             last: idx,
         };
-        while follow.clamp.is_none() {
-            let own = Source::Slot(self.program.nodes[follow.last].slot);
-            let Source::Slot(slot) = own else { break };
+        while found.follow.clamp.is_none() {
+            let slot = self.program.nodes[found.last].slot;
+            let own = Source::Slot(slot);
             let &[next] = self.readers[slot].as_slice() else {
                 break;
             };
@@ -150,36 +128,32 @@ impl<'p> Planner<'p> {
                 break;
             };
             match node.op.part() {
-                Part::Norm(norm) if follow.residual.is_none() && node.inputs[0] == own => {
+                Part::Norm(norm)
+                    if found.follow.scale.is_none() && found.residual.is_none() && node.inputs[0] == own =>
+                {
                     let parameters: Option<Vec<&[f32]>> =
                         (1..5).map(|at| self.parameter(node.inputs.get(at))).collect();
-                    let Some(parameters) = parameters.filter(|parameters| parameters[0].len() == n_channels)
-                    else {
-                        break;
-                    };
-                    for channel in 0..n_channels {
-                        let [scale, shift, mean, var] =
-                            [0, 1, 2, 3].map(|at| f64::from(parameters[at][channel]));
-                        let factor = scale / (var + f64::from(norm.eps)).sqrt();
-                        follow.factor[channel] *= factor;
-                        follow.shift[channel] = (follow.shift[channel] - mean) * factor + shift;
-                    }
-                    follow.residual = node.inputs.get(5).copied();
-                    follow.clamp = norm.clamp;
+                    let Some(parameters) = parameters else { break };
+                    let of_channel =
+                        |channel: usize| norm.frozen([0, 1, 2, 3].map(|at| parameters[at][channel]));
+                    let (factors, offsets) = (0..norm.n_channels).map(of_channel).unzip();
+                    found.follow.scale = Some([factors, offsets]);
+                    found.follow.clamp = norm.clamp;
+                    found.residual = node.inputs.get(5).copied();
                 }
-                Part::Sum if follow.residual.is_none() => {
+                Part::Sum if found.residual.is_none() => {
                     let other = node.inputs.iter().find(|source| **source != own);
                     let Some(other @ (Source::Slot(_) | Source::Boundary)) = other else {
                         break;
                     };
-                    follow.residual = Some(*other);
+                    found.residual = Some(*other);
                 }
-                Part::Clamp(bounds) => follow.clamp = Some(bounds),
+                Part::Clamp(bounds) => found.follow.clamp = Some(bounds),
                 _ => break,
             }
             self.is_taken[next] = true;
-            follow.last = next;
+            found.last = next;
         }
-        follow
+        found
     }
 }

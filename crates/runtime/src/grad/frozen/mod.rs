@@ -79,53 +79,61 @@ pub struct Room {
 }
 
 impl Frozen {
-    /// Makes a program of a model's nodes between `input`, of `input_shape` for a sample, and `outputs`. None where ONNX
-    /// Runtime is as fast: the gain is in convolutions of three by three taps and stride one, whose multiplications must be
-    /// so many that a quarter of all can be left out.
+    /// Makes a program of a model's nodes between `input`, of `input_shape` for a sample, and `outputs`.
     ///
     /// # Errors
     /// As [`Tail::new`](super::Tail::new).
-    pub fn new(
-        model: &Model,
-        input: &str,
-        outputs: &[&str],
-        input_shape: &[usize],
-    ) -> Result<Option<Frozen>, Error> {
-        let operations = model.operations_behind(input, outputs)?;
-        let is_product = |op_type: &str| matches!(op_type, "MatMul" | "Attention" | "Einsum");
-        let has_gain = operations.iter().any(|operation| {
-            operation.op_type == "Conv" && operation.integers("kernel_shape") == Some(&[3, 3])
-        });
-        // In half precision ONNX Runtime's numbers are others.
-        let is_rounded = |operation: &Operation<'_>| {
-            operation.op_type == "Cast"
-                && operation
-                    .integer("to")
-                    .is_some_and(|to| to == FLOAT16 || to == BFLOAT16)
-        };
-        let is_other = |operation| is_rounded(operation) || is_product(operation.op_type);
-        if !has_gain || operations.iter().any(is_other) {
-            return Ok(None);
-        }
+    pub fn new(model: &Model, input: &str, outputs: &[&str], input_shape: &[usize]) -> Result<Frozen, Error> {
         let section = Section {
             boundary: input,
             outputs,
             input_shape,
         };
         let (program, _, weights) = lower(model, section)?;
+        Ok(Frozen::of(program, weights))
+    }
+
+    /// Whether `output` is computed faster this way than by ONNX Runtime: the gain is in convolutions of three by three taps
+    /// and stride one, whose multiplications must be so many that a quarter of all can be left out. No where it cannot be
+    /// computed this way, or ONNX Runtime would compute it in half precision.
+    pub fn pays(model: &Model, input: &str, output: &str, input_shape: &[usize]) -> bool {
+        let Ok(operations) = model.operations_behind(input, &[output]) else {
+            return false;
+        };
+        // Seen before weights are looked at, which are many where the answer is no.
+        let is_gain = |operation: &Operation<'_>| {
+            operation.op_type == "Conv" && operation.integers("kernel_shape") == Some(&[3, 3])
+        };
+        let is_rounded = |operation: &Operation<'_>| {
+            let to = operation.integer("to");
+            operation.op_type == "Cast" && to.is_some_and(|to| to == FLOAT16 || to == BFLOAT16)
+        };
+        let is_product =
+            |operation: &Operation<'_>| matches!(operation.op_type, "MatMul" | "Attention" | "Einsum");
+        let is_other = |operation: &Operation<'_>| is_rounded(operation) || is_product(operation);
+        if !operations.iter().any(is_gain) || operations.iter().any(is_other) {
+            return false;
+        }
+        let section = Section {
+            boundary: input,
+            outputs: &[output],
+            input_shape,
+        };
+        let Ok((program, ..)) = lower(model, section) else {
+            return false;
+        };
         let mut cost = Cost::default();
         for node in &program.nodes {
             let of_node = match node.op.part() {
                 Part::Conv(conv) => conv.cost(),
                 Part::Linear(linear) => linear.cost(program.slots[node.slot].size),
-                Part::MatMul => return Ok(None),
+                Part::MatMul => return false,
                 _ => continue,
             };
             cost.plain += of_node.plain;
             cost.paid += of_node.paid;
         }
-        let pays = cost.paid * 4 <= cost.plain * 3;
-        Ok(pays.then(|| Frozen::of(program, weights)))
+        cost.paid * 4 <= cost.plain * 3
     }
 
     /// Of any program.

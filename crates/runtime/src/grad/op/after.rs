@@ -2,11 +2,14 @@
 
 use crate::panels::vectorised;
 
-/// `out = clamp(out + bias + residual)`, of which any part may be absent.
+/// `out = clamp((out + bias) · factor + offset + residual)`, of which any part may be absent. Step by step the same as operators
+/// behind each other, so that it does not show which of them were put together.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct After<'a> {
     /// A number for each channel.
     pub(super) bias: Option<&'a [f32]>,
+    /// Factor and offset of each channel.
+    pub(super) scale: Option<[&'a [f32]; 2]>,
     /// As many numbers as there are outputs.
     pub(super) residual: Option<&'a [f32]>,
     /// Bounds of the activation.
@@ -21,26 +24,26 @@ pub(super) fn bounded(x: f32, [low, high]: [f32; 2]) -> f32 {
 }
 
 vectorised! {
-    fn finish(rows: &'a mut [f32], bias: Option<&'a [f32]>, residual: Option<&'a [f32]>, bounds: [f32; 2], n_columns: usize) {
-        match (bias, residual) {
-            (None, None) => rows.iter_mut().for_each(|out| *out = bounded(*out, bounds)),
-            (None, Some(residual)) => {
-                for (out, r) in rows.iter_mut().zip(residual) {
-                    *out = bounded(*out + r, bounds);
+    fn finish(rows: &'a mut [f32], n_columns: usize, after: After<'a>) {
+        for (at, row) in rows.chunks_exact_mut(n_columns).enumerate() {
+            if let Some(bias) = after.bias {
+                for (out, b) in row.iter_mut().zip(bias) {
+                    *out += b;
                 }
             }
-            (Some(bias), None) => {
-                for out in rows.chunks_exact_mut(n_columns) {
-                    for (out, b) in out.iter_mut().zip(bias) {
-                        *out = bounded(*out + b, bounds);
-                    }
+            if let Some([factor, offset]) = after.scale {
+                for ((out, factor), offset) in row.iter_mut().zip(factor).zip(offset) {
+                    *out = out.mul_add(*factor, *offset);
                 }
             }
-            (Some(bias), Some(residual)) => {
-                for (out, r) in rows.chunks_exact_mut(n_columns).zip(residual.chunks_exact(n_columns)) {
-                    for ((out, b), r) in out.iter_mut().zip(bias).zip(r) {
-                        *out = bounded(*out + b + r, bounds);
-                    }
+            if let Some(residual) = after.residual {
+                for (out, r) in row.iter_mut().zip(&residual[at * n_columns..]) {
+                    *out += r;
+                }
+            }
+            if let Some(bounds) = after.clamp {
+                for out in row {
+                    *out = bounded(*out, bounds);
                 }
             }
         }
@@ -64,14 +67,16 @@ impl<'a> After<'a> {
         }
     }
 
-    pub(super) fn bounds(&self) -> [f32; 2] {
-        self.clamp.unwrap_or([f32::NEG_INFINITY, f32::INFINITY])
-    }
-
     /// Finishes rows of `n_columns` channels, of which the residual's first numbers are the first's.
     pub(super) fn finish(self, rows: &mut [f32], n_columns: usize) {
-        if self.bias.is_some() || self.residual.is_some() || self.clamp.is_some() {
-            finish(rows, self.bias, self.residual, self.bounds(), n_columns);
+        let After {
+            bias,
+            scale,
+            residual,
+            clamp,
+        } = self;
+        if bias.is_some() || scale.is_some() || residual.is_some() || clamp.is_some() {
+            finish(rows, n_columns, self);
         }
     }
 }

@@ -127,7 +127,22 @@ vectorised! {
     }
 }
 
+fn inverse(var: f32, eps: f32) -> f32 {
+    1.0 / (var + eps).sqrt()
+}
+
+/// Factor and offset of a channel.
+fn affine([scale, shift, mean, inverse]: [f32; 4]) -> (f32, f32) {
+    let factor = scale * inverse;
+    (factor, (-mean).mul_add(factor, shift))
+}
+
 impl BatchNorm {
+    /// What a channel is multiplied with and added under running statistics.
+    pub(in crate::grad) fn frozen(&self, [scale, shift, mean, var]: [f32; 4]) -> (f32, f32) {
+        affine([scale, shift, mean, inverse(var, self.eps)])
+    }
+
     fn bounds(&self) -> [f32; 2] {
         self.clamp.unwrap_or([f32::NEG_INFINITY, f32::INFINITY])
     }
@@ -158,7 +173,7 @@ impl Op for BatchNorm {
             NormMode::Frozen => {
                 mean.copy_from_slice(running_mean);
                 for (inverse, var) in inverse.iter_mut().zip(running_var) {
-                    *inverse = 1.0 / (var + self.eps).sqrt();
+                    *inverse = self::inverse(*var, self.eps);
                 }
             }
             NormMode::Batch => {
@@ -183,8 +198,7 @@ impl Op for BatchNorm {
             }
         }
         for i in 0..c {
-            factor[i] = scale[i] * inverse[i];
-            offset[i] = (-mean[i]).mul_add(factor[i], shift[i]);
+            (factor[i], offset[i]) = affine([scale[i], shift[i], mean[i], inverse[i]]);
         }
         let (factor, offset) = (&*factor, &*offset);
         let residual = inputs.get(5);

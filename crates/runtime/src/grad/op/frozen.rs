@@ -6,12 +6,20 @@ use super::linear::Linear;
 use super::{narrow, winograd};
 use crate::panels::panels_len;
 
-/// `out = clamp(x * w + bias (+ residual))`.
+/// `out = clamp((x * w + bias) · factor + offset + residual)`, of which all but the product may be absent.
 #[derive(Debug)]
 pub(in crate::grad) struct FrozenProduct {
     kind: Kind,
-    bias: Option<Vec<f32>>,
-    clamp: Option<[f32; 2]>,
+    follow: Follow,
+}
+
+/// What follows a product, but for what is added to it.
+#[derive(Debug, Default)]
+pub(in crate::grad) struct Follow {
+    pub(in crate::grad) bias: Option<Vec<f32>>,
+    /// Factors and offsets.
+    pub(in crate::grad) scale: Option<[Vec<f32>; 2]>,
+    pub(in crate::grad) clamp: Option<[f32; 2]>,
 }
 
 #[derive(Debug)]
@@ -36,7 +44,7 @@ pub(in crate::grad) struct Cost {
 }
 
 impl FrozenProduct {
-    /// None where it [cannot be](Conv::can_be_frozen).
+    /// None for a depthwise convolution, which gains nothing by it.
     pub(in crate::grad) fn of_conv(conv: &Conv, weights: &[f32]) -> Option<FrozenProduct> {
         let g = &conv.geometry;
         let kind = match conv.way {
@@ -55,8 +63,7 @@ impl FrozenProduct {
         };
         Some(FrozenProduct {
             kind,
-            bias: None,
-            clamp: None,
+            follow: Follow::default(),
         })
     }
 
@@ -70,14 +77,13 @@ impl FrozenProduct {
         Linear::panels(weights, n_out, n_in, is_transposed, &mut panels);
         FrozenProduct {
             kind: Kind::Linear { n_in, n_out, panels },
-            bias: None,
-            clamp: None,
+            follow: Follow::default(),
         }
     }
 
     /// With what follows it.
-    pub(in crate::grad) fn with(self, bias: Option<Vec<f32>>, clamp: Option<[f32; 2]>) -> FrozenProduct {
-        FrozenProduct { bias, clamp, ..self }
+    pub(in crate::grad) fn with(self, follow: Follow) -> FrozenProduct {
+        FrozenProduct { follow, ..self }
     }
 
     /// Numbers of its packed weights.
@@ -91,9 +97,14 @@ impl FrozenProduct {
 
     pub(in crate::grad) fn forward(&self, x: &[f32], residual: Option<&[f32]>, out: &mut [f32]) {
         let after = After {
-            bias: self.bias.as_deref(),
+            bias: self.follow.bias.as_deref(),
+            scale: self
+                .follow
+                .scale
+                .as_ref()
+                .map(|scale| scale.each_ref().map(Vec::as_slice)),
             residual,
-            clamp: self.clamp,
+            clamp: self.follow.clamp,
         };
         match &self.kind {
             Kind::Winograd(frozen) => frozen.forward(x, after, out),
@@ -107,15 +118,6 @@ impl FrozenProduct {
 }
 
 impl Conv {
-    /// Whether there is a way for it whose kernels are packed beforehand.
-    pub(in crate::grad) fn can_be_frozen(&self) -> bool {
-        self.way != Way::Depthwise
-    }
-
-    pub(in crate::grad) fn n_outputs(&self) -> usize {
-        self.geometry.k
-    }
-
     pub(in crate::grad) fn cost(&self) -> Cost {
         let g = &self.geometry;
         let plain = g.oh * g.ow * g.k * g.taps() * g.group_c();

@@ -24,7 +24,7 @@ pub(super) use batch_norm::BatchNorm;
 pub(super) use binary::{Binary, BinaryKind};
 pub(super) use concat::{Concat, Select};
 pub(super) use conv::{Conv, Geometry};
-pub(super) use frozen::{Cost, FrozenProduct};
+pub(super) use frozen::{Cost, Follow, FrozenProduct};
 pub(super) use layer_norm::LayerNorm;
 pub(super) use linear::Linear;
 pub(super) use matmul::MatMul;

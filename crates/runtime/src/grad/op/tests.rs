@@ -264,24 +264,35 @@ fn frozen_convolutions_are_their_definition_and_what_follows_them() {
         let (weights, bias) = (numbers(g.k * g.group_c() * g.taps(), 3), numbers(g.k, 4));
         let expected = naive(&g, &x, &weights, n);
         let largest = expected.iter().fold(0.0f64, |a, b| a.max(b.abs()));
-        for (has_bias, has_residual, clamp) in [
-            (false, false, None),
-            (true, false, Some(BOUNDS)),
-            (false, true, Some(BOUNDS)),
-            (true, true, Some([0.0, f32::INFINITY])),
+        let scale = [numbers(g.k, 5), numbers(g.k, 6)];
+        for (has_bias, has_scale, has_residual, clamp) in [
+            (false, false, false, None),
+            (true, false, false, Some(BOUNDS)),
+            (false, true, true, Some(BOUNDS)),
+            (true, true, true, Some([0.0, f32::INFINITY])),
         ] {
             let frozen = FrozenProduct::of_conv(&Conv::new(g), &weights).unwrap();
-            let frozen = frozen.with(has_bias.then(|| bias.clone()), clamp);
+            let frozen = frozen.with(Follow {
+                bias: has_bias.then(|| bias.clone()),
+                scale: has_scale.then(|| scale.clone()),
+                clamp,
+            });
             let mut out = vec![f32::NAN; n * g.out_len()];
             frozen.forward(&x, has_residual.then_some(&residual), &mut out);
             for (at, (out, expected)) in out.iter().zip(&expected).enumerate() {
-                let more = [(has_bias, bias[at % g.k]), (has_residual, residual[at])];
-                let more = more
-                    .into_iter()
-                    .filter(|(has, _)| *has)
-                    .map(|(_, value)| f64::from(value));
+                let mut expected = *expected;
+                let number = |values: &[f32], at: usize| f64::from(values[at]);
+                if has_bias {
+                    expected += number(&bias, at % g.k);
+                }
+                if has_scale {
+                    expected = expected * number(&scale[0], at % g.k) + number(&scale[1], at % g.k);
+                }
+                if has_residual {
+                    expected += number(&residual, at);
+                }
                 let [low, high] = clamp.unwrap_or([f32::NEG_INFINITY, f32::INFINITY]).map(f64::from);
-                let expected = (expected + more.sum::<f64>()).clamp(low, high);
+                expected = expected.clamp(low, high);
                 assert!(
                     (f64::from(*out) - expected).abs() < 5e-6 * largest,
                     "{name} at {at}: {out} {expected}"
@@ -313,7 +324,10 @@ fn frozen_product_of_one(x: f32) -> [f32; 2] {
         n_out: 2,
         is_transposed: false,
     };
-    let frozen = FrozenProduct::of_linear(&linear, &[1.0, 1.0]).with(None, Some([0.0, f32::INFINITY]));
+    let frozen = FrozenProduct::of_linear(&linear, &[1.0, 1.0]).with(Follow {
+        clamp: Some([0.0, f32::INFINITY]),
+        ..Follow::default()
+    });
     let mut out = [0.0; 2];
     frozen.forward(&[x], None, &mut out);
     out

@@ -393,6 +393,9 @@ impl Put for After<'_> {
         if let Some(bias) = self.bias {
             value = simd.add_f32s(value, load::<S>(bias, channel));
         }
+        if let Some([factor, offset]) = self.scale {
+            value = simd.mul_add_f32s(value, load::<S>(factor, channel), load::<S>(offset, channel));
+        }
         if let Some(residual) = self.residual {
             value = simd.add_f32s(value, load::<S>(residual, at));
         }
