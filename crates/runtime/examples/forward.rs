@@ -3,7 +3,7 @@
 //! `forward MODEL.onnx [BATCH [THREADS [ROUNDS]]]`; `ORT_DYLIB_PATH` says which ONNX Runtime. Each thread has batches and
 //! sessions of its own, as in an extraction. Rates are pictures a second of all threads together, the median of the rounds;
 //! `difference` is the largest, in parts of the largest feature.
-#![expect(clippy::unwrap_used, reason = "an example")]
+#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "an example")]
 
 use std::path::Path;
 use std::sync::Barrier;

@@ -88,7 +88,7 @@ struct Run<T> {
 
 enum Next<T> {
     Fill(Batch<T>),
-    Run(Run<T>),
+    Run(Box<Run<T>>),
     Nothing,
 }
 
@@ -110,7 +110,7 @@ impl<T> Hall<T> {
                     state.n_unmade -= 1;
                 }
                 let batch = state.ready.pop_front().expect("looked at above");
-                return Next::Run(Run { batch, session });
+                return Next::Run(Box::new(Run { batch, session }));
             }
             if fills && let Some(batch) = state.free.pop() {
                 return Next::Fill(batch);
@@ -216,7 +216,7 @@ impl<T> Filler<'_, T> {
                 loop {
                     match self.hall.next(true) {
                         Next::Fill(batch) => break self.open = Some(batch),
-                        Next::Run(run) => (self.run)(run)?,
+                        Next::Run(run) => (self.run)(*run)?,
                         Next::Nothing => return Ok(None),
                     }
                 }
@@ -332,7 +332,7 @@ impl Pipeline<'_> {
                 match hall.next(true) {
                     Next::Fill(batch) => break batch,
                     // Another thread was faster.
-                    Next::Run(next) => run(next)?,
+                    Next::Run(next) => run(*next)?,
                     Next::Nothing => return Ok(()),
                 }
             };
@@ -348,7 +348,7 @@ impl Pipeline<'_> {
             };
             hall.finish(open);
             while let Next::Run(next) = hall.next(false) {
-                run(next)?;
+                run(*next)?;
             }
             Ok(())
         };

@@ -101,7 +101,7 @@ impl<'p> Planner<'p> {
             last,
         } = self.follow(idx, bias);
         let planned = Planned {
-            what: What::Product(product.with(follow)),
+            what: What::Product(Box::new(product.with(follow))),
             inputs: std::iter::once(node.inputs[0]).chain(residual).collect(),
             slot: program.nodes[last].slot,
         };

@@ -52,7 +52,7 @@ enum What {
     /// A node of the program.
     Node(usize),
     /// Inputs are `x` and, where there is one, the residual.
-    Product(FrozenProduct),
+    Product(Box<FrozenProduct>),
 }
 
 /// Where a step finds an input.

@@ -303,6 +303,10 @@ impl WithSimd for ToTiles<'_> {
 
 impl ToTiles<'_> {
     #[inline(always)]
+    #[expect(
+        clippy::needless_range_loop,
+        reason = "rows and columns are told apart by their numbers"
+    )]
     fn run<S: Simd, T: Transform<I, O>, const I: usize, const O: usize>(self, simd: S, pad: [usize; 2]) {
         let ([h, w], step) = (self.size, self.tiles.step);
         let zero = simd.splat_f32s(0.0);
@@ -436,6 +440,10 @@ impl WithSimd for FromTiles<'_> {
 
 impl FromTiles<'_> {
     #[inline(always)]
+    #[expect(
+        clippy::needless_range_loop,
+        reason = "rows and columns are told apart by their numbers"
+    )]
     fn run<S: Simd, T: Transform<I, O>, const I: usize, const O: usize>(
         self,
         simd: S,
