@@ -16,6 +16,9 @@ use rayon::prelude::*;
 use runtime::grad::{Gradients, NormMode, Plan, Tail, TailOptions, Weights};
 use runtime::onnx::Model;
 
+/// Weights that a task takes.
+const CHUNK: usize = 1 << 14;
+
 type Failure = Box<dyn std::error::Error>;
 
 /// Mean cross-entropy, and its derivative by the logits.
@@ -114,16 +117,19 @@ impl Trainer {
         for ((name, velocity), (_, gradient)) in self.velocity.iter_mut().zip(self.gradients.iter()) {
             let weights = self.weights.get_mut(name).ok_or("a gradient without a weight")?;
             let lr = self.lr;
-            weights
-                .par_chunks_mut(1 << 14)
-                .zip(velocity.par_chunks_mut(1 << 14))
-                .zip(gradient.par_chunks(1 << 14))
-                .for_each(|((weights, velocity), gradient)| {
-                    for ((w, v), g) in weights.iter_mut().zip(velocity).zip(gradient) {
-                        *v = 0.9 * *v + g;
-                        *w -= lr * *v;
-                    }
-                });
+            let update = |((weights, velocity), gradient): ((&mut [f32], &mut [f32]), &[f32])| {
+                for ((w, v), g) in weights.iter_mut().zip(velocity).zip(gradient) {
+                    *v = 0.9 * *v + g;
+                    *w -= lr * *v;
+                }
+            };
+            // Waking another thread takes as long as a few thousand weights.
+            if weights.len() < CHUNK {
+                update(((weights, velocity), gradient));
+            } else {
+                let parts = weights.par_chunks_mut(CHUNK).zip(velocity.par_chunks_mut(CHUNK));
+                parts.zip(gradient.par_chunks(CHUNK)).for_each(update);
+            }
         }
         Ok(value)
     }

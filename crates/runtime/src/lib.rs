@@ -7,6 +7,7 @@
 //! [`template`] makes graphs of checkpoints; [`grad`] differentiates the part of a graph behind a boundary, and [`tune`]
 //! trains it.
 
+mod awake;
 mod contained;
 pub mod data;
 pub mod device;

@@ -3,7 +3,7 @@
 use indexmap::IndexMap;
 use rayon::prelude::*;
 
-use super::op::CHUNK;
+use super::op::{CHUNK, alone};
 use crate::panels::vectorised;
 
 vectorised! {
@@ -29,9 +29,12 @@ pub struct Gradients {
 impl Gradients {
     /// Whether all are numbers, and none is infinite.
     pub(super) fn are_finite(&self) -> bool {
-        self.values
-            .values()
-            .all(|values| values.par_chunks(CHUNK).all(all_finite))
+        self.values.values().all(|values| {
+            values
+                .par_chunks(CHUNK)
+                .with_min_len(alone(CHUNK))
+                .all(all_finite)
+        })
     }
 
     /// The gradient of a parameter; none where it does not learn.

@@ -9,6 +9,7 @@ use super::plan::{NormMode, Plan};
 use super::program::{Program, Source};
 use super::weights::{Parameter, Weights};
 use super::workspace::Workspace;
+use crate::awake::awake;
 use crate::error::Error;
 use crate::onnx::Model;
 
@@ -124,8 +125,9 @@ impl Tail {
                 n: batch.len() / self.program.input_width,
                 norm: NormMode::Frozen,
             };
-            self.threads
-                .install(|| workspace.forward(&self.program, weights, batch, run, |_| NormMode::Frozen));
+            awake(&self.threads, || {
+                workspace.forward(&self.program, weights, batch, run, |_| NormMode::Frozen);
+            });
             logits.extend_from_slice(workspace.output(&self.program, weights, batch));
         }
         self.give_back(workspace);
@@ -173,7 +175,9 @@ impl Tail {
         };
         let mut workspace = self.workspace();
         let (program, threads) = (&self.program, &self.threads);
-        threads.install(|| workspace.forward(program, weights, batch, run, |node| plan.norms[node]));
+        awake(threads, || {
+            workspace.forward(program, weights, batch, run, |node| plan.norms[node]);
+        });
         let mut d_output = workspace.take(n * program.output_width());
         d_output.fill(0.0);
         let value = loss(workspace.output(program, weights, batch), &mut d_output);
@@ -181,8 +185,11 @@ impl Tail {
             self.give_back(workspace);
             return Err(Error::StepNotFinite("loss"));
         }
-        threads.install(|| workspace.backward(program, plan, weights, batch, run, d_output, gradients));
-        let is_finite = threads.install(|| gradients.are_finite());
+        let known: &Weights = weights;
+        let is_finite = awake(threads, || {
+            workspace.backward(program, plan, known, batch, run, d_output, gradients);
+            gradients.are_finite()
+        });
         if is_finite {
             workspace.update_running(program, plan, weights);
         }

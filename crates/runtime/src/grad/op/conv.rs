@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use super::after::After;
 use super::linear::column_sums;
-use super::{Backward, Kept, Op, Part, Run, Sink, depthwise, narrow, winograd};
+use super::{Backward, Kept, Op, Part, Run, Sink, alone, depthwise, narrow, winograd};
 use crate::panels::{LANES, Outer, Place, Product, pack, panels_len};
 use crate::scratch;
 
@@ -222,6 +222,7 @@ pub(super) fn pack_kernels(g: &Geometry, weights: &[f32], panels: &mut [f32]) {
     let depth = depth(g);
     panels
         .par_chunks_mut(depth * LANES)
+        .with_min_len(alone(depth * LANES))
         .enumerate()
         .for_each(|(panel, out)| {
             out.fill(0.0);
@@ -290,6 +291,7 @@ fn backward_input(g: &Geometry, weights: &[f32], d_out: &[f32], sink: &mut Sink<
     // Panels over taps and the channels under each; rows are outputs.
     panels
         .par_chunks_mut(depth * LANES)
+        .with_min_len(alone(depth * LANES))
         .enumerate()
         .for_each(|(panel, out)| {
             out.fill(0.0);

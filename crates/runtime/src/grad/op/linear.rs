@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use super::after::After;
-use super::{Backward, Kept, Op, Part, Run, Sink, put_totals, totals};
+use super::{Backward, Kept, Op, Part, Run, Sink, alone, put_totals, totals};
 use crate::panels::{LANES, Outer, Place, Product, fair, pack, pack_transposed, panels_len, vectorised};
 use crate::scratch;
 
@@ -52,7 +52,10 @@ pub(super) fn column_sums(rows: &[f32], n: usize, sink: &mut Sink<'_>) {
 impl Linear {
     /// Weights `[n, depth]` (or, `is_transposed`, `[depth, n]`) as panels over `n`.
     pub(super) fn panels(weights: &[f32], n: usize, depth: usize, is_transposed: bool, out: &mut [f32]) {
-        let panels = out.par_chunks_mut(depth * LANES).enumerate();
+        let panels = out
+            .par_chunks_mut(depth * LANES)
+            .with_min_len(alone(depth * LANES))
+            .enumerate();
         panels.for_each(|(panel, out)| {
             let width = (n - panel * LANES).min(LANES);
             if is_transposed {

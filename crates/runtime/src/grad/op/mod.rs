@@ -57,7 +57,8 @@ impl Sink<'_> {
     pub(super) fn zero(&mut self) {
         use rayon::prelude::*;
         if !self.is_added {
-            self.values.par_chunks_mut(CHUNK).for_each(|part| part.fill(0.0));
+            let parts = self.values.par_chunks_mut(CHUNK).with_min_len(alone(CHUNK));
+            parts.for_each(|part| part.fill(0.0));
         }
     }
 }
@@ -185,10 +186,16 @@ pub(super) fn put_totals(sink: &mut Sink<'_>, totals: &[f64]) {
 /// Elements that one task of an elementwise loop takes.
 pub(super) const CHUNK: usize = 1 << 14;
 
+/// How many chunks of `len` numbers a thread moves in about the time in which another one wakes up.
+pub(super) fn alone(len: usize) -> usize {
+    (1usize << 15).div_ceil(len.max(1))
+}
+
 /// `to += from`.
 pub(super) fn add(to: &mut [f32], from: &[f32]) {
     use rayon::prelude::*;
     to.par_chunks_mut(CHUNK)
         .zip(from.par_chunks(CHUNK))
+        .with_min_len(alone(CHUNK))
         .for_each(|(to, from)| add_part(to, from));
 }

@@ -8,7 +8,7 @@ use rayon::prelude::*;
 
 use super::after::After;
 use super::conv::{Geometry, rows_at_once};
-use super::{Kept, Sink, totals};
+use super::{Kept, Sink, alone, totals};
 use crate::panels::{LANES, Outer, Place, Product, pack, panels_len};
 use crate::scratch;
 
@@ -112,6 +112,7 @@ pub(super) fn pack_kernels(g: &Geometry, weights: &[f32], panels: &mut [f32]) {
     };
     panels
         .par_chunks_exact_mut(depth * LANES)
+        .with_min_len(alone(depth * LANES))
         .enumerate()
         .for_each(fill);
 }
@@ -171,6 +172,7 @@ pub(super) fn backward_input(
     };
     panels
         .par_chunks_exact_mut(g.k * LANES)
+        .with_min_len(alone(g.k * LANES))
         .enumerate()
         .for_each(fill);
     let panels = &*panels;
