@@ -410,10 +410,13 @@ fn store<S: Simd>(simd: S, out: &mut [f32], place: Place, at: usize, panel: usiz
     }
 }
 
-/// `out[c, k] = Σ_p a[p, c] · b[p, k]` over `n_rows` rows of both, which are in panels; rows of `out` are columns of `a`.
+/// `out[c, k] = Σ_p a[p, c] · b[p, k]` over `n_rows` rows of both; rows of `out` are columns of `a`. `b` is in panels, `a` too or,
+/// where it has whole panels of columns, in rows.
 pub(crate) struct Outer<'a> {
     pub(crate) a: &'a [f32],
-    /// From one panel of `a` to the next.
+    /// From one row of `a` to the next.
+    pub(crate) a_row: usize,
+    /// From sixteen columns of `a` to the next.
     pub(crate) a_panel: usize,
     /// Columns of `a` that are rows of `out`.
     pub(crate) n_a: usize,
@@ -499,17 +502,16 @@ impl Outer<'_> {
     ) {
         let mut sums = [[[simd.splat_f32s(0.0); V]; Q]; R];
         let part = rows.start * LANES..rows.end * LANES;
-        let a = self.a[column / LANES * self.a_panel..][part.clone()]
-            .as_chunks::<LANES>()
-            .0;
-        let mut b = [a; Q];
+        let first = column / LANES * self.a_panel + column % LANES + rows.start * self.a_row;
+        let a = self.a[first..].chunks(self.a_row).take(rows.len());
+        let mut b = [&[[0.0f32; LANES]; 0][..]; Q];
         for (q, b) in b.iter_mut().enumerate() {
             *b = self.b[(panel + q) * self.b_panel..][part.clone()]
                 .as_chunks::<LANES>()
                 .0;
         }
-        for (p, a) in a.iter().enumerate() {
-            let a = &a[column % LANES..][..R];
+        for (p, a) in a.enumerate() {
+            let a = &a[..R];
             let mut factors = [[simd.splat_f32s(0.0); V]; Q];
             for q in 0..Q {
                 let (vectors, _) = S::as_simd_f32s(&b[q][p]);
@@ -727,6 +729,7 @@ mod tests {
             let mut out = vec![1.0; n_a * n_b];
             Outer {
                 a: &panels(&a, n_a, n_rows),
+                a_row: LANES,
                 a_panel: n_rows * LANES,
                 n_a,
                 b: &panels(&b, n_b, n_rows),

@@ -52,6 +52,7 @@ pub(super) fn gram(rows: &Rows<'_>, max_rows: usize, weights: Option<&[f32]>) ->
             let product = room.as_mut();
             Outer {
                 a: &left[first * n..],
+                a_row: LANES,
                 a_panel: n * LANES,
                 n_a: height,
                 b: &panels,

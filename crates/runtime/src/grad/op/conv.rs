@@ -404,6 +404,7 @@ fn backward_weights(g: &Geometry, x: &[f32], d_out: &[f32], sink: &mut Sink<'_>)
                         }
                         Outer {
                             a: seen,
+                            a_row: LANES,
                             a_panel: pixels * LANES,
                             n_a: n_columns,
                             b: &d_panels[image_idx * pixels * LANES..],

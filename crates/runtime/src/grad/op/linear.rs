@@ -107,8 +107,10 @@ impl Linear {
 /// `out[a, b] (+)= Σ_r x[r, a] · y[r, b]` for rows of `n_a` and `n_b` numbers.
 pub(super) fn outer(x: &[f32], n_a: usize, y: &[f32], n_b: usize, sink: &mut Sink<'_>) {
     let n_rows = x.len() / n_a;
-    let (a_len, b_len) = (panels_len(n_rows, n_a), panels_len(n_rows, n_b));
-    scratch::with(a_len + b_len, |room| {
+    // Whole panels are read where they lie.
+    let is_whole = n_a.is_multiple_of(LANES);
+    let a_len = if is_whole { 0 } else { panels_len(n_rows, n_a) };
+    scratch::with(a_len + panels_len(n_rows, n_b), |room| {
         let (a, b) = room.split_at_mut(a_len);
         for (rows, n, out) in [(x, n_a, &mut *a), (y, n_b, &mut *b)] {
             let panels = out.par_chunks_mut(PANELS * n_rows * LANES).enumerate();
@@ -122,9 +124,16 @@ pub(super) fn outer(x: &[f32], n_a: usize, y: &[f32], n_b: usize, sink: &mut Sin
         let at_once = fair(n_a.div_ceil(LANES), PANELS);
         let tasks = sink.values.par_chunks_mut(at_once * LANES * n_b).enumerate();
         tasks.for_each(|(task, out)| {
+            let first = task * at_once;
+            let (a, a_row, a_panel) = if is_whole {
+                (&x[first * LANES..], n_a, LANES)
+            } else {
+                (&a[first * n_rows * LANES..], LANES, n_rows * LANES)
+            };
             Outer {
-                a: &a[task * at_once * n_rows * LANES..],
-                a_panel: n_rows * LANES,
+                a,
+                a_row,
+                a_panel,
                 n_a: out.len() / n_b,
                 b,
                 b_panel: n_rows * LANES,

@@ -240,6 +240,7 @@ pub(super) fn backward_weights(g: &Geometry, x: &[f32], d_out: &[f32], sink: &mu
                         pack(d_out, g.k, n_rows, g.k, d_panels);
                         Outer {
                             a: seen_panels,
+                            a_row: LANES,
                             a_panel: n_rows * LANES,
                             n_a: depth,
                             b: d_panels,

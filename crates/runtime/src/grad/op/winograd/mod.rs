@@ -150,6 +150,7 @@ pub(super) fn backward(
                 let (point, panel) = (task * at_once / g.k, task * at_once % g.k / LANES);
                 Outer {
                     a: &m[(panel * points + point) * per_panel..],
+                    a_row: LANES,
                     a_panel: points * per_panel,
                     n_a: at_once,
                     b: &v[point * per_panel..],
