@@ -13,7 +13,7 @@ use crate::scratch;
 /// Columns of a panel.
 pub(crate) const LANES: usize = 16;
 
-/// Terms of a sum of products that are added up by themselves: shorter chains round less.
+/// About how many terms of a sum of products are added up by themselves: shorter chains round less.
 const CHAIN: usize = 128;
 
 /// Rows of a product that meet all panels before the next ones' turn, with [`DEPTH`] of their terms: they stay in the second

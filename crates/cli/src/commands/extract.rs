@@ -179,6 +179,12 @@ fn to_json(extraction: &Extraction<'_>, labels: Option<&std::path::Path>) -> ser
                 "entry": store.folder().to_string_lossy(),
                 "boundary": boundary,
                 "shape": store.row_shape(),
+                // Null where all was in the cache.
+                "network": (extraction.misses > 0).then_some(if extraction.own.contains(boundary) {
+                    "graftwork"
+                } else {
+                    "onnxruntime"
+                }),
             })
         })
         .collect();
@@ -200,7 +206,6 @@ fn to_json(extraction: &Extraction<'_>, labels: Option<&std::path::Path>) -> ser
             "preparing": extraction.preparing.as_secs_f64(),
             "running": extraction.running.as_secs_f64(),
         },
-        "network": if extraction.is_own { "graftwork" } else { "onnxruntime" },
         "images_per_second": ExtractSummary::of(extraction).images_per_second(),
     })
 }
@@ -233,7 +238,9 @@ pub(crate) fn report(extraction: &ExtractSummary) {
         extraction.boundary
     ));
     if extraction.is_own {
-        text::remark("graftwork's own kernels ran the network: they are faster than ONNX Runtime's for it");
+        text::remark(
+            "computed by graftwork's own kernels, which are faster than ONNX Runtime's for this network",
+        );
     }
     if extraction.partly_on_cpu {
         text::remark("some operators ran on the processor: the GPU's provider has no kernel for them");

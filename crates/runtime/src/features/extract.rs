@@ -5,7 +5,7 @@
 //! makes them durable.
 
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -236,13 +236,19 @@ pub fn extract<'d>(
         }),
     };
     let spent = Spent::default();
-    let note = || {
+    let is_own = |boundary: &str| {
+        spent
+            .own
+            .get()
+            .is_some_and(|own| own.iter().any(|name| name == boundary))
+    };
+    let note = |boundary: &str| {
         let mut note = serde_json::json!({
             "graftwork": env!("CARGO_PKG_VERSION"),
             "device": config.device.class(),
         });
         // What computed the rows; graftwork's own kernels where it is not named.
-        if !spent.is_own.load(Ordering::Relaxed) {
+        if !is_own(boundary) {
             note["onnxruntime"] = format!("1.{}", engine.found().minor).into();
         }
         note.to_string()
@@ -311,7 +317,7 @@ pub fn extract<'d>(
         preparing: duration(spent.preparing),
         running: duration(spent.running),
         partly_on_cpu: spent.partly_on_cpu.into_inner(),
-        is_own: spent.is_own.into_inner(),
+        own: spent.own.into_inner().unwrap_or_default(),
         shard,
     };
     let was_asked = !range.is_empty() || data.is_empty();
@@ -416,8 +422,8 @@ fn check_text(config: &ExtractConfig<'_>) -> Result<usize, Error> {
     Ok(config.batch_size)
 }
 
-/// How many sessions of how many threads. On the processor each holds its own copy of the weights, and together they
-/// stay below 2 GiB; a GPU has one.
+/// How many sessions of how many threads. On the processor each of ONNX Runtime's holds its own copy of the weights, and together
+/// they stay below 2 GiB; a GPU has one.
 pub(crate) fn sessions_for(model: &Model, device: Device, threads: usize) -> (usize, usize) {
     const SESSIONS_BYTES: usize = 2 << 30;
     if device != Device::Cpu {

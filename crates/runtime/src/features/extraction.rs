@@ -48,8 +48,8 @@ pub struct Extraction<'d> {
     pub running: Duration,
     /// Whether a GPU was asked for and some operators ran on the processor all the same.
     pub partly_on_cpu: bool,
-    /// Whether the crate's own kernels ran the network, not ONNX Runtime.
-    pub is_own: bool,
+    /// The boundaries that the crate's own kernels computed rows of, not ONNX Runtime.
+    pub own: Vec<String>,
     /// The part that was done, with its job.
     pub shard: Option<(Shard, Job)>,
 }

@@ -38,8 +38,8 @@ pub(crate) struct Spent {
     pub(crate) running: AtomicU64,
     /// Whether a session for a GPU leaves some operators to the processor.
     pub(crate) partly_on_cpu: AtomicBool,
-    /// Whether the crate's own kernels run the network.
-    pub(crate) is_own: AtomicBool,
+    /// The outputs that the crate's own kernels compute; known when the network first runs.
+    pub(crate) own: OnceLock<Vec<String>>,
 }
 
 impl Spent {
@@ -244,7 +244,7 @@ impl Pipeline<'_> {
         } else {
             Plan::without_own(self.model)
         };
-        spent.is_own.store(plan.has_own(), Ordering::Relaxed);
+        spent.own.get_or_init(|| plan.own());
         plan
     }
 

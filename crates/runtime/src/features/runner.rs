@@ -8,7 +8,7 @@ use crate::grad::{Frozen, Room};
 use crate::onnx::Model;
 
 /// A network's outputs by what computes them. That depends on the graph in front of an output alone: its numbers are the same
-/// whatever else is computed with it.
+/// whatever else is computed with it, unless that is inside of what an exporter took apart (a LayerNorm, a GELU).
 #[derive(Debug)]
 pub(super) struct Plan<'m> {
     own: Option<Own>,
@@ -41,6 +41,14 @@ impl<'m> Plan<'m> {
     fn with_own(model: &'m Model, input_shape: &[usize]) -> Option<Plan<'m>> {
         const FLOAT: i64 = 1;
         let input = model.input().ok().filter(|input| input.elem_type == FLOAT)?;
+        // A graph for so many samples and no other need not treat them one by one.
+        let batch = input
+            .shape
+            .as_ref()
+            .and_then(|shape| shape.first().copied().flatten());
+        if batch.is_some_and(|batch| batch != 1) {
+            return None;
+        }
         let named = model.outputs().iter().map(String::as_str).zip(0..);
         let (own, others): (Vec<(&str, usize)>, Vec<_>) =
             named.partition(|(name, _)| Frozen::pays(model, &input.name, name, input_shape));
@@ -61,9 +69,10 @@ impl<'m> Plan<'m> {
         })
     }
 
-    /// Whether the crate's own kernels compute any of it.
-    pub(super) fn has_own(&self) -> bool {
-        self.own.is_some()
+    /// The outputs that the crate's own kernels compute.
+    pub(super) fn own(&self) -> Vec<String> {
+        let outputs = self.own.iter().flat_map(|own| &own.outputs);
+        outputs.map(|(name, _)| name.clone()).collect()
     }
 }
 

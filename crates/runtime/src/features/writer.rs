@@ -44,7 +44,7 @@ impl Entry {
 pub(super) struct Writer<'w> {
     entries: &'w [Entry],
     open: Vec<Option<Open>>,
-    note: &'w (dyn Fn() -> String + Sync),
+    note: &'w (dyn Fn(&str) -> String + Sync),
     block_rows: usize,
     budget: Option<&'w Budget>,
 }
@@ -59,7 +59,7 @@ impl<'w> Writer<'w> {
     /// `note` says what computes the rows; it goes into every block.
     pub(super) fn new(
         entries: &'w [Entry],
-        note: &'w (dyn Fn() -> String + Sync),
+        note: &'w (dyn Fn(&str) -> String + Sync),
         block_rows: usize,
         budget: Option<&'w Budget>,
     ) -> Writer<'w> {
@@ -140,7 +140,11 @@ impl<'w> Writer<'w> {
             return Ok(());
         };
         let store = &self.entries[entry].store;
-        read(store).write_block(&open.rows, &(self.note)(), self.budget)?;
+        read(store).write_block(
+            &open.rows,
+            &(self.note)(&self.entries[entry].boundary),
+            self.budget,
+        )?;
         store
             .write()
             .unwrap_or_else(std::sync::PoisonError::into_inner)

@@ -9,7 +9,7 @@ use super::plan::{NormMode, Plan};
 use super::program::{Program, Source};
 use super::weights::{Parameter, Weights};
 use super::workspace::Workspace;
-use crate::awake::awake;
+use crate::awake::Awake;
 use crate::error::Error;
 use crate::onnx::Model;
 
@@ -37,6 +37,7 @@ pub struct Tail {
     parameters: Vec<Parameter>,
     weights: Weights,
     threads: rayon::ThreadPool,
+    awake: Awake,
     /// Room of runs that are over.
     workspaces: Mutex<Vec<Workspace>>,
 }
@@ -64,6 +65,7 @@ impl Tail {
             parameters,
             weights,
             threads,
+            awake: Awake::default(),
             workspaces: Mutex::new(Vec::new()),
         })
     }
@@ -125,7 +127,7 @@ impl Tail {
                 n: batch.len() / self.program.input_width,
                 norm: NormMode::Frozen,
             };
-            awake(&self.threads, || {
+            self.awake.run(&self.threads, || {
                 workspace.forward(&self.program, weights, batch, run, |_| NormMode::Frozen);
             });
             logits.extend_from_slice(workspace.output(&self.program, weights, batch));
@@ -175,7 +177,7 @@ impl Tail {
         };
         let mut workspace = self.workspace();
         let (program, threads) = (&self.program, &self.threads);
-        awake(threads, || {
+        self.awake.run(threads, || {
             workspace.forward(program, weights, batch, run, |node| plan.norms[node]);
         });
         let mut d_output = workspace.take(n * program.output_width());
@@ -186,7 +188,7 @@ impl Tail {
             return Err(Error::StepNotFinite("loss"));
         }
         let known: &Weights = weights;
-        let is_finite = awake(threads, || {
+        let is_finite = self.awake.run(threads, || {
             workspace.backward(program, plan, known, batch, run, d_output, gradients);
             gradients.are_finite()
         });

@@ -255,26 +255,82 @@ fn frozen(outputs: &[&str]) -> Frozen {
     Frozen::new(&sorted(&network()).model(), "in", outputs, &[4, 10, 10]).unwrap()
 }
 
-#[test]
-fn weights_that_do_not_change_give_the_tails_outputs() {
-    let (tail, frozen, mut room) = (tail(2), frozen(&["logits", "b3", "last"]), Room::default());
+/// Checks outputs of a graph with weights that do not change against a tail that ends at each.
+fn check_frozen(graph: &Graph, boundary: &str, outputs: &[&str], input_shape: &[usize]) {
+    let frozen = Frozen::new(&graph.model(), boundary, outputs, input_shape).unwrap();
+    let (width, mut room) = (input_shape.iter().product::<usize>(), Room::default());
     // More than are computed at a time, and not the same number each time.
     for n in [1, 33, 7, 70] {
-        let batch = numbers(n * 400, 54);
-        let mut expected = Vec::new();
-        tail.forward(&tail.weights(), &batch, n, &mut expected).unwrap();
-        let outputs = frozen.forward(&mut room, &batch);
-        let scale = expected.iter().fold(0.0f32, |a, b| a.max(b.abs()));
-        assert_eq!(outputs[0].len(), expected.len());
-        for (at, (found, expected)) in outputs[0].iter().zip(&expected).enumerate() {
-            assert!(
-                (found - expected).abs() < 1e-5 * scale,
-                "{n} at {at}: {found} {expected}"
-            );
+        let batch = numbers(n * width, 54);
+        let found = frozen.forward(&mut room, &batch);
+        for (output, found) in outputs.iter().zip(found) {
+            let options = TailOptions {
+                boundary,
+                output,
+                input_shape,
+                threads: 2,
+            };
+            let (tail, mut expected) = (Tail::new(&graph.model(), &options).unwrap(), Vec::new());
+            tail.forward(&tail.weights(), &batch, n, &mut expected).unwrap();
+            let scale = expected.iter().fold(0.0f32, |a, b| a.max(b.abs()));
+            assert_eq!(found.len(), expected.len());
+            for (at, (found, expected)) in found.iter().zip(&expected).enumerate() {
+                assert!(
+                    (found - expected).abs() < 1e-5 * scale,
+                    "{output} of {n} at {at}: {found} {expected}"
+                );
+            }
         }
     }
+}
+
+#[test]
+fn weights_that_do_not_change_give_the_tails_outputs() {
+    let graph = sorted(&network());
+    check_frozen(&graph, "in", &["logits", "b3", "last", "a", "b3"], &[4, 10, 10]);
+    let frozen = frozen(&["logits", "b3", "last"]);
     let shapes: Vec<&[usize]> = frozen.output_shapes().collect();
     assert_eq!(shapes, [&[5][..], &[32, 5, 5], &[32, 5, 5]]);
+}
+
+#[test]
+fn what_only_looks_like_a_part_of_a_product_is_none() {
+    let scaled = |graph: Graph, n: usize| {
+        ["scale", "shift", "mean", "var"]
+            .into_iter()
+            .zip(1..)
+            .fold(graph, |graph, (name, seed)| {
+                let values: Vec<f32> = numbers(n, seed).iter().map(|v| v.abs() + 0.5).collect();
+                graph.weight(name, &[n as u64], &values)
+            })
+    };
+    let norm = |graph: Graph, x: &str| {
+        let inputs = [x, "scale", "shift", "mean", "var"];
+        graph
+            .named("BatchNormalization", "norm", &inputs, "y")
+            .output("y")
+    };
+    // One channel, whose pixels are the normalisation's.
+    let one = graph()
+        .input("x", 1, &[0, 2, 4, 4])
+        .node("Identity", &["x"], &["in"])
+        .field(1, with_integers("Conv", &["in", "weight"], "c", THREE))
+        .weight("weight", &[1, 2, 3, 3], &numbers(18, 9))
+        .node("Flatten", &["c"], &["flat"]);
+    check_frozen(&norm(scaled(one, 16), "flat"), "in", &["y"], &[2, 4, 4]);
+    // Added to itself, and to what comes in.
+    let sums = graph()
+        .input("x", 1, &[0, 2, 4, 4])
+        .node("Identity", &["x"], &["in"])
+        .field(1, with_integers("Conv", &["in", "weight"], "c", THREE))
+        .weight("weight", &[2, 2, 3, 3], &numbers(36, 9))
+        .node("Add", &["c", "c"], &["twice"])
+        .node("Relu", &["twice"], &["d"])
+        .field(1, with_integers("Conv", &["d", "weight"], "e", THREE))
+        .node("Add", &["in", "e"], &["f"])
+        .node("Add", &["f", "d"], &["y"])
+        .output("y");
+    check_frozen(&sums, "in", &["y", "d"], &[2, 4, 4]);
 }
 
 #[test]

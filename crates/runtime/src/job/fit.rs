@@ -87,7 +87,7 @@ pub struct ExtractSummary {
     pub set_aside: Vec<(String, usize)>,
     /// Whether a GPU was asked for and some operators ran on the processor all the same.
     pub partly_on_cpu: bool,
-    /// Whether the crate's own kernels ran the network, not ONNX Runtime.
+    /// Whether the crate's own kernels computed rows of it, not ONNX Runtime.
     pub is_own: bool,
     /// Wall time.
     pub elapsed: std::time::Duration,
@@ -106,7 +106,7 @@ impl ExtractSummary {
             left_out: extraction.left_out().take(N_NAMED).collect(),
             set_aside: extraction.set_aside().to_vec(),
             partly_on_cpu: extraction.partly_on_cpu,
-            is_own: extraction.is_own,
+            is_own: extraction.own.contains(&extraction.boundaries[0]),
             elapsed: extraction.elapsed,
         }
     }

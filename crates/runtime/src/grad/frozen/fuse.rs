@@ -99,7 +99,7 @@ impl<'p> Planner<'p> {
             follow,
             residual,
             last,
-        } = self.follow(idx, bias);
+        } = self.follow(idx, product.n_channels(), bias);
         let planned = Planned {
             what: What::Product(Box::new(product.with(follow))),
             inputs: std::iter::once(node.inputs[0]).chain(residual).collect(),
@@ -109,7 +109,7 @@ impl<'p> Planner<'p> {
     }
 
     /// Takes the nodes behind a product that can be part of it: a normalisation, a sum, an activation, in this order.
-    fn follow(&mut self, idx: usize, bias: Option<Vec<f32>>) -> Followed {
+    fn follow(&mut self, idx: usize, n_channels: usize, bias: Option<Vec<f32>>) -> Followed {
         let mut found = Followed {
             follow: Follow {
                 bias,
@@ -128,8 +128,12 @@ impl<'p> Planner<'p> {
                 break;
             };
             match node.op.part() {
+                // A normalisation behind a reshape may have other channels.
                 Part::Norm(norm)
-                    if found.follow.scale.is_none() && found.residual.is_none() && node.inputs[0] == own =>
+                    if norm.n_channels == n_channels
+                        && found.follow.scale.is_none()
+                        && found.residual.is_none()
+                        && node.inputs[0] == own =>
                 {
                     let parameters: Option<Vec<&[f32]>> =
                         (1..5).map(|at| self.parameter(node.inputs.get(at))).collect();

@@ -43,8 +43,7 @@ pub struct Frozen {
 struct Step {
     what: What,
     inputs: Vec<Input>,
-    /// A buffer.
-    output: Input,
+    output: Place,
 }
 
 #[derive(Debug)]
@@ -59,14 +58,17 @@ enum What {
 #[derive(Debug, Clone, Copy)]
 enum Input {
     Boundary,
-    /// The first numbers of a piece of memory: of all samples, or of those that are passing.
-    Buffer {
-        buffer: usize,
-        len: Dim,
-        is_passing: bool,
-    },
+    Buffer(Place),
     Parameter(usize),
     Constant(usize),
+}
+
+/// The first numbers of a piece of memory: of all samples, or of those that are passing.
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    buffer: usize,
+    len: Dim,
+    is_passing: bool,
 }
 
 /// The memory of one run at a time.
@@ -208,17 +210,10 @@ impl Frozen {
     /// A step for some of `n` samples.
     fn step(&self, at: usize, room: &mut Room, batch: &[f32], n: usize, samples: Range<usize>) {
         let step = &self.steps[at];
-        let Input::Buffer {
-            buffer,
-            len,
-            is_passing,
-        } = step.output
-        else {
-            unreachable!("a step writes a buffer")
-        };
-        let mut memory = std::mem::take(&mut room.buffers[buffer]);
-        let part = part(len, is_passing, samples.clone());
-        let whole = if is_passing { part.end } else { len.at(n) };
+        let to = step.output;
+        let mut memory = std::mem::take(&mut room.buffers[to.buffer]);
+        let part = to.part(samples.clone());
+        let whole = if to.is_passing { part.end } else { to.len.at(n) };
         let out = &mut memory.of(whole)[part];
         let inputs: Vec<&[f32]> = step
             .inputs
@@ -238,7 +233,7 @@ impl Frozen {
                 std::mem::swap(&mut kept.room, &mut room.shared);
             }
         }
-        room.buffers[buffer] = memory;
+        room.buffers[to.buffer] = memory;
     }
 
     fn look<'s>(
@@ -253,13 +248,9 @@ impl Frozen {
                 let width = self.program.input_width;
                 &batch[samples.start * width..samples.end * width]
             }
-            Input::Buffer {
-                buffer,
-                len,
-                is_passing,
-            } => {
-                let part = part(len, is_passing, samples);
-                &buffers[buffer].get(part.end)[part]
+            Input::Buffer(place) => {
+                let part = place.part(samples);
+                &buffers[place.buffer].get(part.end)[part]
             }
             Input::Parameter(idx) => &self.weights.values[idx],
             Input::Constant(idx) => &self.program.constants[idx],
@@ -267,11 +258,13 @@ impl Frozen {
     }
 }
 
-/// Where in its memory a tensor has its numbers of some samples.
-fn part(len: Dim, is_passing: bool, samples: Range<usize>) -> Range<usize> {
-    if is_passing || !len.is_batched {
-        0..len.at(samples.len())
-    } else {
-        samples.start * len.size..samples.end * len.size
+impl Place {
+    /// Where the numbers of some samples are.
+    fn part(self, samples: Range<usize>) -> Range<usize> {
+        if self.is_passing || !self.len.is_batched {
+            0..self.len.at(samples.len())
+        } else {
+            samples.start * self.len.size..samples.end * self.len.size
+        }
     }
 }

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::fuse::Planned;
-use super::{AT_ONCE, Input, Step, What};
+use super::{AT_ONCE, Input, Place, Step, What};
 use crate::grad::program::{Program, Source};
 
 /// Steps that some samples go through before the next ones do, so that what one step leaves is still near when the next one
@@ -79,13 +79,6 @@ impl Pool {
     }
 }
 
-/// Of a slot: where it lies, and whether it is there for the samples of a group's turn only.
-#[derive(Clone, Copy, Default)]
-struct Home {
-    buffer: usize,
-    is_passing: bool,
-}
-
 /// Gives steps their places in memory: what is read in the group that wrote it has room for that group's samples, and goes
 /// when it has been read; the rest has room for all, and goes when a group is through.
 pub(super) fn place(program: &Program, planned: Vec<Planned>) -> Placed {
@@ -112,14 +105,15 @@ pub(super) fn place(program: &Program, planned: Vec<Planned>) -> Placed {
             is_passing[slot] = false;
         }
     }
-    let mut homes = vec![Home::default(); n_slots];
-    let input = |source: Source, homes: &[Home]| match source {
+    let unplaced = |slot: usize| Place {
+        buffer: 0,
+        len: program.slots[slot],
+        is_passing: is_passing[slot],
+    };
+    let mut places: Vec<Place> = (0..n_slots).map(unplaced).collect();
+    let input = |source: Source, places: &[Place]| match source {
         Source::Boundary => Input::Boundary,
-        Source::Slot(slot) => Input::Buffer {
-            buffer: homes[slot].buffer,
-            len: program.slots[slot],
-            is_passing: homes[slot].is_passing,
-        },
+        Source::Slot(slot) => Input::Buffer(places[slot]),
         Source::Parameter(idx) => Input::Parameter(idx),
         Source::Constant(idx) => Input::Constant(idx),
     };
@@ -130,29 +124,23 @@ pub(super) fn place(program: &Program, planned: Vec<Planned>) -> Placed {
         // First what stays: what passes is overwritten by the next samples.
         for step in &planned.as_slice()[..group.steps.len()] {
             if !is_passing[step.slot] {
-                homes[step.slot] = Home {
-                    buffer: pool.take(program.slots[step.slot].at(AT_ONCE)),
-                    is_passing: false,
-                };
+                places[step.slot].buffer = pool.take(program.slots[step.slot].at(AT_ONCE));
             }
         }
         for (at, step) in group.steps.clone().zip(planned.by_ref()) {
             let slot = step.slot;
             if is_passing[slot] {
-                homes[slot] = Home {
-                    buffer: pool.take(program.slots[slot].at(group.at_once)),
-                    is_passing: true,
-                };
+                places[slot].buffer = pool.take(program.slots[slot].at(group.at_once));
             }
-            let inputs = step.inputs.iter().map(|source| input(*source, &homes));
+            let inputs = step.inputs.iter().map(|source| input(*source, &places));
             steps.push(Step {
                 inputs: inputs.collect(),
                 what: step.what,
-                output: input(Source::Slot(slot), &homes),
+                output: places[slot],
             });
             for source in &step.inputs {
                 let Source::Slot(read) = *source else { continue };
-                let buffer = homes[read].buffer;
+                let buffer = places[read].buffer;
                 if is_passing[read] {
                     if last_step[read] == at && !pool.free.contains(&buffer) {
                         pool.free.push(buffer);
@@ -168,7 +156,7 @@ pub(super) fn place(program: &Program, planned: Vec<Planned>) -> Placed {
         outputs: program
             .outputs
             .iter()
-            .map(|output| input(output.source, &homes))
+            .map(|output| input(output.source, &places))
             .collect(),
         steps,
         groups,

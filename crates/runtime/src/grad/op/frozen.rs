@@ -86,6 +86,15 @@ impl FrozenProduct {
         FrozenProduct { follow, ..self }
     }
 
+    /// Channels of the output.
+    pub(in crate::grad) fn n_channels(&self) -> usize {
+        match &self.kind {
+            Kind::Winograd(frozen) => frozen.n_channels(),
+            Kind::Narrow(g, _) | Kind::Columns(g, _) => g.k,
+            Kind::Linear { n_out, .. } => *n_out,
+        }
+    }
+
     /// Numbers of its packed weights.
     pub(in crate::grad) fn n_weights(&self) -> usize {
         match &self.kind {

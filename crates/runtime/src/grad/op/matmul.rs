@@ -50,6 +50,11 @@ impl Op for MatMul {
         Part::MatMul
     }
 
+    fn is_by_sample(&self) -> bool {
+        let is_inside = self.columns.is_batched || self.depth.is_batched;
+        !is_inside && (!self.rows.is_batched || self.counts == [Dim::ONE; 2])
+    }
+
     fn forward(&self, run: Run, inputs: &[&[f32]], out: &mut [f32], _: &mut Kept) {
         let [rows, _, columns] = self.sizes(run.n);
         out.par_chunks_mut(rows * columns)

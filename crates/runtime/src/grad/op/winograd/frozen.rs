@@ -58,6 +58,10 @@ impl Frozen {
         tiles.n * tiles.points * g.c * g.k
     }
 
+    pub(in crate::grad::op) fn n_channels(&self) -> usize {
+        self.g.k
+    }
+
     pub(in crate::grad::op) fn n_weights(&self) -> usize {
         Frozen::kernels_len(&self.g)
     }
