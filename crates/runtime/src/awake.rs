@@ -21,9 +21,9 @@ impl Drop for Done<'_> {
 pub(crate) struct Awake(AtomicBool);
 
 impl Awake {
-    /// Runs `work` in a pool whose other threads look for parts of it until it returns. A thread that sleeps is woken in some
-    /// 50 us on a virtual machine, and a step of a network has hundreds of parts that take little longer. Where another caller
-    /// is doing the same, they sleep as usual.
+    /// Runs `work` in a pool whose other threads look for parts of it until it returns. A step of a network has hundreds of
+    /// parts, some of them so short that a thread that sleeps would come too late. Where another caller is doing the same, they
+    /// sleep as usual.
     pub(crate) fn run<T: Send>(&self, threads: &ThreadPool, work: impl FnOnce() -> T + Send) -> T {
         if threads.current_num_threads() == 1 || self.0.swap(true, Ordering::Acquire) {
             return threads.install(work);

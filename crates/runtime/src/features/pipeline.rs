@@ -23,7 +23,7 @@ pub(crate) struct Pipeline<'p> {
     pub(crate) options: SessionOptions,
     /// Whether the crate's own kernels may run the network, where they are faster.
     pub(crate) may_be_own: bool,
-    /// Sessions at most; each holds its own copy of the weights.
+    /// Sessions at most; each of ONNX Runtime's holds its own copy of the weights.
     pub(crate) n_sessions: usize,
     /// Threads that prepare samples.
     pub(crate) n_threads: usize,

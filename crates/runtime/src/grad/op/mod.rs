@@ -186,7 +186,7 @@ pub(super) fn put_totals(sink: &mut Sink<'_>, totals: &[f64]) {
 /// Elements that one task of an elementwise loop takes.
 pub(super) const CHUNK: usize = 1 << 14;
 
-/// How many chunks of `len` numbers a thread moves in about the time in which another one wakes up.
+/// How many chunks of `len` numbers a thread is left alone with: they are moved before another one has woken up.
 pub(super) fn alone(len: usize) -> usize {
     (1usize << 15).div_ceil(len.max(1))
 }
