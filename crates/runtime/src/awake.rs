@@ -1,35 +1,52 @@
 //! Pools whose threads do not fall asleep between the parts of a step.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use rayon::{ThreadPool, Yield};
 
 /// How often a thread looks for work before it lets others have the processor.
 const LOOKS: usize = 64;
+/// How long a thread waits awake where nothing comes. A step's parts follow each other in less.
+const PATIENCE: Duration = Duration::from_millis(2);
 
 /// Says that all is done, also when the work panics: the others must not look for more for ever.
-struct Done<'d>(&'d AtomicBool);
+struct Done(Arc<AtomicBool>);
 
-impl Drop for Done<'_> {
+impl Drop for Done {
     fn drop(&mut self) {
         self.0.store(true, Ordering::Relaxed);
     }
 }
 
-/// Who waits awake in a pool: one caller at a time. Two would wait for each other, each on a thread that the other needs.
-#[derive(Debug, Default)]
+/// Who waits awake in a pool, or in whichever it is called: one caller at a time. Threads of two would keep each other from
+/// their work.
+#[derive(Debug)]
 pub(crate) struct Awake(AtomicBool);
 
 impl Awake {
+    /// Of a pool in which nobody waits awake.
+    pub(crate) const fn new() -> Awake {
+        Awake(AtomicBool::new(false))
+    }
+
     /// Runs `work` in a pool whose other threads look for parts of it until it returns. A step of a network has hundreds of
     /// parts, some of them so short that a thread that sleeps would come too late. Where another caller is doing the same, they
     /// sleep as usual.
     pub(crate) fn run<T: Send>(&self, threads: &ThreadPool, work: impl FnOnce() -> T + Send) -> T {
-        if threads.current_num_threads() == 1 || self.0.swap(true, Ordering::Acquire) {
-            return threads.install(work);
-        }
-        let _free = Free(&self.0);
-        threads.install(|| with_others(work))
+        threads.install(|| self.run_here(work))
+    }
+
+    /// As [`run`](Awake::run), in the pool that the calling thread is of, or else in the global one.
+    pub(crate) fn run_here<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        rayon::scope(|_| {
+            if rayon::current_num_threads() == 1 || self.0.swap(true, Ordering::Acquire) {
+                return work();
+            }
+            let _free = Free(&self.0);
+            with_others(work)
+        })
     }
 }
 
@@ -43,25 +60,37 @@ impl Drop for Free<'_> {
 }
 
 fn with_others<T>(work: impl FnOnce() -> T) -> T {
-    let is_done = AtomicBool::new(false);
-    rayon::in_place_scope(|scope| {
-        let (own, is_done) = (rayon::current_thread_index(), &is_done);
-        scope.spawn_broadcast(move |_, context| {
-            if Some(context.index()) == own {
+    let done = Done(Arc::default());
+    let (own, is_done) = (rayon::current_thread_index(), done.0.clone());
+    // Not waited for: a thread that is busy with something else comes when all is over, and sees that.
+    rayon::spawn_broadcast(move |context| {
+        if Some(context.index()) != own {
+            wait_awake(&is_done);
+        }
+    });
+    work()
+}
+
+/// Does what there is to do until all is done, or nothing has come for a while: a thread may have been sent here from within
+/// a part of the work, which must go on then.
+fn wait_awake(is_done: &AtomicBool) {
+    let mut since = Instant::now();
+    loop {
+        for _ in 0..LOOKS {
+            if is_done.load(Ordering::Relaxed) {
                 return;
             }
-            while !is_done.load(Ordering::Relaxed) {
-                for _ in 0..LOOKS {
-                    if rayon::yield_now() != Some(Yield::Executed) {
-                        std::hint::spin_loop();
-                    }
-                }
-                std::thread::yield_now();
+            if rayon::yield_now() == Some(Yield::Executed) {
+                since = Instant::now();
+            } else {
+                std::hint::spin_loop();
             }
-        });
-        let _done = Done(is_done);
-        work()
-    })
+        }
+        if since.elapsed() > PATIENCE {
+            return;
+        }
+        std::thread::yield_now();
+    }
 }
 
 #[cfg(test)]
@@ -79,7 +108,7 @@ mod tests {
         for n in [1, 2, 5] {
             let pool = pool(n);
             for round in 0..50u64 {
-                let sum = Awake::default().run(&pool, || {
+                let sum = Awake::new().run(&pool, || {
                     let parts = (0..1000u64).into_par_iter().map(|i| i * round);
                     parts.sum::<u64>() + rayon::current_num_threads() as u64
                 });
@@ -90,7 +119,7 @@ mod tests {
 
     #[test]
     fn a_panic_lets_the_others_go() {
-        let (pool, awake) = (pool(3), Awake::default());
+        let (pool, awake) = (pool(3), Awake::new());
         let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             awake.run(&pool, || panic!("on purpose"));
         }));
@@ -100,8 +129,35 @@ mod tests {
     }
 
     #[test]
+    fn a_thread_that_is_busy_is_not_waited_for() {
+        let (pool, awake) = (pool(2), Awake::new());
+        let (started, release) = (std::sync::Barrier::new(2), AtomicBool::new(false));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                pool.install(|| {
+                    started.wait();
+                    while !release.load(Ordering::Acquire) {
+                        std::thread::yield_now();
+                    }
+                });
+            });
+            started.wait();
+            assert_eq!(awake.run(&pool, || 7), 7);
+            release.store(true, Ordering::Release);
+        });
+    }
+
+    #[test]
+    fn a_thread_that_was_sent_to_wait_from_within_the_work_goes_back_to_it() {
+        // What a nested part waits for is done; nothing tells the one above it but its own patience.
+        let is_done = AtomicBool::new(false);
+        pool(2).install(|| wait_awake(&is_done));
+        assert!(!is_done.load(Ordering::Relaxed));
+    }
+
+    #[test]
     fn callers_of_one_pool_do_not_wait_for_each_other() {
-        let (pool, awake) = (pool(4), Awake::default());
+        let (pool, awake) = (pool(4), Awake::new());
         std::thread::scope(|scope| {
             for _ in 0..3 {
                 scope.spawn(|| {

@@ -65,7 +65,7 @@ impl Tail {
             parameters,
             weights,
             threads,
-            awake: Awake::default(),
+            awake: Awake::new(),
             workspaces: Mutex::new(Vec::new()),
         })
     }

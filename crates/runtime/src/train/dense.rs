@@ -60,8 +60,10 @@ pub(super) struct Lesson<'l> {
     pub(super) arch: Arch,
     pub(super) is_parallel: bool,
     pub(super) rule: &'l Rule,
-    /// One for all, or one per panel (per output of a narrow layer).
+    /// One for all, or one per panel (per head of a narrow layer).
     pub(super) scalars: &'l [Scalars],
+    /// Outputs of each head.
+    pub(super) n_outputs: usize,
 }
 
 impl Dense {
@@ -96,9 +98,9 @@ impl Dense {
         self.is_narrow
     }
 
-    /// Numbers of scalars that differ between heads.
-    pub(super) fn n_scalars(&self) -> usize {
-        if self.is_narrow { self.n_out } else { self.n_panels }
+    /// Panels of sixteen outputs, or of sixteen inputs where it is narrow.
+    pub(super) fn n_panels(&self) -> usize {
+        self.n_panels
     }
 
     fn at(&self, output: usize, input: usize) -> usize {
@@ -401,16 +403,15 @@ impl Part<'_> {
     #[inline(always)]
     fn update<S: Simd>(&mut self, simd: S, lesson: Lesson<'_>, panel: usize, row: usize, gradient: &[f32]) {
         let at = self.at(panel, row);
-        let scalars = lesson.scalars;
-        if scalars.len() == 1 || !self.grid.is_narrow {
-            let scalars = &scalars[if scalars.len() == 1 { 0 } else { panel }];
-            let mut state = self.state.part(at, gradient.len());
-            lesson.rule.update(simd, scalars, &mut state, gradient);
-        } else {
-            for (i, gradient) in gradient.chunks_exact(LANES).enumerate() {
-                let mut state = self.state.part(at + i * LANES, LANES);
-                lesson.rule.update(simd, &scalars[row + i], &mut state, gradient);
+        let mut state = self.state.part(at, gradient.len());
+        match lesson.scalars {
+            [one] => lesson.rule.update(simd, |_| one, &mut state, gradient),
+            all if self.grid.is_narrow => {
+                let n = lesson.n_outputs as u32;
+                let of_row = |i: usize| &all[((row + i) as u32 / n) as usize];
+                lesson.rule.update(simd, of_row, &mut state, gradient);
             }
+            all => lesson.rule.update(simd, |_| &all[panel], &mut state, gradient),
         }
     }
 }

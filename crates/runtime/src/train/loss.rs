@@ -2,7 +2,7 @@
 //! each averaged over a batch as torch does it.
 
 use super::kernel::LANES;
-use super::math::{dot, exp, exp_all, exp_row, max, sum, tree_sums};
+use super::math::{dot, exp, exp_all, exp_row, ln_of_finite, max, sum, tree_sums};
 use crate::error::Error;
 use crate::solve::ClassWeights;
 use crate::targets::{Targets, Task};
@@ -71,7 +71,7 @@ struct Lanes {
 
 impl Lanes {
     #[inline(always)]
-    fn push(&mut self, place: (usize, usize), [first, second]: [u32; 2], mass: Mass) {
+    fn push(&mut self, place: (usize, usize), [first, second]: [u32; 2], mass: &Mass) {
         let lane = self.n;
         self.places[lane] = place;
         (self.first[lane], self.second[lane]) = (first, second);
@@ -183,13 +183,19 @@ impl Loss {
         let mut lanes = Lanes::default();
         for row in 0..outputs.losses.len() / heads {
             let wanted = wanted(row);
+            let of_class = match wanted {
+                Wanted::Class { first, second, share } if n <= LANES => {
+                    Some(([first, second], self.mass(first, second, share)))
+                }
+                _ => None,
+            };
             for head in 0..heads {
                 let place = (row * outputs.stride + head * n, row * heads + head);
                 if !learns(head) {
                     outputs.values[place.0..][..n].fill(0.0);
                     outputs.losses[place.1] = RowLoss::default();
-                } else if let (Wanted::Class { first, second, share }, true) = (wanted, n <= LANES) {
-                    lanes.push(place, [first, second], self.mass(first, second, share));
+                } else if let Some((classes, mass)) = &of_class {
+                    lanes.push(place, *classes, mass);
                     if lanes.n == LANES {
                         self.cross_entropies(&mut lanes, scale, &mut outputs);
                     }
@@ -264,14 +270,18 @@ impl Loss {
                     terms.iter_mut().for_each(|z| *z *= weight);
                 }
             }
-            tree_sums(terms)
+            tree_sums(&terms[..n])
         } else {
             [0.0; LANES]
         };
         for z in &mut z[..n] {
             exp_row(z);
         }
-        let total = tree_sums(z);
+        let total = tree_sums(&z[..n]);
+        let mut log = total;
+        for log in &mut log {
+            *log = ln_of_finite(*log);
+        }
         for (lane, (_, at)) in lanes.places[..lanes.n].iter().enumerate() {
             let mut weighted = f64::from(lanes.q_first[lane]) * f64::from(wanted[lane])
                 + f64::from(lanes.q_second[lane]) * f64::from(other[lane]);
@@ -279,7 +289,7 @@ impl Loss {
                 weighted += f64::from(spread) * f64::from(all[lane]);
             }
             outputs.losses[*at] = RowLoss {
-                loss: f64::from(lanes.mass[lane]) * f64::from(total[lane]).ln() - weighted,
+                loss: f64::from(lanes.mass[lane]) * f64::from(log[lane]) - weighted,
                 n_right: u32::from(wanted[lane] == 0.0 && is_first[lane]),
             };
         }
@@ -331,7 +341,7 @@ impl Loss {
         }
         exp_all(logits);
         let total = sum(logits);
-        let loss = f64::from(mass) * f64::from(total).ln() - weighted;
+        let loss = f64::from(mass) * f64::from(ln_of_finite(total)) - weighted;
         // residual = scale · (mass · softmax - q)
         let factor = scale * mass / total;
         if spread > 0.0 && !self.weights.is_empty() {

@@ -64,6 +64,12 @@ pub(crate) fn ln(x: f32) -> f32 {
     n.mul_add(0.693_359_4, m + y)
 }
 
+/// [`ln`] of numbers that may be infinite or none, of which there is none.
+#[inline(always)]
+pub(super) fn ln_of_finite(x: f32) -> f32 {
+    if x.is_finite() { ln(x) } else { f32::NAN }
+}
+
 /// Sine and cosine of `turns · 2π` for `turns` in `[0, 1)`, to 1e-7.
 #[inline(always)]
 pub(super) fn sin_cos_of_turns(turns: f32) -> (f32, f32) {
@@ -163,19 +169,22 @@ pub(super) fn sum(values: &[f32]) -> f32 {
     tree_sum(&lanes)
 }
 
-/// [`sum`] of up to sixteen numbers in each lane.
+/// [`sum`] of up to sixteen numbers in each lane. Halves that would be zeros are left out.
 #[inline(always)]
-pub(super) fn tree_sums(mut terms: [[f32; LANES]; LANES]) -> [f32; LANES] {
-    let mut half = LANES / 2;
+pub(super) fn tree_sums(terms: &[[f32; LANES]]) -> [f32; LANES] {
+    let mut half = terms.len().next_power_of_two() / 2;
+    let mut sums = [[0.0f32; LANES]; LANES];
+    sums[..terms.len()].copy_from_slice(terms);
     while half > 0 {
-        for i in 0..half {
+        let (low, high) = sums.split_at_mut(half);
+        for (low, high) in low.iter_mut().zip(high) {
             for lane in 0..LANES {
-                terms[i][lane] += terms[i + half][lane];
+                low[lane] += high[lane];
             }
         }
         half /= 2;
     }
-    terms[0]
+    sums[0]
 }
 
 /// The sum of products, likewise.

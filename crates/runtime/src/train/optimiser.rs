@@ -68,6 +68,25 @@ pub(crate) struct Scalars {
     pub(super) clip: [f32; LANES],
 }
 
+impl Scalars {
+    /// Those of sixteen outputs beside each other, by the head of each; where there is none, nothing moves.
+    pub(super) fn of_lanes<'s>(head: impl Fn(usize) -> Option<&'s Scalars>) -> Scalars {
+        let mut all = Scalars {
+            rate: [0.0; LANES],
+            decay: [0.0; LANES],
+            clip: [0.0; LANES],
+        };
+        for lane in 0..LANES {
+            if let Some(head) = head(lane) {
+                all.rate[lane] = head.rate[lane];
+                all.decay[lane] = head.decay[lane];
+                all.clip[lane] = head.clip[lane];
+            }
+        }
+        all
+    }
+}
+
 /// The rule of one step, with what is the same for all lanes.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Rule {
@@ -134,51 +153,41 @@ impl Rule {
         Rule { kind, ema }
     }
 
-    /// A lane's scalars: what [`update`](Rule::update) takes for a head.
+    /// What [`update`](Rule::update) takes for the weights of a head.
     pub(crate) fn scalars(
         optimiser: Optimiser,
         momentum: Option<f64>,
         step: usize,
-        of_lane: impl Fn(usize) -> HeadStep,
+        head: HeadStep,
     ) -> Scalars {
-        let mut scalars = Scalars {
-            rate: [0.0; LANES],
-            decay: [0.0; LANES],
-            clip: [1.0; LANES],
+        let (rate, decay) = match optimiser {
+            Optimiser::Sgd { .. } => (head.lr, head.weight_decay),
+            Optimiser::Adam { betas, .. } | Optimiser::AdamW { betas, .. } => {
+                let correction = 1.0 - momentum.unwrap_or(betas.0).powi(step as i32 + 1);
+                let decay = match optimiser {
+                    Optimiser::AdamW { .. } => 1.0 - head.lr * head.weight_decay,
+                    _ => head.weight_decay,
+                };
+                (head.lr / correction, decay)
+            }
         };
-        for lane in 0..LANES {
-            let head = of_lane(lane);
-            let (rate, decay) = match optimiser {
-                Optimiser::Sgd { .. } => (head.lr, head.weight_decay),
-                Optimiser::Adam { betas, .. } | Optimiser::AdamW { betas, .. } => {
-                    let correction = 1.0 - momentum.unwrap_or(betas.0).powi(step as i32 + 1);
-                    let decay = match optimiser {
-                        Optimiser::AdamW { .. } => 1.0 - head.lr * head.weight_decay,
-                        _ => head.weight_decay,
-                    };
-                    (head.lr / correction, decay)
-                }
-            };
-            scalars.rate[lane] = rate as f32;
-            scalars.decay[lane] = decay as f32;
-            scalars.clip[lane] = head.clip as f32;
+        Scalars {
+            rate: [rate as f32; LANES],
+            decay: [decay as f32; LANES],
+            clip: [head.clip as f32; LANES],
         }
-        scalars
     }
 
-    /// Updates rows of sixteen weights by their gradient, all with the same lanes.
+    /// Updates rows of sixteen weights by their gradient, each with the scalars that `of_row` gives.
     #[inline(always)]
-    pub(super) fn update<S: Simd>(
+    pub(super) fn update<'s, S: Simd>(
         &self,
         simd: S,
-        scalars: &Scalars,
+        of_row: impl Fn(usize) -> &'s Scalars,
         state: &mut State<'_>,
         gradient: &[f32],
     ) {
         let per_row = LANES / S::F32_LANES;
-        let (rate, _) = S::as_simd_f32s(&scalars.rate);
-        let (decay, _) = S::as_simd_f32s(&scalars.decay);
-        let (clip, _) = S::as_simd_f32s(&scalars.clip);
         let (weights, _) = S::as_mut_simd_f32s(state.weights);
         let (gradient, _) = S::as_simd_f32s(gradient);
         let [first, second] = &mut state.moments;
@@ -187,10 +196,12 @@ impl Rule {
         let (ema, _) = S::as_mut_simd_f32s(state.ema);
         let rows = weights
             .chunks_exact_mut(per_row)
-            .zip(gradient.chunks_exact(per_row));
+            .zip(gradient.chunks_exact(per_row))
+            .enumerate()
+            .map(|(at, (w, g))| (Vectors::of(simd, of_row(at)), w, g));
         match self.kind {
             Kind::Sgd => {
-                for (w, g) in rows {
+                for (Vectors { rate, decay, clip }, w, g) in rows {
                     for i in 0..per_row {
                         let g = simd.mul_add_f32s(decay[i], w[i], simd.mul_f32s(g[i], clip[i]));
                         w[i] = simd.negate_mul_add_f32s(rate[i], g, w[i]);
@@ -203,7 +214,9 @@ impl Rule {
                 nesterov,
             } => {
                 let (momentum, dampen) = (simd.splat_f32s(momentum), simd.splat_f32s(dampen));
-                for ((w, g), buffer) in rows.zip(first.chunks_exact_mut(per_row)) {
+                for ((Vectors { rate, decay, clip }, w, g), buffer) in
+                    rows.zip(first.chunks_exact_mut(per_row))
+                {
                     for i in 0..per_row {
                         let g = simd.mul_add_f32s(decay[i], w[i], simd.mul_f32s(g[i], clip[i]));
                         let mut along = simd.mul_add_f32s(dampen, g, simd.mul_f32s(momentum, buffer[i]));
@@ -229,7 +242,7 @@ impl Rule {
                 let moments = first
                     .chunks_exact_mut(per_row)
                     .zip(second.chunks_exact_mut(per_row));
-                for ((w, g), (m, v)) in rows.zip(moments) {
+                for ((Vectors { rate, decay, clip }, w, g), (m, v)) in rows.zip(moments) {
                     for i in 0..per_row {
                         let mut g = simd.mul_f32s(g[i], clip[i]);
                         let mut weight = w[i];
@@ -254,6 +267,24 @@ impl Rule {
     }
 }
 
+/// [`Scalars`] of one row as vectors.
+struct Vectors<'s, S: Simd> {
+    rate: &'s [S::f32s],
+    decay: &'s [S::f32s],
+    clip: &'s [S::f32s],
+}
+
+impl<'s, S: Simd> Vectors<'s, S> {
+    #[inline(always)]
+    fn of(_: S, scalars: &'s Scalars) -> Vectors<'s, S> {
+        Vectors {
+            rate: S::as_simd_f32s(&scalars.rate).0,
+            decay: S::as_simd_f32s(&scalars.decay).0,
+            clip: S::as_simd_f32s(&scalars.clip).0,
+        }
+    }
+}
+
 /// An update by itself.
 pub(crate) struct Update<'u> {
     pub(crate) rule: &'u Rule,
@@ -268,6 +299,6 @@ impl WithSimd for Update<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(mut self, simd: S) {
         self.rule
-            .update(simd, self.scalars, &mut self.state, self.gradient);
+            .update(simd, |_| self.scalars, &mut self.state, self.gradient);
     }
 }

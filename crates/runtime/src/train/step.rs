@@ -6,9 +6,11 @@ use super::batch::{BLOCK_ROWS, Batch, Block, HiddenRows, wanted_class};
 use super::config::{Norm, Optimiser};
 use super::dense::{self, Lesson};
 use super::hidden::{Dropout, Norms, Rows};
+use super::kernel::LANES;
 use super::loss::{Loss, Outputs, RowLoss};
 use super::network::{Hidden, Network};
-use super::optimiser::{HeadStep, Rule, Update};
+use super::optimiser::{HeadStep, Rule, Scalars, Update};
+use crate::awake::Awake;
 use crate::targets::Targets;
 
 /// A gradient of which one number could be larger is taken for one that is not finite: its square would overflow in Adam's
@@ -16,7 +18,10 @@ use crate::targets::Targets;
 const LARGEST: f32 = 1e18;
 
 /// Work of a step from which on threads are worth their wake-up: multiplications, and what else takes as long.
-const PARALLEL_FROM: usize = 6 << 20;
+const PARALLEL_FROM: usize = 2 << 20;
+
+/// A step has a few parts, each of which would be over before a thread that sleeps had come.
+static AWAKE: Awake = Awake::new();
 
 /// What a step is made with.
 pub(super) struct Step<'s> {
@@ -129,6 +134,19 @@ impl Network {
     /// # Errors
     /// The first head whose loss or gradient is not finite.
     pub(super) fn step(
+        &mut self,
+        batch: &Batch<'_>,
+        step: &Step<'_>,
+        totals: &mut Totals,
+    ) -> Result<(), NotFinite> {
+        if self.is_parallel(batch.rows.len()) {
+            AWAKE.run_here(|| self.step_here(batch, step, totals))
+        } else {
+            self.step_here(batch, step, totals)
+        }
+    }
+
+    fn step_here(
         &mut self,
         batch: &Batch<'_>,
         step: &Step<'_>,
@@ -322,10 +340,10 @@ impl Network {
     /// Sees that all losses are finite.
     fn check_losses(&self, blocks: &[Block], heads: &[Option<(f64, f64)>]) -> Result<(), NotFinite> {
         for block in blocks {
-            let rows = block.losses[..block.n * self.heads].iter().enumerate();
-            for (at, row) in rows {
-                let head = at % self.heads;
-                if heads[head].is_some() && !row.loss.is_finite() {
+            for row in block.losses[..block.n * self.heads].chunks_exact(self.heads) {
+                let mut losses = row.iter().zip(heads);
+                let found = losses.position(|(row, head)| head.is_some() && !row.loss.is_finite());
+                if let Some(head) = found {
                     return Err(NotFinite { head, what: "loss" });
                 }
             }
@@ -420,14 +438,18 @@ impl Network {
             }
         };
         self.prepare_scalars(step, &of_head);
-        let one = [Rule::scalars(step.optimiser, step.momentum, step.step, |_| {
-            of_head(0)
-        })];
+        let one = [Rule::scalars(
+            step.optimiser,
+            step.momentum,
+            step.step,
+            of_head(0),
+        )];
         let lesson = |scalars| Lesson {
             arch,
             is_parallel,
             rule: &rule,
             scalars,
+            n_outputs: self.n_outputs,
         };
         for layer in 0..n_hidden {
             let Hidden { dense, norms } = &mut self.hidden[layer];
@@ -458,21 +480,22 @@ impl Network {
         Ok(())
     }
 
-    /// One for all where there is one head, else one per panel or output.
+    /// One for all where there is one head, else one per head or panel.
     fn prepare_scalars(&mut self, step: &Step<'_>, of_head: &impl Fn(usize) -> HeadStep) {
+        let of_heads: Vec<Scalars> = (0..self.heads)
+            .map(|head| Rule::scalars(step.optimiser, step.momentum, step.step, of_head(head)))
+            .collect();
+        let (n, is_narrow) = (self.n_outputs, self.output.is_narrow());
         self.scalars.clear();
-        let scalars = |of_lane: &dyn Fn(usize) -> HeadStep| {
-            Rule::scalars(step.optimiser, step.momentum, step.step, of_lane)
-        };
-        if self.heads == 1 {
-            self.scalars.push(scalars(&|_| of_head(0)));
-            return;
-        }
-        for at in 0..self.output.n_scalars() {
-            let lanes = if self.output.is_narrow() { 0 } else { 1 };
-            let first = if self.output.is_narrow() { at } else { at * 16 };
-            self.scalars
-                .push(scalars(&|lane| of_head((first + lanes * lane) / self.n_outputs)));
+        match of_heads.as_slice() {
+            [one] => self.scalars.push(*one),
+            // A row of a narrow layer is one output.
+            heads if is_narrow => self.scalars.extend_from_slice(heads),
+            heads => {
+                // Lanes behind the last output are of no head.
+                let of_panel = |panel: usize| Scalars::of_lanes(|lane| heads.get((panel * LANES + lane) / n));
+                self.scalars.extend((0..self.output.n_panels()).map(of_panel));
+            }
         }
     }
 

@@ -53,7 +53,7 @@ impl Optimiser {
                 weight_decay: config.weight_decay,
                 clip,
             };
-            let scalars = Rule::scalars(config.optimiser, momentum, kept.steps, |_| step);
+            let scalars = Rule::scalars(config.optimiser, momentum, kept.steps, step);
             kept.steps += 1;
             let [first, second] = &mut kept.moments;
             let state = State {
@@ -189,7 +189,7 @@ mod tests {
                         weight_decay: 0.1,
                         clip: 1.0,
                     };
-                    let scalars = Rule::scalars(optimiser, None, step, |_| settings);
+                    let scalars = Rule::scalars(optimiser, None, step, settings);
                     let [first, second] = &mut moments;
                     let state = State {
                         weights: &mut weights,
