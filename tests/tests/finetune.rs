@@ -338,6 +338,79 @@ fn all_ways_to_begin_are_trained_the_same_way_on_any_number_of_threads() {
 }
 
 #[test]
+fn features_that_are_computed_again_are_to_the_bit_those_that_are_cached() {
+    let scratch = Scratch::new();
+    let views = ["--train", "conv4.** fc.**", "--views", "2", "--epochs", "2"];
+    let all = ["--train", "**", "--epochs", "1"];
+    let own = ["--train", "conv3.** conv4.** fc.**", "--no-head-first"];
+    let ways: [(&str, &[&str], &[&str]); 4] = [
+        ("views", &views, &[]),
+        ("all", &all, &["--threads", "1"]),
+        (
+            "own",
+            &own,
+            &["--epochs", "2", "--dtype", "float32", "--batch-size", "5"],
+        ),
+        ("gradual", LONG, &["--epochs", "3"]),
+    ];
+    for (name, way, more) in ways {
+        let way = if name == "gradual" {
+            &way[..way.len() - 4]
+        } else {
+            way
+        };
+        let out = |recompute: &str| format!("{name}-{recompute}");
+        for recompute in ["never", "always"] {
+            let (out, cache) = (out(recompute), format!("cache-{recompute}"));
+            let how = ["-o", &out, "--cache", &cache, "--recompute", recompute];
+            let mut command = scratch.command(["fit", "--backbone"]);
+            command
+                .arg(fixture("digits/backbone.onnx"))
+                .arg("--weights")
+                .arg(fixture("digits/backbone.pth"))
+                .arg("--data")
+                .arg(fixture("digits/pictures"))
+                .args(SIZES)
+                .args([way, more, &how].concat());
+            let said = run(command).ok();
+            assert_eq!(
+                said.stderr
+                    .contains("computed in each epoch and not cached: as was asked"),
+                recompute == "always",
+                "{}",
+                said.stderr
+            );
+        }
+        for file in ["model.onnx", "model.safetensors", "model.pth", "metrics.jsonl"] {
+            let bytes = |recompute: &str| fs::read(scratch.path(&out(recompute)).join(file)).unwrap();
+            assert!(bytes("never") == bytes("always"), "{file} of {name} differs");
+        }
+    }
+    // What the classifier stands on is all that is cached, in float16 and float32.
+    let entries = |recompute: &str| scratch.names(&format!("cache-{recompute}")).len();
+    assert_eq!(entries("always"), 2);
+    assert!(entries("never") > 6);
+    let recomputed = metrics(&scratch, "gradual-always")["tune"]["recomputed"].clone();
+    let boundaries = metrics(&scratch, "gradual-never")["tune"]["boundaries"].clone();
+    assert_eq!(
+        recomputed.as_array().unwrap().len(),
+        2,
+        "{recomputed} of {boundaries}"
+    );
+}
+
+#[test]
+fn features_that_have_no_room_are_computed_again_unless_that_is_refused() {
+    let scratch = Scratch::new();
+    let how = ["--train", "conv4.** fc.**", "--epochs", "1", "-o", "run"];
+    let limit = ["--max-cache-size", "1MB"];
+    let said = fit(&scratch, &[&how[..], &limit].concat()).ok();
+    assert!(said.stderr.contains("the cache has room for"), "{}", said.stderr);
+    let refused = [&how[..5], &["other", "--recompute", "never"], &limit].concat();
+    fit(&scratch, &refused).fails(75, "would grow beyond its limit");
+}
+
+#[test]
 fn a_part_of_a_state_dict_is_loaded_first() {
     let scratch = Scratch::new();
     let short = ["--train", "fc.**", "--epochs", "1"];
@@ -426,9 +499,15 @@ fn lines_so_far(scratch: &Scratch, run: &str) -> usize {
 fn a_run_goes_on_after_a_kill_and_ends_in_the_same_bytes() {
     let scratch = Scratch::new();
     fit(&scratch, &[LONG, &["-o", "whole"]].concat()).ok();
-    for (signal, code) in [("KILL", None), ("TERM", Some(75)), ("INT", Some(75))] {
+    // Cached features or not, a run goes on from either.
+    for (signal, code, recompute) in [
+        ("KILL", None, "never"),
+        ("TERM", Some(75), "always"),
+        ("INT", Some(75), "auto"),
+    ] {
         let before = lines_so_far(&scratch, "stopped");
-        let mut child = command(&scratch, &[LONG, &["-o", "stopped"]].concat())
+        let how = ["-o", "stopped", "--recompute", recompute];
+        let mut child = command(&scratch, &[LONG, &how].concat())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{ArgGroup, Args, ValueEnum};
+use runtime::job::Recompute;
 use runtime::train::EarlyStopping;
 use runtime::tune::{NormPolicy, Rates, TuneConfig, Unfreeze};
 
@@ -51,6 +52,10 @@ pub(crate) struct TuneArgs {
     /// the solver fits on the frozen features
     #[arg(long, requires = "tune")]
     no_head_first: bool,
+    /// Compute features of the frozen part in each epoch instead of caching them: where the cache has no room for them or a
+    /// probe finds it faster (auto), always, or never; the results are the same
+    #[arg(long, value_name = "WHEN", value_enum, default_value_t = RecomputeArg::Auto, requires = "tune")]
+    recompute: RecomputeArg,
     /// Put what fits of this checkpoint into the network first, load_state_dict(strict=False)
     #[arg(long, value_name = "CKPT", requires = "tune")]
     load: Option<PathBuf>,
@@ -70,11 +75,27 @@ enum NormArg {
     Batch,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum RecomputeArg {
+    Auto,
+    Always,
+    Never,
+}
+
 fn words(text: &str) -> Vec<String> {
     text.split_whitespace().map(str::to_owned).collect()
 }
 
 impl TuneArgs {
+    /// Whether features of the frozen part are cached.
+    pub(crate) fn recompute(&self) -> Recompute {
+        match self.recompute {
+            RecomputeArg::Auto => Recompute::Auto,
+            RecomputeArg::Always => Recompute::Always,
+            RecomputeArg::Never => Recompute::Never,
+        }
+    }
+
     /// The settings, where a fine-tuning is asked for.
     pub(crate) fn config(&self, head: &HeadArgs, seed: u64) -> Result<Option<TuneConfig>, UsageError> {
         if self.train.is_empty() && self.groups.is_none() {

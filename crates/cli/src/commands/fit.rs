@@ -81,6 +81,7 @@ pub(crate) fn run(args: &FitArgs) -> anyhow::Result<u8> {
             fit: config,
             tune,
             origin: checked.origin,
+            recompute: args.tune.recompute(),
         };
         return super::tune::run(&job, args.json);
     }

@@ -51,6 +51,10 @@ fn show(watch: &Watch, event: &TuneEvent<'_>, n_epochs: usize) {
                     .join(", then ")
             ));
         }
+        TuneEvent::Recomputes { boundary, reason } => watch.line(&format!(
+            "features at `{}` are computed in each epoch and not cached: {reason}",
+            text::plain(boundary)
+        )),
         TuneEvent::Extracted(summary) => super::extract::report(summary),
         TuneEvent::HeadFirst(accuracy) => {
             watch.line(&format!(

@@ -8,7 +8,7 @@ use super::model::About;
 use crate::data::Dataset;
 use crate::engine::{Device, Engine, SessionOptions};
 use crate::error::Error;
-use crate::features::{Pipeline, Spent, check_input, prepare, sessions_for};
+use crate::features::{Kept, Pipeline, Spent, check_input, prepare, sessions_for};
 use crate::image::Preprocess;
 use crate::monitor::{Monitor, Stage};
 use crate::onnx::Model;
@@ -155,6 +155,7 @@ impl Classifier {
             Ok::<(), Error>(())
         };
         pipeline.run(
+            &Kept::default(),
             &Spent::default(),
             |filler| {
                 let mut reader = data.reader();

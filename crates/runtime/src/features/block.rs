@@ -40,6 +40,25 @@ pub(super) struct Rows {
     pub(super) dtype: FeatureType,
 }
 
+/// None where float16 cannot hold it.
+fn to_half(value: f32) -> Option<half::f16> {
+    let half = half::f16::from_f32(value);
+    (half.is_finite() || !value.is_finite()).then_some(half)
+}
+
+/// Makes of numbers what is read back of them once they are stored.
+///
+/// # Errors
+/// The number that float16 cannot hold.
+pub(super) fn as_stored(dtype: FeatureType, values: &mut [f32]) -> Result<(), f32> {
+    if dtype == FeatureType::Float16 {
+        for value in values {
+            *value = to_half(*value).ok_or(*value)?.to_f32();
+        }
+    }
+    Ok(())
+}
+
 impl Rows {
     pub(super) fn new(dtype: FeatureType, shape: Vec<usize>) -> Rows {
         Rows {
@@ -63,11 +82,10 @@ impl Rows {
             FeatureType::Float16 => {
                 let start = self.bytes.len();
                 for &value in values {
-                    let half = half::f16::from_f32(value);
-                    if half.is_infinite() && value.is_finite() {
+                    let Some(half) = to_half(value) else {
                         self.bytes.truncate(start);
                         return Err(value);
-                    }
+                    };
                     self.bytes.extend_from_slice(&half.to_le_bytes());
                 }
             }

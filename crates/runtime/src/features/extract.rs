@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use super::extraction::{Extraction, Outcomes};
 use super::job::{Job, Plan};
 use super::key::{FeatureType, Key, KeySpec, Recipe, ViewKey};
-use super::pipeline::{Pipeline, Spent};
+use super::pipeline::{Kept, Pipeline, Spent};
 use super::pool::Pool;
 use super::reasons::Reasons;
 use super::shard::Shard;
@@ -213,11 +213,6 @@ pub fn extract<'d>(
         .transpose()?;
     let boundaries: Vec<&str> = config.taps.iter().map(|tap| tap.boundary.as_str()).collect();
     let cut = model.with_weights_outside()?.cut(&boundaries)?;
-    let (n_sessions, intra_threads) = sessions_for(&cut, config.device, config.threads);
-    let options = SessionOptions {
-        intra_threads,
-        device: config.device,
-    };
     let work = Work {
         data,
         entries: &entries,
@@ -256,23 +251,20 @@ pub fn extract<'d>(
     let writer = Writer::new(&entries, &note, config.block_rows, budget.as_ref());
     match config.input {
         Preparation::Pictures(preprocess) => {
-            let [channels, height, width] = preprocess.shape();
-            let pipeline = Pipeline {
-                engine,
-                model: &cut,
-                options,
-                may_be_own: true,
-                n_sessions,
-                n_threads: config.threads.max(1),
-                shape: vec![batch_size, channels, height, width],
-            };
+            let pipeline = pipeline_of(&cut, preprocess, engine, config, batch_size);
             work.run(writer, |sender| {
                 let sink = |tags: &[Tag], outputs: &[OutputView<'_>]| work.hand_over(tags, outputs, sender);
-                pipeline.run(&spent, |filler| work.fill(preprocess, filler), sink)
+                pipeline.run(
+                    &Kept::default(),
+                    &spent,
+                    |filler| work.fill(preprocess, filler),
+                    sink,
+                )
             })?;
         }
         Preparation::Texts(encoder) => {
             let texts = Texts::new(&work, encoder, &cut, batch_size)?;
+            let (n_sessions, options) = options_for(&cut, config);
             work.run(writer, |sender| {
                 texts.run(&spent, n_sessions, sender, &|| engine.session(&cut, options))
             })?;
@@ -338,6 +330,36 @@ pub fn extract<'d>(
         job.mark_done(*shard, || extraction.lines())?;
     }
     Ok(extraction)
+}
+
+/// How pictures go through a graph.
+pub(super) fn pipeline_of<'p>(
+    cut: &'p Model,
+    preprocess: &Preprocess,
+    engine: &'p Engine,
+    config: &ExtractConfig<'_>,
+    batch_size: usize,
+) -> Pipeline<'p> {
+    let [channels, height, width] = preprocess.shape();
+    let (n_sessions, options) = options_for(cut, config);
+    Pipeline {
+        engine,
+        model: cut,
+        options,
+        may_be_own: true,
+        n_sessions,
+        n_threads: config.threads.max(1),
+        shape: vec![batch_size, channels, height, width],
+    }
+}
+
+fn options_for(cut: &Model, config: &ExtractConfig<'_>) -> (usize, SessionOptions) {
+    let (n_sessions, intra_threads) = sessions_for(cut, config.device, config.threads);
+    let options = SessionOptions {
+        intra_threads,
+        device: config.device,
+    };
+    (n_sessions, options)
 }
 
 /// Checks that pictures fit the graph's input; returns the batch size, which the graph may fix.

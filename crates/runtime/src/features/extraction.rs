@@ -10,7 +10,7 @@ use super::manifest::{Header, Line, Manifest, save_manifest};
 use super::reasons::Reasons;
 use super::shard::Shard;
 use super::store::{RowId, Store};
-use crate::data::{Dataset, LeftOut};
+use crate::data::{Dataset, LeftOut, Split};
 use crate::error::Error;
 
 /// What became of each sample: 32 bytes each.
@@ -82,6 +82,14 @@ impl Extraction<'_> {
                 left_out: reason.map(Into::into),
             }
         })
+    }
+
+    /// The samples of a split that have a label and features, with their ids and labels, in order.
+    pub(crate) fn labelled(&self, split: Split) -> impl Iterator<Item = (usize, RowId, u32)> {
+        let of_split = (self.first..)
+            .zip(self.lines())
+            .filter(move |(_, line)| line.split == split);
+        of_split.filter_map(|(sample, line)| Some((sample, line.id?, line.label?)))
     }
 
     pub(super) fn header(&self, tap: usize) -> Header {

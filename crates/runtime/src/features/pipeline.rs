@@ -31,6 +31,13 @@ pub(crate) struct Pipeline<'p> {
     pub(crate) shape: Vec<usize>,
 }
 
+/// What stays from one run of a pipeline to the next: how the network is run, and what runs it. Nothing at first.
+#[derive(Debug, Default)]
+pub(crate) struct Kept {
+    plan: OnceLock<Plan>,
+    sessions: Mutex<Vec<Runner>>,
+}
+
 /// Time that threads spent in each part, in nanoseconds, and what sessions told.
 #[derive(Debug, Default)]
 pub(crate) struct Spent {
@@ -40,6 +47,12 @@ pub(crate) struct Spent {
     pub(crate) partly_on_cpu: AtomicBool,
     /// The outputs that the crate's own kernels compute; known when the network first runs.
     pub(crate) own: OnceLock<Vec<String>>,
+}
+
+impl Kept {
+    fn lock(&self) -> MutexGuard<'_, Vec<Runner>> {
+        self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Spent {
@@ -238,7 +251,7 @@ impl<T> Drop for StopOnPanic<'_, T> {
 }
 
 impl Pipeline<'_> {
-    fn plan(&self, spent: &Spent) -> Plan<'_> {
+    fn plan(&self, spent: &Spent) -> Plan {
         let plan = if self.may_be_own && self.options.device == Device::Cpu {
             Plan::new(self.model, &self.shape[1..])
         } else {
@@ -268,6 +281,7 @@ impl Pipeline<'_> {
     /// The first error of a session, `work` or `sink`; all threads stop then.
     pub(crate) fn run<T: Send>(
         &self,
+        kept: &Kept,
         spent: &Spent,
         work: impl Fn(&mut Filler<'_, T>) -> Result<(), Error> + Sync,
         sink: impl Fn(&[T], &[OutputView<'_>]) -> Result<(), Error> + Sync,
@@ -279,6 +293,7 @@ impl Pipeline<'_> {
             } else {
                 0
             };
+        let sessions = std::mem::take(&mut *kept.lock());
         let hall = Hall {
             state: Mutex::new(State {
                 free: (0..n_batches)
@@ -288,8 +303,8 @@ impl Pipeline<'_> {
                     })
                     .collect(),
                 ready: VecDeque::new(),
-                sessions: Vec::new(),
-                n_unmade: self.n_sessions,
+                n_unmade: self.n_sessions.saturating_sub(sessions.len()),
+                sessions,
                 n_filling: self.n_threads,
                 rest: None,
                 stopped: false,
@@ -298,11 +313,10 @@ impl Pipeline<'_> {
             batch_size,
             numel,
         };
-        // Made when there is something to run: often all is cached.
-        let plan: OnceLock<Plan<'_>> = OnceLock::new();
         let run = |run: Run<T>| -> Result<(), Error> {
             let Run { mut batch, session } = run;
-            let plan = plan.get_or_init(|| self.plan(spent));
+            // Made when there is something to run: often all is cached.
+            let plan = kept.plan.get_or_init(|| self.plan(spent));
             let mut session = match session {
                 Some(session) => session,
                 None => {
@@ -370,6 +384,8 @@ impl Pipeline<'_> {
                 outcome = outcome.and(result);
             }
             outcome
-        })
+        })?;
+        *kept.lock() = std::mem::take(&mut hall.lock().sessions);
+        Ok(())
     }
 }

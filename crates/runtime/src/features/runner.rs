@@ -10,10 +10,10 @@ use crate::onnx::Model;
 /// A network's outputs by what computes them. That depends on the graph in front of an output alone: its numbers are the same
 /// whatever else is computed with it, unless that is inside of what an exporter took apart (a LayerNorm, a GELU).
 #[derive(Debug)]
-pub(super) struct Plan<'m> {
+pub(super) struct Plan {
     own: Option<Own>,
     /// What ONNX Runtime runs.
-    other: Option<Cow<'m, Model>>,
+    other: Option<Model>,
 }
 
 /// Outputs on the crate's own kernels.
@@ -24,21 +24,21 @@ struct Own {
     outputs: Vec<(String, usize)>,
 }
 
-impl<'m> Plan<'m> {
+impl Plan {
     /// For ONNX Runtime alone.
-    pub(super) fn without_own(model: &'m Model) -> Plan<'m> {
+    pub(super) fn without_own(model: &Model) -> Plan {
         Plan {
             own: None,
-            other: Some(Cow::Borrowed(model)),
+            other: Some(model.clone()),
         }
     }
 
     /// By what is faster.
-    pub(super) fn new(model: &'m Model, input_shape: &[usize]) -> Plan<'m> {
+    pub(super) fn new(model: &Model, input_shape: &[usize]) -> Plan {
         Plan::with_own(model, input_shape).unwrap_or_else(|| Plan::without_own(model))
     }
 
-    fn with_own(model: &'m Model, input_shape: &[usize]) -> Option<Plan<'m>> {
+    fn with_own(model: &Model, input_shape: &[usize]) -> Option<Plan> {
         const FLOAT: i64 = 1;
         let input = model.input().ok().filter(|input| input.elem_type == FLOAT)?;
         // A graph for so many samples and no other need not treat them one by one.
@@ -55,12 +55,13 @@ impl<'m> Plan<'m> {
         if own.is_empty() {
             return None;
         }
-        let names =
-            |outputs: &[(&'m str, usize)]| outputs.iter().map(|(name, _)| *name).collect::<Vec<&str>>();
+        fn names<'n>(outputs: &[(&'n str, usize)]) -> Vec<&'n str> {
+            outputs.iter().map(|(name, _)| *name).collect()
+        }
         let frozen = Frozen::new(model, &input.name, &names(&own), input_shape).ok()?;
         let other = match names(&others).as_slice() {
             [] => None,
-            others => Some(Cow::Owned(model.cut(others).ok()?)),
+            others => Some(model.cut(others).ok()?),
         };
         let outputs = own.iter().map(|(name, at)| ((*name).to_owned(), *at)).collect();
         Some(Plan {
@@ -88,7 +89,7 @@ pub(super) struct Runner {
 impl Runner {
     /// # Errors
     /// As [`Engine::session`].
-    pub(super) fn new(plan: &Plan<'_>, engine: &Engine, options: SessionOptions) -> Result<Runner, Error> {
+    pub(super) fn new(plan: &Plan, engine: &Engine, options: SessionOptions) -> Result<Runner, Error> {
         let session = plan.other.as_ref().map(|model| engine.session(model, options));
         let threads = plan.own.as_ref().map(|_| {
             rayon::ThreadPoolBuilder::new()
@@ -114,7 +115,7 @@ impl Runner {
     /// As [`Session::run_with`].
     pub(super) fn run_with<R>(
         &mut self,
-        plan: &Plan<'_>,
+        plan: &Plan,
         shape: &[usize],
         values: &[f32],
         look: impl FnOnce(Vec<OutputView<'_>>) -> R,

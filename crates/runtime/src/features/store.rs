@@ -53,6 +53,11 @@ impl Budget {
         })
     }
 
+    /// Bytes that are left.
+    pub(crate) fn room(&self) -> u64 {
+        self.limit.saturating_sub(self.used.load(Ordering::Relaxed))
+    }
+
     /// Takes `n_bytes`; other processes that write at the same time are not seen.
     fn take(&self, cache: &Path, n_bytes: u64) -> Result<(), Error> {
         if self.used.fetch_add(n_bytes, Ordering::Relaxed) + n_bytes <= self.limit {

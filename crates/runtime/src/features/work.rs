@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError, mpsc};
 use std::time::Duration;
 
-use super::extract::{CHUNK, ExtractConfig};
+use super::extract::{CHUNK, ExtractConfig, Views};
 use super::extraction::Outcomes;
 use super::pipeline::Filler;
 use super::store::RowId;
@@ -36,6 +36,30 @@ pub(crate) fn prepare(
         }
         Content::Text(_) => Err("this is text, and the network takes pictures".to_owned()),
     }
+}
+
+/// Writes what the network sees of a sample's plain picture (slot 0) or of one of its views.
+///
+/// # Errors
+/// As [`prepare`].
+pub(super) fn prepare_slot(
+    preprocess: &Preprocess,
+    views: Option<&Views>,
+    content: &Content<'_>,
+    id: &RowId,
+    slot: usize,
+    out: &mut [f32],
+) -> Result<(), String> {
+    let Some(views) = views.filter(|_| slot > 0) else {
+        return prepare(preprocess, content, None, out);
+    };
+    let size = match content {
+        Content::Encoded(bytes) => preprocess.source_size(bytes).map_err(|error| error.to_string())?,
+        Content::Pixels { width, height, .. } => (*width, *height),
+        Content::Text(_) => (0, 0),
+    };
+    let view = views.augment.view(id, slot as u32 - 1, size);
+    prepare(preprocess, content, Some(&view), out)
 }
 
 /// One row on its way through the network: which picture and which of its views.
@@ -178,7 +202,7 @@ impl Work<'_> {
                 continue;
             }
             let placed = filler.fill((id, slot), |out| {
-                self.prepare(preprocess, content, &id, slot, out)
+                prepare_slot(preprocess, self.config.views, content, &id, slot, out)
             })?;
             match placed {
                 None => return Ok(None),
@@ -194,30 +218,6 @@ impl Work<'_> {
 
     pub(super) fn count_miss(&self) {
         self.misses.fetch_add(1, Ordering::Relaxed);
-    }
-
-    pub(super) fn prepare(
-        &self,
-        preprocess: &Preprocess,
-        content: &Content<'_>,
-        id: &RowId,
-        slot: usize,
-        out: &mut [f32],
-    ) -> Result<(), String> {
-        match self.config.views.filter(|_| slot > 0) {
-            None => prepare(preprocess, content, None, out),
-            Some(views) => {
-                let size = match content {
-                    Content::Encoded(bytes) => {
-                        preprocess.source_size(bytes).map_err(|error| error.to_string())?
-                    }
-                    Content::Pixels { width, height, .. } => (*width, *height),
-                    Content::Text(_) => (0, 0),
-                };
-                let view = views.augment.view(id, slot as u32 - 1, size);
-                prepare(preprocess, content, Some(&view), out)
-            }
-        }
     }
 
     /// Rows of a batch to the writer, for every entry.

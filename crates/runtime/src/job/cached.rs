@@ -80,8 +80,8 @@ pub fn train_to_folder(
         title: &title,
         metrics: &metrics,
         said: &[],
-        train,
-        val,
+        train: train.into(),
+        val: val.map(Into::into),
         train_picture: None,
         val_picture: None,
     };

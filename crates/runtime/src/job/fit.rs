@@ -251,8 +251,8 @@ pub fn fit(config: &FitConfig, on_epoch: OnEpoch<'_>, monitor: Monitor<'_>) -> R
                 "/export/max_abs_logit_diff",
             ),
         ],
-        train: &train_rows,
-        val: Some(&val_rows),
+        train: (&train_rows).into(),
+        val: Some((&val_rows).into()),
         train_picture: Some(&|row| picture(&train_samples, row)),
         val_picture: Some(&|row| picture(&val_samples, row)),
     };

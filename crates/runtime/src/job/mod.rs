@@ -3,6 +3,7 @@
 mod baselines;
 mod cached;
 mod fit;
+mod frozen;
 mod page;
 mod recipe;
 mod run_folder;
@@ -12,6 +13,7 @@ mod tune;
 
 pub use cached::{TrainConfig, train_to_folder};
 pub use fit::{ExtractSummary, FitConfig, FitReport, fit};
+pub use frozen::Recompute;
 pub use recipe::{HeadRecipe, Method, Regularisation};
 pub use train::{Descent, OnEpoch, Trained, Way, train};
 pub use tune::{TuneEvent, TuneJob, fine_tune};

@@ -6,9 +6,36 @@ use super::train::{Descent, Trained, Way};
 use crate::features::Labelled;
 use crate::report::{Chart, ReportInput, Rows, Scale, Series, Suspects, Thumbnail, charts_of_history, html};
 use crate::solve::Selection;
+use crate::targets::Targets;
+use crate::tune::Split;
 
 /// The picture of a row.
 pub(super) type Picture<'p> = &'p dyn Fn(usize) -> Option<Thumbnail>;
+
+/// What is wanted of rows, and what they are called.
+#[derive(Clone, Copy)]
+pub(super) struct Named<'p> {
+    pub(super) targets: &'p Targets,
+    pub(super) names: &'p [String],
+}
+
+impl<'p> From<&'p Labelled> for Named<'p> {
+    fn from(rows: &'p Labelled) -> Named<'p> {
+        Named {
+            targets: &rows.targets,
+            names: &rows.names,
+        }
+    }
+}
+
+impl<'p> From<&'p Split<'_>> for Named<'p> {
+    fn from(rows: &'p Split<'_>) -> Named<'p> {
+        Named {
+            targets: &rows.targets,
+            names: &rows.names,
+        }
+    }
+}
 
 /// What a report is made of beside the head.
 pub(super) struct Page<'p> {
@@ -17,8 +44,8 @@ pub(super) struct Page<'p> {
     pub(super) metrics: &'p Value,
     /// Names of settings, and where `metrics.json` has them.
     pub(super) said: &'p [(&'p str, &'p str)],
-    pub(super) train: &'p Labelled,
-    pub(super) val: Option<&'p Labelled>,
+    pub(super) train: Named<'p>,
+    pub(super) val: Option<Named<'p>>,
     /// Pictures of training and validation rows, where there are such.
     pub(super) train_picture: Option<Picture<'p>>,
     pub(super) val_picture: Option<Picture<'p>>,
@@ -41,8 +68,8 @@ impl Page<'_> {
         }
         let judged = self.val.map(|val| Rows {
             logits: &trained.val_logits,
-            targets: &val.targets,
-            names: &val.names,
+            targets: val.targets,
+            names: val.names,
             thumbnail: self.val_picture,
         });
         let suspects = (!trained.suspects.is_empty()).then(|| Suspects {
@@ -50,8 +77,8 @@ impl Page<'_> {
             score: SCORE,
             of: Rows {
                 logits: &[],
-                targets: &self.train.targets,
-                names: &self.train.names,
+                targets: self.train.targets,
+                names: self.train.names,
                 thumbnail: self.train_picture,
             },
         });

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use super::cached::{pool, pretty};
 use super::fit::{self, ExtractSummary, FitConfig, FitReport, settings_of};
+use super::frozen::{FrozenFeatures, Recompute};
 use super::page::Page;
 use super::run_folder::{Results, RunFolder};
 use super::settings;
@@ -14,18 +15,17 @@ use crate::data::{Dataset, Split};
 use crate::engine::{Device, Engine};
 use crate::error::Error;
 use crate::export::{Classifier as Exported, Expected, Runner, Verified, reduction_at, verify};
-use crate::features::{ExtractConfig, Extraction, Features, Pool, Preparation, Tap, extract};
+use crate::features::{Features, Labelled};
 use crate::head::Head;
 use crate::history::EpochScalars;
 use crate::metrics::{Marks, Temperature};
 use crate::monitor::Monitor;
-use crate::onnx::Model;
 use crate::report::Thumbnail;
 use crate::targets::Task;
 use crate::train::SweepHead;
 use crate::tune::{
-    Boundary, Classifier, LoadReport, Loaded, Network, NetworkOptions, Origin, Rows, Run, Stage, TuneConfig,
-    TuneEpoch, Tuned, Written, written,
+    Boundary, Classifier, LoadReport, Loaded, Network, NetworkOptions, Origin, Rows, Run, Source, Stage,
+    TuneConfig, TuneEpoch, Tuned, Written, written,
 };
 
 /// The exported model is compared with the trainer on this many pictures at most, spread over the validation split.
@@ -41,6 +41,8 @@ pub struct TuneJob {
     pub tune: TuneConfig,
     /// The checkpoint that the backbone's weights came from, whose names the results have then.
     pub origin: Option<Origin>,
+    /// Whether features of the frozen part are computed again in each epoch. What comes of it is the same to the bit.
+    pub recompute: Recompute,
 }
 
 /// What a fine-tuning tells as it goes.
@@ -57,6 +59,13 @@ pub enum TuneEvent<'e> {
         /// Parameters of the network, in numbers.
         n_parameters: usize,
     },
+    /// Features are not cached, but computed in each epoch.
+    Recomputes {
+        /// Of this tensor.
+        boundary: &'e str,
+        /// Why.
+        reason: &'e str,
+    },
     /// Features are there.
     Extracted(&'e ExtractSummary),
     /// The solver's classifier on the frozen features, with its accuracy on the validation rows.
@@ -66,12 +75,13 @@ pub enum TuneEvent<'e> {
 }
 
 /// What everything below needs.
-struct Context<'c> {
-    config: &'c FitConfig,
-    tune: &'c TuneConfig,
-    data: &'c Dataset,
-    engine: &'c Engine,
-    monitor: Monitor<'c>,
+pub(super) struct Context<'c> {
+    pub(super) config: &'c FitConfig,
+    pub(super) tune: &'c TuneConfig,
+    pub(super) recompute: Recompute,
+    pub(super) data: &'c Dataset,
+    pub(super) engine: &'c Engine,
+    pub(super) monitor: Monitor<'c>,
 }
 
 /// Trains a network behind a boundary, evaluates, exports, verifies, and writes the run folder: `model.onnx`, the whole state
@@ -93,6 +103,7 @@ pub fn fine_tune(
         fit: config,
         tune,
         origin,
+        recompute,
     } = job;
     tune.check()?;
     config.head.check()?;
@@ -119,6 +130,7 @@ pub fn fine_tune(
     let context = Context {
         config,
         tune,
+        recompute: *recompute,
         data: &data,
         engine: &engine,
         monitor,
@@ -133,43 +145,24 @@ pub fn fine_tune(
     // An operator that cannot be trained is said before an hour of work.
     Run::tail_of(&network, &shapes, network.stages.len() - 1, config.threads)?;
 
-    let mut summaries = Vec::new();
-    let mut kept: Option<(Boundary, Extraction<'_>)> = None;
+    let mut frozen = FrozenFeatures::new(&context, &cut, on_event);
     let mut head_first = None;
     if tune.head_first && tune.fresh.is_empty() && network.classifier != Classifier::Loaded {
-        let first = network.stages[0].boundary.clone();
-        let (extraction, tap, is_first) = context.extract_with_head(&network.model, &first, &cut)?;
-        let summary = ExtractSummary::of(&extraction);
-        on_event(&TuneEvent::Extracted(&summary));
-        summaries.push(summary);
-        let accuracy = context.solve_head(&pool, &mut network, &extraction, tap)?;
-        on_event(&TuneEvent::HeadFirst(accuracy));
+        let rows = frozen.rows_of_head(&network.model, &network.stages[0], &shapes[0])?;
+        let accuracy = context.solve_head(&pool, &mut network, rows)?;
+        frozen.say(&TuneEvent::HeadFirst(accuracy));
         head_first = Some(accuracy);
-        if is_first {
-            kept = Some((first, extraction));
-        }
     }
-    let mut ledger = String::new();
     let mut lines = keep.history();
     // Both are told of things by the run.
-    let events = std::cell::RefCell::new(on_event);
-    let mut rows_of = |stage: &Stage| {
-        let extraction = match kept.take() {
-            Some((boundary, extraction)) if boundary == stage.boundary => extraction,
-            _ => {
-                let extraction = context.extract_at(&network.model, &stage.boundary, &cut)?;
-                let summary = ExtractSummary::of(&extraction);
-                (events.borrow_mut())(&TuneEvent::Extracted(&summary));
-                summaries.push(summary);
-                extraction
-            }
-        };
-        ledger = extraction.ledger();
-        context.rows(&extraction)
+    let frozen = std::cell::RefCell::new(frozen);
+    let mut rows_of = |at: usize| {
+        let stage = &network.stages[at];
+        frozen.borrow_mut().rows(&network.model, stage, &shapes[at])
     };
     let mut on_epoch = |epoch: &TuneEpoch| {
         lines.append(scalars_of(epoch));
-        (events.borrow_mut())(&TuneEvent::Epoch(epoch));
+        frozen.borrow_mut().say(&TuneEvent::Epoch(epoch));
     };
     let trained_at = Instant::now();
     let run = Run {
@@ -184,6 +177,12 @@ pub fn fine_tune(
     let (tuned, loaded) = run.run(&mut rows_of, &mut on_epoch, monitor)?;
     let seconds = trained_at.elapsed().as_secs_f64();
     lines.finish()?;
+    let FrozenFeatures {
+        summaries,
+        recomputed,
+        ledger,
+        ..
+    } = frozen.into_inner();
 
     let best = written(&network, &tuned.best, origin.as_ref())?;
     let last = match tuned.last.weights == tuned.best.weights {
@@ -210,6 +209,7 @@ pub fn fine_tune(
         &tuned,
         head_first,
         &best,
+        &recomputed,
     );
     let files = context.files(&metrics, &trained, &loaded, text, ledger);
     let mut state_dicts = vec![("model.safetensors", &best.tensors), ("model.pth", &best.tensors)];
@@ -266,87 +266,16 @@ impl<'c> Context<'c> {
         Ok((network, shapes))
     }
 
-    fn extract(&self, model: &Model, taps: &[Tap]) -> Result<Extraction<'c>, Error> {
-        let config = self.config;
-        extract(
-            model,
-            self.data,
-            self.engine,
-            &ExtractConfig {
-                cache: &config.cache,
-                taps,
-                input: Preparation::Pictures(&config.preprocess),
-                views: config.views.as_ref(),
-                dtype: config.dtype,
-                device: config.device,
-                batch_size: config.batch_size,
-                threads: config.threads,
-                block_rows: config.block_rows,
-                max_cache_bytes: config.max_cache_bytes,
-                shard: None,
-            },
-            self.monitor,
-        )
-    }
-
-    /// What the classifier stands on, as a head's features are kept.
-    fn rows_of_head(&self, cut: &str) -> Tap {
-        Tap {
-            boundary: cut.to_owned(),
-            pool: self.config.pool,
-        }
-    }
-
-    fn extract_at(&self, model: &Model, boundary: &Boundary, cut: &str) -> Result<Extraction<'c>, Error> {
-        let whole = |boundary: String| Tap {
-            boundary,
-            pool: Pool::None,
-        };
-        match boundary {
-            Boundary::Input(_) => {
-                let (model, name) = model.input_alone()?;
-                self.extract(&model, &[whole(name)])
-            }
-            Boundary::Tensor(name) => self.extract(model, &[whole(name.clone())]),
-            Boundary::Rows(_) => self.extract(model, &[self.rows_of_head(cut)]),
-        }
-    }
-
-    /// The rows that the classifier stands on, in one pass with those of the first boundary where both can be had of one;
-    /// which tap the former are, and whether the first tap is the first boundary's.
-    fn extract_with_head(
-        &self,
-        model: &Model,
-        first: &Boundary,
-        cut: &str,
-    ) -> Result<(Extraction<'c>, usize, bool), Error> {
-        let rows = self.rows_of_head(cut);
-        match first {
-            Boundary::Tensor(name) if name != cut => {
-                let whole = Tap {
-                    boundary: name.clone(),
-                    pool: Pool::None,
-                };
-                Ok((self.extract(model, &[whole, rows])?, 1, true))
-            }
-            Boundary::Rows(_) => Ok((self.extract(model, &[rows])?, 0, true)),
-            Boundary::Tensor(_) | Boundary::Input(_) => Ok((self.extract(model, &[rows])?, 0, false)),
-        }
-    }
-
-    /// Fits the classifier on the features of a tap; its accuracy on the validation rows.
+    /// Fits the classifier on training rows; its accuracy on the validation rows.
     fn solve_head(
         &self,
         pool: &rayon::ThreadPool,
         network: &mut Network,
-        extraction: &Extraction<'_>,
-        tap: usize,
+        (train, val): (Labelled, Labelled),
     ) -> Result<f64, Error> {
-        let manifest = extraction.manifest();
-        let store = &extraction.stores[tap];
-        let train = manifest.labelled(store, &[], Split::Train)?;
-        let val = manifest.labelled(store, &[], Split::Val)?;
-        self.check_val(val.targets.len())?;
+        if val.targets.len() == 0 {
+            return Err(self.nothing_to_judge());
+        }
         let (classes, recipe) = (self.data.classes(), &self.config.head);
         let trained = pool.install(|| {
             train_in(
@@ -364,32 +293,6 @@ impl<'c> Context<'c> {
         Ok(trained.val.as_ref().map_or(f64::NAN, |marks| marks.headline().1))
     }
 
-    fn check_val(&self, n: usize) -> Result<(), Error> {
-        if n == 0 {
-            let reason = "no validation picture could be read".to_owned();
-            return Err(Error::Data {
-                path: self.config.data.clone(),
-                reason,
-            });
-        }
-        Ok(())
-    }
-
-    fn rows(&self, extraction: &Extraction<'_>) -> Result<Rows, Error> {
-        let manifest = extraction.manifest();
-        let rows = Rows {
-            train: manifest.labelled(extraction.store(), &extraction.views, Split::Train)?,
-            val: manifest.labelled(extraction.store(), &[], Split::Val)?,
-        };
-        self.check_val(rows.val.targets.len())?;
-        rows.train.targets.check(
-            Task::SingleLabel,
-            rows.train.features.n_rows(),
-            self.data.classes().len(),
-        )?;
-        Ok(rows)
-    }
-
     /// Runs pictures through the exported model, and through the part in front of the boundary and then the trainer, whose
     /// weights are those of the best epoch.
     fn verify(
@@ -402,10 +305,7 @@ impl<'c> Context<'c> {
         best: &Written,
     ) -> Result<Verified, Error> {
         let (config, data) = (self.config, self.data);
-        let (cut, tensor) = match &stage.boundary {
-            Boundary::Input(_) => network.model.input_alone()?,
-            Boundary::Tensor(name) | Boundary::Rows(name) => (network.model.clone(), name.clone()),
-        };
+        let (cut, tensor) = self.in_front(&network.model, &stage.boundary)?;
         let n_numbers: usize = shape.iter().product();
         let front = Exported::of_tensor(
             cut.with_weights_outside()?.cut(&[&tensor])?,
@@ -427,7 +327,7 @@ impl<'c> Context<'c> {
             }
         }
         let features = Features::new(rows, n_numbers)?;
-        let logits = loaded.logits(&features, &tuned.best.weights, self.monitor)?;
+        let logits = loaded.logits(&Source::Stored(features), &tuned.best.weights, self.monitor)?;
         let expected = Expected {
             samples: readable,
             slack: vec![0.0; logits.len()],
@@ -531,8 +431,8 @@ impl<'c> Context<'c> {
                     "/export/max_abs_logit_diff",
                 ),
             ],
-            train,
-            val: Some(val),
+            train: train.into(),
+            val: Some(val.into()),
             train_picture: None,
             val_picture: Some(&picture),
         };
@@ -609,6 +509,7 @@ fn metrics_of(
     tuned: &Tuned,
     head_first: Option<f64>,
     best: &Written,
+    recomputed: &[String],
 ) -> Value {
     let stage = &network.stages[tuned.best.stage];
     let trained_groups = &network.groups[..stage.n_groups];
@@ -636,6 +537,7 @@ fn metrics_of(
     metrics["tune"] = json!({
         "groups": groups.collect::<Vec<Value>>(),
         "boundaries": network.stages.iter().map(|stage| stage.boundary.name()).collect::<Vec<&str>>(),
+        "recomputed": recomputed,
         "is_gradual": is_gradual,
         "classifier": network.classifier,
         "head_first": head_first.map(|accuracy| json!({ "val_accuracy": accuracy })),

@@ -9,9 +9,7 @@
 //!
 //! The best epoch is chosen on the validation rows, so that the accuracy that is reported of them flatters a little.
 //!
-//! Deliberately absent: recomputing the frozen part in each epoch. On a processor reading a row of features (0.1 to 0.8 MB)
-//! takes microseconds from the page cache and less than a millisecond from a disk; computing it takes several milliseconds
-//! and needs the picture decoded.
+//! Rows of a split are stored, or the frozen part computes them whenever they are asked for (`rows`): to the bit the same.
 
 mod checkpoint;
 mod config;
@@ -19,6 +17,7 @@ mod groups;
 mod network;
 mod optimiser;
 mod results;
+mod rows;
 mod run;
 mod stages;
 mod unfreeze;
@@ -28,6 +27,7 @@ pub use network::LoadReport;
 pub(crate) use network::{Classifier, Network, NetworkOptions};
 pub use results::Origin;
 pub(crate) use results::{Written, written};
+pub(crate) use rows::{Rows, Source, Split};
 pub use run::TuneEpoch;
-pub(crate) use run::{Loaded, Rows, Run, Tuned};
+pub(crate) use run::{Loaded, Run, Tuned};
 pub(crate) use stages::{Boundary, Stage};

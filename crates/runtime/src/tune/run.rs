@@ -8,10 +8,10 @@ use super::checkpoint;
 use super::config::{NormPolicy, TuneConfig};
 use super::network::Network;
 use super::optimiser::Optimiser;
+use super::rows::{Rows, Source, Split};
 use super::stages::Stage;
 use super::unfreeze::{Next, Unfreezing};
 use crate::error::Error;
-use crate::features::{Features, Labelled};
 use crate::grad::{Gradients, NormMode, ParameterKind, Plan, Tail, TailOptions, Weights};
 use crate::monitor::{Monitor, Stage as Work};
 use crate::targets::Targets;
@@ -22,14 +22,6 @@ use crate::train::{EpochMetrics, Outcome, Time, epoch_order};
 const SAVE_SHARE: u32 = 10;
 /// Rows of the validation split that go through a tail at once, at least.
 const JUDGED_AT_ONCE: usize = 32;
-
-/// The rows of a stage.
-#[derive(Debug)]
-pub(crate) struct Rows {
-    /// Features at the stage's boundary, and classes.
-    pub(crate) train: Labelled,
-    pub(crate) val: Labelled,
-}
 
 /// The figures of an epoch.
 #[derive(Debug, Clone, PartialEq)]
@@ -105,18 +97,23 @@ pub(crate) struct Tuned {
 }
 
 /// A stage ready for steps.
-pub(crate) struct Loaded {
+pub(crate) struct Loaded<'d> {
     /// Which stage it is.
     pub(crate) stage: usize,
-    tail: Tail,
-    plan: Plan,
-    rows: Rows,
+    rows: Rows<'d>,
+    learner: Learner,
     /// Learning rates before the schedule, by the initialisers' names.
     rates: HashMap<String, f64>,
     /// Initialisers of the running means of batch normalisations that use the batch's statistics.
     moving: Vec<String>,
     /// Everything that steps change: what learns, and running statistics that move.
     changing: HashSet<String>,
+}
+
+/// A tail with its weights.
+struct Learner {
+    tail: Tail,
+    plan: Plan,
     loss: Loss,
     weights: Weights,
     gradients: Gradients,
@@ -165,7 +162,7 @@ impl Run<'_> {
     ///
     /// # Errors
     /// As [`Tail::new`], [`Tail::plan`] and `Loss::new`.
-    pub(crate) fn load(&self, stage: usize, rows: Rows) -> Result<Loaded, Error> {
+    pub(crate) fn load<'d>(&self, stage: usize, rows: Rows<'d>) -> Result<Loaded<'d>, Error> {
         let tail = Run::tail_of(self.network, self.shapes, stage, self.threads)?;
         let Stage { n_groups, .. } = self.network.stages[stage];
         let rates: HashMap<String, f64> = self.network.groups[..n_groups]
@@ -206,15 +203,17 @@ impl Run<'_> {
         )?;
         Ok(Loaded {
             stage,
-            weights: tail.weights(),
-            gradients: plan.gradients(),
-            tail,
-            plan,
+            rows,
+            learner: Learner {
+                weights: tail.weights(),
+                gradients: plan.gradients(),
+                tail,
+                plan,
+                loss,
+            },
             rates,
             moving,
             changing,
-            loss,
-            rows,
         })
     }
 
@@ -224,16 +223,16 @@ impl Run<'_> {
     /// # Errors
     /// [`Error::Cancelled`] between two steps, after which the run goes on from its last epoch; as [`Run::load`]. A loss that
     /// is no number is no error here: [`Tuned::failure`] says it, beside the weights of before.
-    pub(crate) fn run(
+    pub(crate) fn run<'d>(
         &self,
-        rows_of: &mut dyn FnMut(&Stage) -> Result<Rows, Error>,
+        rows_of: &mut dyn FnMut(usize) -> Result<Rows<'d>, Error>,
         on_epoch: &mut dyn FnMut(&TuneEpoch),
         monitor: Monitor<'_>,
-    ) -> Result<(Tuned, Loaded), Error> {
+    ) -> Result<(Tuned, Loaded<'d>), Error> {
         let config = &self.config.trainer;
         config.check(self.n_classes)?;
         let stages = &self.network.stages;
-        let mut rows = rows_of(&stages[0])?;
+        let mut rows = rows_of(0)?;
         let identity = self.identity(&rows);
         let n_rows = rows.train.features.n_rows();
         let batches = match config.drop_last {
@@ -256,7 +255,7 @@ impl Run<'_> {
             if is_done { of_last } else { state.unfreezing.stage }.min(stages.len() - 1)
         });
         if first > 0 {
-            rows = rows_of(&stages[first])?;
+            rows = rows_of(first)?;
         }
         let mut loaded = self.load(first, rows)?;
         let mut state = match kept {
@@ -275,7 +274,7 @@ impl Run<'_> {
                 stage = state.unfreezing.stage;
                 // The old features are let go before the new ones come.
                 drop(loaded);
-                loaded = self.load(stage, rows_of(&stages[stage])?)?;
+                loaded = self.load(stage, rows_of(stage)?)?;
                 loaded.put(&state.weights)?;
             }
             match self.epoch(&mut loaded, &mut state, batches, steps, monitor) {
@@ -332,7 +331,7 @@ impl Run<'_> {
     }
 
     /// What a checkpoint depends on: settings, first weights, and what is wanted of which rows.
-    fn identity(&self, rows: &Rows) -> String {
+    fn identity(&self, rows: &Rows<'_>) -> String {
         let mut hasher = blake3::Hasher::new();
         let settings = serde_json::to_vec(self.config).expect("plain data is JSON");
         hasher.update(&settings);
@@ -354,7 +353,7 @@ impl Run<'_> {
     }
 
     /// Before the first step: the validation rows are judged, so that what training makes worse is not kept.
-    fn begin(&self, loaded: &mut Loaded, monitor: Monitor<'_>) -> Result<State, Error> {
+    fn begin(&self, loaded: &mut Loaded<'_>, monitor: Monitor<'_>) -> Result<State, Error> {
         let judged = loaded.judge(self.config.trainer.batch_size, monitor)?;
         let weights = loaded.taken();
         Ok(State {
@@ -387,30 +386,32 @@ impl Run<'_> {
     /// The steps of an epoch. The state's weights stay those of before; what else changes is put back by whoever drops it.
     fn epoch(
         &self,
-        loaded: &mut Loaded,
+        loaded: &mut Loaded<'_>,
         state: &mut State,
         batches: usize,
         steps: usize,
         monitor: Monitor<'_>,
     ) -> Result<Totals, Error> {
         let config = &self.config.trainer;
-        let n_rows = loaded.rows.train.features.n_rows();
+        let rows = &loaded.rows.train;
+        let n_rows = rows.features.n_rows();
         let order = epoch_order(config.seed, state.epoch, n_rows);
+        let mut reader = rows.features.reader(&order);
         let mut totals = Totals::default();
-        let mut batch = Vec::new();
         for at in 0..batches {
             if monitor.is_cancelled() {
                 return Err(Error::Cancelled);
             }
             let start = at * config.batch_size;
-            let rows = &order[start..(start + config.batch_size).min(n_rows)];
-            loaded.rows.train.features.gather(rows, &mut batch);
-            let done = loaded.step(rows, &batch).map_err(|error| match error {
+            let end = (start + config.batch_size).min(n_rows);
+            let batch = reader.batch(start..end, monitor)?;
+            let done = loaded.learner.step(rows, &order[start..end], batch);
+            let done = done.map_err(|error| match error {
                 Error::StepNotFinite(what) => Error::NotFinite {
                     what,
                     epoch: state.epoch + 1,
                     step: at + 1,
-                    rows: named(&loaded.rows.train, rows),
+                    rows: named(rows, &order[start..end]),
                 },
                 other => other,
             })?;
@@ -427,7 +428,9 @@ impl Run<'_> {
             let rates = &loaded.rates;
             let lr = |name: &str| config.schedule.lr(rates.get(name).copied().unwrap_or(0.0), time);
             let momentum = config.schedule.momentum(time);
-            let (weights, gradients) = (&mut loaded.weights, &loaded.gradients);
+            let Learner {
+                weights, gradients, ..
+            } = &mut loaded.learner;
             self.pool
                 .install(|| state.optimiser.step(config, weights, gradients, &lr, momentum));
             for name in &loaded.moving {
@@ -442,7 +445,7 @@ impl Run<'_> {
     /// Notes what an epoch gave, keeps the best, and decides what comes next.
     fn end_epoch(
         &self,
-        loaded: &Loaded,
+        loaded: &Loaded<'_>,
         state: &mut State,
         totals: Totals,
         judged: Totals,
@@ -502,16 +505,16 @@ impl Run<'_> {
     }
 }
 
-impl Loaded {
+impl Loaded<'_> {
     /// The rows that it stands on.
-    pub(crate) fn rows(&self) -> &Rows {
+    pub(crate) fn rows(&self) -> &Rows<'_> {
         &self.rows
     }
 
     /// Makes these the weights, where the tail has them.
     fn put(&mut self, weights: &BTreeMap<String, Vec<f32>>) -> Result<(), Error> {
         for (name, values) in weights {
-            if let Some(own) = self.weights.get_mut(name) {
+            if let Some(own) = self.learner.weights.get_mut(name) {
                 if own.len() != values.len() {
                     return Err(Error::Usage(format!(
                         "`{name}` has {} numbers, not {}",
@@ -528,6 +531,7 @@ impl Loaded {
     /// A deep copy of the weights that steps change.
     fn taken(&self) -> BTreeMap<String, Vec<f32>> {
         let changing = self
+            .learner
             .weights
             .iter()
             .filter(|(name, _)| self.changing.contains(*name));
@@ -536,9 +540,60 @@ impl Loaded {
             .collect()
     }
 
+    /// Losses and right answers of the validation rows.
+    fn judge(&self, batch_size: usize, monitor: Monitor<'_>) -> Result<Totals, Error> {
+        let Targets::Classes(labels) = &self.rows.val.targets else {
+            unreachable!("a class a row, as the settings were checked for")
+        };
+        let mut totals = Totals::default();
+        let mut classes = labels.iter();
+        self.learner.each(
+            &self.rows.val.features,
+            &self.learner.weights,
+            batch_size,
+            monitor,
+            &mut |logits, n| {
+                let classes: Vec<u32> = classes.by_ref().take(n).copied().collect();
+                let done = losses(&self.learner.loss, &classes, logits);
+                totals.loss += done.loss;
+                totals.denominator += done.denominator;
+                totals.n_right += done.n_right;
+                totals.n += done.n;
+            },
+        )?;
+        Ok(totals)
+    }
+
+    /// `[N, C]` by the weights of a snapshot.
+    ///
+    /// # Errors
+    /// As [`Tail::forward`].
+    pub(crate) fn logits(
+        &self,
+        features: &Source<'_>,
+        weights: &BTreeMap<String, Vec<f32>>,
+        monitor: Monitor<'_>,
+    ) -> Result<Vec<f32>, Error> {
+        // What was unfrozen after the snapshot has the network's values in it.
+        let mut own = self.learner.tail.weights();
+        for (name, values) in weights {
+            if let Some(own) = own.get_mut(name) {
+                own.copy_from_slice(values);
+            }
+        }
+        let mut all = Vec::new();
+        self.learner
+            .each(features, &own, JUDGED_AT_ONCE, monitor, &mut |logits, _| {
+                all.extend_from_slice(logits);
+            })?;
+        Ok(all)
+    }
+}
+
+impl Learner {
     /// Gradients of a batch, with the weights as they are.
-    fn step(&mut self, rows: &[usize], batch: &[f32]) -> Result<Totals, Error> {
-        let Targets::Classes(labels) = &self.rows.train.targets else {
+    fn step(&mut self, train: &Split<'_>, rows: &[usize], batch: &[f32]) -> Result<Totals, Error> {
+        let Targets::Classes(labels) = &train.targets else {
             unreachable!("a class a row, as the settings were checked for")
         };
         let classes: Vec<u32> = rows.iter().map(|&row| labels[row]).collect();
@@ -559,70 +614,23 @@ impl Loaded {
         Ok(totals)
     }
 
-    /// Losses and right answers of the validation rows.
-    fn judge(&self, batch_size: usize, monitor: Monitor<'_>) -> Result<Totals, Error> {
-        let Targets::Classes(labels) = &self.rows.val.targets else {
-            unreachable!("a class a row, as the settings were checked for")
-        };
-        let mut totals = Totals::default();
-        let mut classes = labels.iter();
-        self.each(
-            &self.rows.val.features,
-            &self.weights,
-            batch_size,
-            monitor,
-            &mut |logits, n| {
-                let classes: Vec<u32> = classes.by_ref().take(n).copied().collect();
-                let done = losses(&self.loss, &classes, logits);
-                totals.loss += done.loss;
-                totals.denominator += done.denominator;
-                totals.n_right += done.n_right;
-                totals.n += done.n;
-            },
-        )?;
-        Ok(totals)
-    }
-
-    /// `[N, C]` by the weights of a snapshot.
-    ///
-    /// # Errors
-    /// As [`Tail::forward`].
-    pub(crate) fn logits(
-        &self,
-        features: &Features,
-        weights: &BTreeMap<String, Vec<f32>>,
-        monitor: Monitor<'_>,
-    ) -> Result<Vec<f32>, Error> {
-        // What was unfrozen after the snapshot has the network's values in it.
-        let mut own = self.tail.weights();
-        for (name, values) in weights {
-            if let Some(own) = own.get_mut(name) {
-                own.copy_from_slice(values);
-            }
-        }
-        let mut all = Vec::new();
-        self.each(features, &own, JUDGED_AT_ONCE, monitor, &mut |logits, _| {
-            all.extend_from_slice(logits);
-        })?;
-        Ok(all)
-    }
-
     fn each(
         &self,
-        features: &Features,
+        features: &Source<'_>,
         weights: &Weights,
         batch_size: usize,
         monitor: Monitor<'_>,
         take: &mut dyn FnMut(&mut [f32], usize),
     ) -> Result<(), Error> {
         let (n_rows, at_once) = (features.n_rows(), batch_size.max(JUDGED_AT_ONCE));
-        let (mut scratch, mut logits) = (Vec::new(), Vec::new());
+        let order: Vec<usize> = (0..n_rows).collect();
+        let (mut reader, mut logits) = (features.reader(&order), Vec::new());
         for start in (0..n_rows).step_by(at_once) {
             if monitor.is_cancelled() {
                 return Err(Error::Cancelled);
             }
             let end = (start + at_once).min(n_rows);
-            let rows = features.rows(start..end, &mut scratch);
+            let rows = reader.batch(start..end, monitor)?;
             self.tail.forward(weights, rows, end - start, &mut logits)?;
             take(&mut logits, end - start);
         }
@@ -653,10 +661,10 @@ fn losses(loss: &Loss, classes: &[u32], logits: &mut [f32]) -> Totals {
 }
 
 /// Rows by their names, the first few.
-fn named(labelled: &Labelled, rows: &[usize]) -> String {
+fn named(split: &Split<'_>, rows: &[usize]) -> String {
     const MAX_NAMED: usize = 8;
     let name = |&row: &usize| {
-        labelled
+        split
             .names
             .get(row)
             .cloned()
