@@ -400,6 +400,45 @@ fn features_that_are_computed_again_are_to_the_bit_those_that_are_cached() {
 }
 
 #[test]
+fn a_picture_that_changes_under_a_run_that_reads_it_again_is_named() {
+    let scratch = Scratch::new();
+    scratch.copy(&fixture("digits/pictures"), "pictures");
+    let again = || {
+        let mut command = scratch.command(["fit", "--cache", "cache", "--backbone"]);
+        command
+            .arg(fixture("digits/backbone.onnx"))
+            .arg("--weights")
+            .arg(fixture("digits/backbone.pth"))
+            .args(["--data", "pictures", "-o", "run", "--recompute", "always"])
+            .args(SIZES)
+            .args(LONG);
+        command
+    };
+    let mut child = again()
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // Until the second of the stages that read it.
+    while lines_so_far(&scratch, "run") < 3 && child.try_wait().unwrap().is_none() {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    let picture = scratch.path("pictures/train/8/079.png");
+    let good = fs::read(&picture).unwrap();
+    fs::copy(scratch.path("pictures/train/8/075.png"), &picture).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(3), "{said}");
+    assert!(
+        said.contains("`train/8/079.png` was there before, and now: its bytes are others"),
+        "{said}"
+    );
+    assert_eq!(scratch.names("run"), ["unfinished"]);
+    fs::write(&picture, good).unwrap();
+    run(again()).ok();
+}
+
+#[test]
 fn features_that_have_no_room_are_computed_again_unless_that_is_refused() {
     let scratch = Scratch::new();
     let how = ["--train", "conv4.** fc.**", "--epochs", "1", "-o", "run"];

@@ -116,7 +116,13 @@ impl<'f, 'c> FrozenFeatures<'f, 'c> {
         shape: &[usize],
     ) -> Result<tune::Rows<'c>, Error> {
         let rows = match self.kept.take() {
-            Some((boundary, extraction)) if boundary == stage.boundary => self.stored(&extraction)?,
+            Some((boundary, extraction)) if boundary == stage.boundary => {
+                let rows = self.stored(&extraction)?;
+                if matches!(boundary, Boundary::Rows(_)) {
+                    self.heads = Some(extraction);
+                }
+                rows
+            }
             _ => match self.reason(model, &stage.boundary, shape)? {
                 Some(reason) => {
                     self.say(&TuneEvent::Recomputes {
