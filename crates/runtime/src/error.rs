@@ -292,17 +292,17 @@ pub enum Error {
     Cancelled,
 
     // This project must act.
-    /// The exported model does not say what the trainer says.
+    /// ONNX Runtime's model does not say what the trainer says.
     #[error(
-        "the exported model disagrees with the trained head on `{}`: logit {exported} where {trained} was trained",
+        "the model as ONNX Runtime runs it disagrees with the trainer on `{}`: logit {exported}, not {trained}",
         path.display()
     )]
     ExportMismatch {
         /// A picture on which they differ.
         path: PathBuf,
-        /// A logit of the exported model.
+        /// A logit of the model.
         exported: f32,
-        /// The same logit of the trained head.
+        /// The trainer's.
         trained: f32,
     },
 }

@@ -16,10 +16,12 @@ use crate::engine::{Device, Engine};
 use crate::error::Error;
 use crate::export::{Classifier as Exported, Expected, Runner, Verified, reduction_at, verify};
 use crate::features::{Features, Labelled};
+use crate::grad::Tail;
 use crate::head::Head;
 use crate::history::EpochScalars;
 use crate::metrics::{Marks, Temperature};
 use crate::monitor::Monitor;
+use crate::onnx::Model;
 use crate::report::Thumbnail;
 use crate::targets::Task;
 use crate::train::SweepHead;
@@ -143,7 +145,13 @@ pub fn fine_tune(
     let checkpoint = keep.checkpoint();
     let pool = pool(config.threads)?;
     // An operator that cannot be trained is said before an hour of work.
-    Run::tail_of(&network, &shapes, network.stages.len() - 1, config.threads)?;
+    let last = network.stages.len() - 1;
+    let tail = Run::tail_of(&network, &shapes, last, config.threads)?;
+    if !checkpoint.exists() {
+        let n_numbers = shapes[last].iter().product();
+        context.check_tail(&network, (&network.stages[last], n_numbers), &tail)?;
+    }
+    drop(tail);
 
     let mut frozen = FrozenFeatures::new(&context, &cut, on_event);
     let mut head_first = None;
@@ -190,13 +198,13 @@ pub fn fine_tune(
         false => Some(written(&network, &tuned.last, origin.as_ref())?),
     };
     let stage = loaded.stage;
+    let n_numbers = shapes[stage].iter().product();
     let verified = context.verify(
         &network,
-        &network.stages[stage],
-        &shapes[stage],
-        &loaded,
-        &tuned,
-        &best,
+        (&network.stages[stage], n_numbers),
+        best.model.clone(),
+        MAX_VERIFIED,
+        &mut |features| loaded.logits(&Source::Stored(features), &tuned.best.weights, monitor),
     )?;
     let trained = context.judge(&network, &loaded, &tuned, &best, seconds)?;
     let extraction = sum(&summaries)?;
@@ -293,20 +301,18 @@ impl<'c> Context<'c> {
         Ok(trained.val.as_ref().map_or(f64::NAN, |marks| marks.headline().1))
     }
 
-    /// Runs pictures through the exported model, and through the part in front of the boundary and then the trainer, whose
-    /// weights are those of the best epoch.
+    /// Runs pictures of the validation split through a model, and through the part in front of a boundary and then the
+    /// trainer: what `logits` makes of rows at the boundary.
     fn verify(
         &self,
         network: &Network,
-        stage: &Stage,
-        shape: &[usize],
-        loaded: &Loaded,
-        tuned: &Tuned,
-        best: &Written,
+        (stage, n_numbers): (&Stage, usize),
+        model: Model,
+        n_most: usize,
+        logits: &mut dyn FnMut(Features) -> Result<Vec<f32>, Error>,
     ) -> Result<Verified, Error> {
         let (config, data) = (self.config, self.data);
         let (cut, tensor) = self.in_front(&network.model, &stage.boundary)?;
-        let n_numbers: usize = shape.iter().product();
         let front = Exported::of_tensor(
             cut.with_weights_outside()?.cut(&[&tensor])?,
             n_numbers,
@@ -316,30 +322,50 @@ impl<'c> Context<'c> {
         )?;
         let is_val = |&sample: &usize| data.split(sample) == Split::Val && data.label(sample).is_some();
         let samples: Vec<usize> = (0..data.len()).filter(is_val).collect();
-        let n = samples.len().min(MAX_VERIFIED);
+        let n = samples.len().min(n_most);
         let spread: Vec<usize> = (0..n).map(|i| samples[i * samples.len() / n]).collect();
         let (mut readable, mut rows) = (Vec::new(), Vec::new());
         for (sample, answer) in spread.iter().zip(front.classify(data, &spread, self.monitor)?) {
-            // What cannot be read was said when features were computed.
+            // What cannot be read is said when features are computed.
             if let Ok(row) = answer {
                 readable.push(*sample);
                 rows.extend(row);
             }
         }
-        let features = Features::new(rows, n_numbers)?;
-        let logits = loaded.logits(&Source::Stored(features), &tuned.best.weights, self.monitor)?;
+        let logits = logits(Features::new(rows, n_numbers)?)?;
         let expected = Expected {
             samples: readable,
             slack: vec![0.0; logits.len()],
             logits,
         };
-        let classifier = Exported::new(
-            best.model.clone(),
-            self.engine.clone(),
-            config.device,
-            config.threads,
-        )?;
+        let classifier = Exported::new(model, self.engine.clone(), config.device, config.threads)?;
         verify(&classifier, data, &expected, self.monitor)
+    }
+
+    /// Sees that the trainer computes what ONNX Runtime does, before there is anything to lose.
+    fn check_tail(&self, network: &Network, stage: (&Stage, usize), tail: &Tail) -> Result<(), Error> {
+        const N_CHECKED: usize = 4;
+        let mut is_finite = true;
+        let checked = self.verify(
+            network,
+            stage,
+            network.model.clone(),
+            N_CHECKED,
+            &mut |features| {
+                let (mut scratch, mut logits) = (Vec::new(), Vec::new());
+                let n = features.n_rows();
+                if n > 0 {
+                    tail.forward(&tail.weights(), features.rows(0..n, &mut scratch), n, &mut logits)?;
+                }
+                is_finite = logits.iter().all(|logit| logit.is_finite());
+                Ok(logits)
+            },
+        );
+        match checked {
+            // The loss says so, and what to do.
+            Err(Error::ExportMismatch { .. }) if !is_finite => Ok(()),
+            other => other.map(drop),
+        }
     }
 
     /// Marks of the best weights, in the form of a head's.

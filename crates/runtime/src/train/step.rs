@@ -18,7 +18,7 @@ use crate::targets::Targets;
 const LARGEST: f32 = 1e18;
 
 /// Work of a step from which on threads are worth their wake-up: multiplications, and what else takes as long.
-const PARALLEL_FROM: usize = 2 << 20;
+const PARALLEL_FROM: usize = 4 << 20;
 
 /// A step has a few parts, each of which would be over before a thread that sleeps had come.
 static AWAKE: Awake = Awake::new();

@@ -1,5 +1,7 @@
 //! Convolutions of two axes, channels innermost.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use super::after::After;
@@ -171,14 +173,7 @@ pub(super) fn rows_at_once(g: &Geometry) -> usize {
 }
 
 /// What one tap sees of `LANES` channels from `channel` on, for output pixels of some rows: a panel.
-fn gather(
-    g: &Geometry,
-    image: &[f32],
-    rows: std::ops::Range<usize>,
-    tap: usize,
-    channel: usize,
-    out: &mut [f32],
-) {
+fn gather(g: &Geometry, image: &[f32], rows: Range<usize>, tap: usize, channel: usize, out: &mut [f32]) {
     let width = (g.group_c() - channel % g.group_c()).min(LANES);
     let mut out = out.as_chunks_mut::<LANES>().0.iter_mut();
     for oy in rows {
@@ -244,39 +239,52 @@ pub(super) fn forward(g: &Geometry, x: &[f32], kernels: &[f32], after: After<'_>
     let (group_c, group_k) = (g.group_c(), g.group_k());
     let (depth, group_len) = (depth(g), group_len(g));
     let n_panels = depth / g.taps() / LANES;
+    each_part(g, x, after, out, |image, rows, out| {
+        let n_rows = rows.len() * g.ow;
+        scratch::with(n_rows * depth, |seen| {
+            for group in 0..g.groups {
+                for (panel, seen) in seen.chunks_exact_mut(n_rows * LANES).enumerate() {
+                    let channel = group * group_c + panel % n_panels * LANES;
+                    gather(g, image, rows.clone(), panel / n_panels, channel, seen);
+                }
+                Product {
+                    a: seen,
+                    a_row: LANES,
+                    a_panel: n_rows * LANES,
+                    n_rows,
+                    depth,
+                    b: &kernels[group * group_len..][..group_len],
+                    b_panel: depth * LANES,
+                    out: &mut out[group * group_k..],
+                    place: Place {
+                        row: g.k,
+                        panel: LANES,
+                        n_columns: group_k,
+                        is_added: false,
+                    },
+                }
+                .run();
+            }
+        });
+    });
+}
+
+/// Computes all outputs, some rows of an image at a time, on all threads: `of_rows` writes the rows of a range, of an image
+/// `[C, H, W]` with channels last, into `[rows, ow, k]`; then comes what is done with outputs while they are near.
+pub(super) fn each_part(
+    g: &Geometry,
+    x: &[f32],
+    after: After<'_>,
+    out: &mut [f32],
+    of_rows: impl Fn(&[f32], Range<usize>, &mut [f32]) + Sync,
+) {
     let step = rows_at_once(g);
     let images = out.par_chunks_mut(g.out_len()).zip(x.par_chunks(g.in_len()));
     images.enumerate().for_each(|(image_idx, (out, image))| {
         let after = after.from(image_idx * g.out_len());
         let len = step * g.ow * g.k;
         out.par_chunks_mut(len).enumerate().for_each(|(idx, out)| {
-            let rows = idx * step..((idx + 1) * step).min(g.oh);
-            let n_rows = rows.len() * g.ow;
-            scratch::with(n_rows * depth, |seen| {
-                for group in 0..g.groups {
-                    for (panel, seen) in seen.chunks_exact_mut(n_rows * LANES).enumerate() {
-                        let channel = group * group_c + panel % n_panels * LANES;
-                        gather(g, image, rows.clone(), panel / n_panels, channel, seen);
-                    }
-                    Product {
-                        a: seen,
-                        a_row: LANES,
-                        a_panel: n_rows * LANES,
-                        n_rows,
-                        depth,
-                        b: &kernels[group * group_len..][..group_len],
-                        b_panel: depth * LANES,
-                        out: &mut out[group * group_k..],
-                        place: Place {
-                            row: g.k,
-                            panel: LANES,
-                            n_columns: group_k,
-                            is_added: false,
-                        },
-                    }
-                    .run();
-                }
-            });
+            of_rows(image, idx * step..((idx + 1) * step).min(g.oh), &mut *out);
             after.from(idx * len).finish(out, g.k);
         });
     });
@@ -350,14 +358,7 @@ fn backward_input(g: &Geometry, weights: &[f32], d_out: &[f32], sink: &mut Sink<
 }
 
 /// The adjoint of [`gather`].
-fn scatter(
-    g: &Geometry,
-    panel: &[f32],
-    rows: std::ops::Range<usize>,
-    tap: usize,
-    channel: usize,
-    image: &mut [f32],
-) {
+fn scatter(g: &Geometry, panel: &[f32], rows: Range<usize>, tap: usize, channel: usize, image: &mut [f32]) {
     let width = (g.group_c() - channel % g.group_c()).min(LANES);
     let mut seen = panel.as_chunks::<LANES>().0.iter();
     for oy in rows {

@@ -7,7 +7,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::after::After;
-use super::conv::{Geometry, rows_at_once};
+use super::conv::{Geometry, each_part, rows_at_once};
 use super::{Kept, Sink, alone, totals};
 use crate::panels::{LANES, Outer, Place, Product, pack, panels_len};
 use crate::scratch;
@@ -120,35 +120,27 @@ pub(super) fn pack_kernels(g: &Geometry, weights: &[f32], panels: &mut [f32]) {
 /// Pictures `[n, h, w, c]` and kernels as [`pack_kernels`] makes them to `[n, oh, ow, k]`.
 pub(super) fn forward(g: &Geometry, x: &[f32], kernels: &[f32], after: After<'_>, out: &mut [f32]) {
     let depth = depth(g);
-    let step = rows_at_once(g);
-    let images = out.par_chunks_mut(g.out_len()).zip(x.par_chunks(g.in_len()));
-    images.enumerate().for_each(|(image_idx, (out, image))| {
-        let after = after.from(image_idx * g.out_len());
-        let len = step * g.ow * g.k;
-        out.par_chunks_mut(len).enumerate().for_each(|(idx, out)| {
-            let rows = idx * step..((idx + 1) * step).min(g.oh);
-            let n_rows = rows.len() * g.ow;
-            scratch::with(n_rows * depth, |seen| {
-                gather(g, image, rows, seen);
-                Product {
-                    a: seen,
-                    a_row: depth,
-                    a_panel: LANES,
-                    n_rows,
-                    depth,
-                    b: kernels,
-                    b_panel: depth * LANES,
-                    out,
-                    place: Place {
-                        row: g.k,
-                        panel: LANES,
-                        n_columns: g.k,
-                        is_added: false,
-                    },
-                }
-                .run();
-            });
-            after.from(idx * len).finish(out, g.k);
+    each_part(g, x, after, out, |image, rows, out| {
+        let n_rows = rows.len() * g.ow;
+        scratch::with(n_rows * depth, |seen| {
+            gather(g, image, rows, seen);
+            Product {
+                a: seen,
+                a_row: depth,
+                a_panel: LANES,
+                n_rows,
+                depth,
+                b: kernels,
+                b_panel: depth * LANES,
+                out,
+                place: Place {
+                    row: g.k,
+                    panel: LANES,
+                    n_columns: g.k,
+                    is_added: false,
+                },
+            }
+            .run();
         });
     });
 }
