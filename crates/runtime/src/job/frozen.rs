@@ -138,7 +138,7 @@ impl<'f, 'c> FrozenFeatures<'f, 'c> {
                 }
             },
         };
-        if rows.val.targets.len() == 0 {
+        if rows.val.targets.is_empty() {
             return Err(self.context.nothing_to_judge());
         }
         let n_classes = self.context.data.classes().len();
@@ -215,7 +215,9 @@ impl<'f, 'c> FrozenFeatures<'f, 'c> {
                 }
             }
             Ok(tune::Split {
-                features: Source::Recomputed(self.recomputed_at(model, boundary, n_features, wanted)?),
+                features: Source::Recomputed(Box::new(
+                    self.recomputed_at(model, boundary, n_features, wanted)?,
+                )),
                 targets: Targets::Classes(labels),
                 names,
             })

@@ -154,13 +154,15 @@ pub fn fine_tune(
     drop(tail);
 
     let mut frozen = FrozenFeatures::new(&context, &cut, on_event);
-    let mut head_first = None;
-    if tune.head_first && tune.fresh.is_empty() && network.classifier != Classifier::Loaded {
+    let is_head_first = tune.head_first && tune.fresh.is_empty() && network.classifier != Classifier::Loaded;
+    let head_first = if is_head_first {
         let rows = frozen.rows_of_head(&network.model, &network.stages[0], &shapes[0])?;
         let accuracy = context.solve_head(&pool, &mut network, rows)?;
         frozen.say(&TuneEvent::HeadFirst(accuracy));
-        head_first = Some(accuracy);
-    }
+        Some(accuracy)
+    } else {
+        None
+    };
     let mut lines = keep.history();
     // Both are told of things by the run.
     let frozen = std::cell::RefCell::new(frozen);
@@ -281,7 +283,7 @@ impl<'c> Context<'c> {
         network: &mut Network,
         (train, val): (Labelled, Labelled),
     ) -> Result<f64, Error> {
-        if val.targets.len() == 0 {
+        if val.targets.is_empty() {
             return Err(self.nothing_to_judge());
         }
         let (classes, recipe) = (self.data.classes(), &self.config.head);

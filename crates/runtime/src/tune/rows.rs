@@ -32,7 +32,7 @@ pub(crate) enum Source<'d> {
     /// They are stored.
     Stored(Features),
     /// The frozen part of the network computes them whenever they are asked for.
-    Recomputed(Recomputed<'d>),
+    Recomputed(Box<Recomputed<'d>>),
 }
 
 impl Source<'_> {
