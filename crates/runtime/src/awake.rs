@@ -10,6 +10,8 @@ use rayon::{ThreadPool, Yield};
 const LOOKS: usize = 64;
 /// How long a thread waits awake where nothing comes. A step's parts follow each other in less.
 const PATIENCE: Duration = Duration::from_millis(2);
+/// How long it waits at most, whatever comes: that may be others' work.
+const LONGEST: Duration = Duration::from_secs(2);
 
 /// Says that all is done, also when the work panics: the others must not look for more for ever.
 struct Done(Arc<AtomicBool>);
@@ -74,7 +76,8 @@ fn with_others<T>(work: impl FnOnce() -> T) -> T {
 /// Does what there is to do until all is done, or nothing has come for a while: a thread may have been sent here from within
 /// a part of the work, which must go on then.
 fn wait_awake(is_done: &AtomicBool) {
-    let mut since = Instant::now();
+    let begin = Instant::now();
+    let mut since = begin;
     loop {
         for _ in 0..LOOKS {
             if is_done.load(Ordering::Relaxed) {
@@ -86,7 +89,7 @@ fn wait_awake(is_done: &AtomicBool) {
                 std::hint::spin_loop();
             }
         }
-        if since.elapsed() > PATIENCE {
+        if since.elapsed() > PATIENCE || begin.elapsed() > LONGEST {
             return;
         }
         std::thread::yield_now();

@@ -10,18 +10,20 @@ use super::tune::{Context, TuneEvent};
 use crate::data::Split;
 use crate::error::Error;
 use crate::features::{
-    Budget, ExtractConfig, Extraction, Labelled, Pool, Preparation, Recomputed, Store, Tap, Views, Wanted,
-    extract, keys,
+    Budget, ExtractConfig, Extraction, Labelled, Pool, Preparation, Recomputed, RowId, Store, Tap, Views,
+    Wanted, extract, keys,
 };
 use crate::onnx::Model;
 use crate::targets::{Targets, Task};
 use crate::tune::{self, Boundary, Source, Stage};
 
-/// Whether features of the frozen part are computed again in each epoch instead of being cached. The numbers are the same.
+/// Whether features of the frozen part are computed again in each epoch instead of being cached. The numbers are the same to
+/// the bit, but where a boundary lies inside of what an exporter took apart (a LayerNorm, a GELU): then last bits of what the
+/// solver's classifier stands on may differ.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Recompute {
-    /// Where the cache has no room for them, or where they are more than memory holds and a probe of a second finds that
-    /// reading a row takes longer than computing it.
+    /// Where the cache has no room for them, or where they are more than half of the free memory and a probe of about a
+    /// second finds that reading a row takes longer than computing it.
     #[default]
     Auto,
     /// In any case.
@@ -43,8 +45,6 @@ pub(super) struct FrozenFeatures<'f, 'c> {
     decided: HashMap<String, Option<String>>,
     /// Of all extractions.
     pub(super) summaries: Vec<ExtractSummary>,
-    /// Boundaries whose features are computed again.
-    pub(super) recomputed: Vec<String>,
     /// What was left out, as the last extraction has it.
     pub(super) ledger: String,
 }
@@ -63,7 +63,6 @@ impl<'f, 'c> FrozenFeatures<'f, 'c> {
             heads: None,
             decided: HashMap::new(),
             summaries: Vec::new(),
-            recomputed: Vec::new(),
             ledger: String::new(),
         }
     }
@@ -129,7 +128,6 @@ impl<'f, 'c> FrozenFeatures<'f, 'c> {
                         boundary: stage.boundary.name(),
                         reason: &reason,
                     });
-                    self.recomputed.push(stage.boundary.name().to_owned());
                     self.again(model, &stage.boundary, shape.iter().product())?
                 }
                 None => {
@@ -201,7 +199,7 @@ impl<'f, 'c> FrozenFeatures<'f, 'c> {
             self.heads = Some(self.extract(model, &[self.context.tap_of_head(self.cut)], false)?);
         }
         let heads = self.heads.as_ref().expect("made above");
-        let split = |split: Split, n_views: usize| -> Result<tune::Split<'c>, Error> {
+        let wanted = |split: Split, n_views: usize| {
             let (mut wanted, mut labels, mut names) = (Vec::new(), Vec::new(), Vec::new());
             for (sample, id, label) in heads.labelled(split) {
                 for slot in 0..=n_views {
@@ -214,17 +212,23 @@ impl<'f, 'c> FrozenFeatures<'f, 'c> {
                     names.push(self.context.data.name(sample).into_owned());
                 }
             }
-            Ok(tune::Split {
-                features: Source::Recomputed(Box::new(
-                    self.recomputed_at(model, boundary, n_features, wanted)?,
-                )),
-                targets: Targets::Classes(labels),
-                names,
-            })
+            (wanted, Targets::Classes(labels), names)
         };
+        let (of_train, targets, names) = wanted(Split::Train, self.context.n_views());
+        let features = self.recomputed_at(model, boundary, n_features, of_train)?;
+        let (of_val, val_targets, val_names) = wanted(Split::Val, 0);
+        let val_features = features.of_others(of_val);
         Ok(tune::Rows {
-            train: split(Split::Train, self.context.n_views())?,
-            val: split(Split::Val, 0)?,
+            train: tune::Split {
+                features: Source::Recomputed(Box::new(features)),
+                targets,
+                names,
+            },
+            val: tune::Split {
+                features: Source::Recomputed(Box::new(val_features)),
+                targets: val_targets,
+                names: val_names,
+            },
         })
     }
 
@@ -278,20 +282,22 @@ impl<'f, 'c> FrozenFeatures<'f, 'c> {
         let (model_in_front, name) = context.in_front(model, boundary)?;
         let taps = [whole(&name)];
         let config = context.extraction(&taps, context.config.views.as_ref());
-        let n_rows = context.n_rows();
-        let mut n_there = 0;
-        for key in keys(&model_in_front, &config)?.iter().flatten() {
-            let folder = context.config.cache.join(key.digest());
-            if folder.join("key.json").exists() {
-                n_there += Store::open_entry(&folder)?.n_rows() as u64;
-            }
-        }
+        let stores: Vec<Store> = keys(&model_in_front, &config)?
+            .iter()
+            .flatten()
+            .map(|key| context.config.cache.join(key.digest()))
+            .filter(|folder| folder.join("key.json").exists())
+            .map(|folder| Store::open_entry(&folder))
+            .collect::<Result<_, Error>>()?;
+        let all = context.n_rows() * (row_bytes + size_of::<RowId>() as u64);
+        let n_stores = 1 + context.n_views();
+        let share = self.share_missing(&stores, n_stores);
         let limit = context.config.max_cache_bytes;
         let budget = limit.map(|limit| Budget::new(&context.config.cache, limit));
         let room = budget.transpose()?.map(|budget| budget.room());
         let size = Size {
-            all: n_rows * row_bytes,
-            missing: n_rows.saturating_sub(n_there) * row_bytes,
+            all,
+            missing: (all as f64 * share) as u64,
             room: [room, free_space(&context.config.cache)]
                 .into_iter()
                 .flatten()
@@ -304,9 +310,36 @@ impl<'f, 'c> FrozenFeatures<'f, 'c> {
         })
     }
 
-    /// Measures for a second what a row costs. None where that cannot be measured here.
+    /// Which part of all rows is not in the entries that are there, of `n` that are wanted, as a few pictures tell: an entry
+    /// may hold those of other data, and of this data some cannot be read.
+    fn share_missing(&self, stores: &[Store], n: usize) -> f64 {
+        const N_ASKED: usize = 64;
+        if stores.is_empty() {
+            return 1.0;
+        }
+        let data = self.context.data;
+        let mut reader = data.reader();
+        let (mut n_asked, mut n_there) = (0, 0);
+        for sample in (0..data.len()).step_by(data.len().div_ceil(N_ASKED).max(1)) {
+            let Ok(content) = reader.read(sample) else {
+                continue;
+            };
+            let id = content.id();
+            n_asked += n;
+            n_there += match data.split(sample) {
+                Split::Train => stores.iter().filter(|store| store.contains(&id)).count(),
+                // Of which only the plain picture is wanted.
+                _ if stores[0].contains(&id) => n,
+                _ => 0,
+            };
+        }
+        1.0 - n_there as f64 / n_asked.max(1) as f64
+    }
+
+    /// Measures for about a second what a row costs. None where that cannot be measured here.
     fn probe(&self, model: &Model, boundary: &Boundary, n_features: usize) -> Result<Option<Costs>, Error> {
         const HALF: Duration = Duration::from_millis(500);
+        const MOST_BYTES: usize = 256 << 20;
         let (context, data) = (self.context, self.context.data);
         let is_train = |&sample: &usize| data.split(sample) == Split::Train && data.label(sample).is_some();
         let samples = (0..data.len()).filter(is_train);
@@ -318,26 +351,32 @@ impl<'f, 'c> FrozenFeatures<'f, 'c> {
             id: None,
         });
         let recomputed = self.recomputed_at(model, boundary, n_features, wanted.collect())?;
-        let n = recomputed.at_once().min(recomputed.n_rows());
+        let most = (MOST_BYTES / (n_features * size_of::<f32>()).max(1)).max(1);
+        let n = recomputed.at_once().min(recomputed.n_rows()).min(most);
         let mut values = vec![0.0; n * n_features];
-        let (mut at, mut n_done, mut spent) = (0, 0, Duration::ZERO);
-        let mut is_warm = false;
-        while spent < HALF && (n_done == 0 || at + n <= recomputed.n_rows()) {
-            let rows: Vec<usize> = (at..at + n).map(|row| row % recomputed.n_rows()).collect();
+        let (mut n_done, mut spent, mut is_warm) = (0, Duration::ZERO, false);
+        let rows: Vec<usize> = (0..recomputed.n_rows()).collect();
+        for rows in rows.chunks_exact(n.max(1)) {
             let start = Instant::now();
-            match recomputed.rows(&rows, &mut values, context.monitor) {
+            match recomputed.rows(rows, &mut values, context.monitor) {
                 Ok(()) => {}
-                // The extraction says what cannot be read.
-                Err(Error::Data { .. } | Error::HalfOverflow { .. }) => return Ok(None),
+                // The extraction says what cannot be read; others may.
+                Err(Error::Data { .. }) => continue,
+                Err(Error::HalfOverflow { .. } | Error::Features(_)) => return Ok(None),
                 Err(error) => return Err(error),
             }
-            at += n;
-            // Sessions are made in the first round.
-            if is_warm {
+            // Sessions are made in the first round, which matters where it is short.
+            if is_warm || start.elapsed() > 2 * HALF {
                 spent += start.elapsed();
                 n_done += n;
             }
             is_warm = true;
+            if spent > HALF {
+                break;
+            }
+        }
+        if n_done == 0 {
+            return Ok(None);
         }
         let row_bytes = n_features * context.config.dtype.n_bytes();
         // Where it cannot be made, the extraction says so.
@@ -346,7 +385,7 @@ impl<'f, 'c> FrozenFeatures<'f, 'c> {
             return Ok(None);
         };
         Ok(Some(Costs {
-            compute: spent.as_secs_f64() / n_done.max(1) as f64,
+            compute: spent.as_secs_f64() / n_done as f64,
             write,
             read,
         }))
@@ -477,6 +516,7 @@ fn free_space(folder: &Path) -> Option<u64> {
     #[cfg(unix)]
     {
         // The folder may not be there yet.
+        let folder = std::path::absolute(folder).ok()?;
         let folder = folder.ancestors().find(|folder| folder.exists())?;
         let found = rustix::fs::statvfs(folder).ok()?;
         Some((found.f_bavail * found.f_frsize).saturating_sub(LEFT_ALONE))
@@ -488,16 +528,33 @@ fn free_space(folder: &Path) -> Option<u64> {
     }
 }
 
-/// Bytes of memory that nobody needs, by the kernel and by what the process's group may have.
+/// The greatest common divisor.
+#[cfg(target_os = "linux")]
+fn gcd(a: usize, b: usize) -> usize {
+    if b == 0 { a } else { gcd(b, a % b) }
+}
+
+/// Bytes of memory that nobody needs, by the kernel, and by what the group of processes may have where it is the root that is
+/// seen, as in a container.
 fn free_memory() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
     let free = line.trim().trim_end_matches("kB").trim().parse::<u64>().ok()? << 10;
-    let group = |name: &str| {
-        let text = std::fs::read_to_string(Path::new("/sys/fs/cgroup").join(name)).ok()?;
-        text.trim().parse::<u64>().ok()
-    };
-    let of_group = group("memory.max").map(|most| most.saturating_sub(group("memory.current").unwrap_or(0)));
+    let of_group = |name: &str| std::fs::read_to_string(Path::new("/sys/fs/cgroup").join(name)).ok();
+    let number = |name: &str| of_group(name)?.trim().parse::<u64>().ok();
+    // What files were read into is given back when it is asked for.
+    let kept = of_group("memory.stat").and_then(|text| {
+        let line = text
+            .lines()
+            .find_map(|line| line.strip_prefix("inactive_file "))?;
+        line.parse::<u64>().ok()
+    });
+    let of_group = number("memory.max").map(|most| {
+        let used = number("memory.current")
+            .unwrap_or(0)
+            .saturating_sub(kept.unwrap_or(0));
+        most.saturating_sub(used)
+    });
     Some(of_group.map_or(free, |of_group| of_group.min(free)))
 }
 
@@ -527,7 +584,10 @@ fn probe_disk(folder: &Path, row_bytes: usize, time: Duration) -> Option<(f64, f
         let start = Instant::now();
         let mut n_read = 0;
         // Far from each other, as a shuffled order asks for them.
-        let stride = (n_written * 5 / 8) | 1;
+        let mut stride = n_written * 5 / 8 + 1;
+        while gcd(stride, n_written) > 1 {
+            stride += 1;
+        }
         while n_read < n_written && (start.elapsed() < time / 2 || n_read < 4) {
             let at = (n_read * stride % n_written) * row_bytes;
             file.read_exact_at(&mut row, at as u64).ok()?;
@@ -617,6 +677,9 @@ mod tests {
         }
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
         assert_eq!(probe_disk(&folder.path().join("none"), 10, Duration::ZERO), None);
-        assert!(free_space(&folder.path().join("not/there")).is_none_or(|n| n > 0));
+        if cfg!(unix) {
+            assert!(free_space(&folder.path().join("not/there")).is_some());
+            assert!(free_space(Path::new("not-there-either")).is_some());
+        }
     }
 }

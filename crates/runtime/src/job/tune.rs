@@ -43,7 +43,7 @@ pub struct TuneJob {
     pub tune: TuneConfig,
     /// The checkpoint that the backbone's weights came from, whose names the results have then.
     pub origin: Option<Origin>,
-    /// Whether features of the frozen part are computed again in each epoch. What comes of it is the same to the bit.
+    /// Whether features of the frozen part are computed again in each epoch. What comes of it is the same.
     pub recompute: Recompute,
 }
 
@@ -188,10 +188,7 @@ pub fn fine_tune(
     let seconds = trained_at.elapsed().as_secs_f64();
     lines.finish()?;
     let FrozenFeatures {
-        summaries,
-        recomputed,
-        ledger,
-        ..
+        summaries, ledger, ..
     } = frozen.into_inner();
 
     let best = written(&network, &tuned.best, origin.as_ref())?;
@@ -219,7 +216,6 @@ pub fn fine_tune(
         &tuned,
         head_first,
         &best,
-        &recomputed,
     );
     let files = context.files(&metrics, &trained, &loaded, text, ledger);
     let mut state_dicts = vec![("model.safetensors", &best.tensors), ("model.pth", &best.tensors)];
@@ -328,8 +324,10 @@ impl<'c> Context<'c> {
         let spread: Vec<usize> = (0..n).map(|i| samples[i * samples.len() / n]).collect();
         let (mut readable, mut rows) = (Vec::new(), Vec::new());
         for (sample, answer) in spread.iter().zip(front.classify(data, &spread, self.monitor)?) {
-            // What cannot be read is said when features are computed.
-            if let Ok(row) = answer {
+            // What cannot be read, or gives what is no number, is said when features are computed.
+            if let Ok(row) = answer
+                && row.iter().all(|value| value.is_finite())
+            {
                 readable.push(*sample);
                 rows.extend(row);
             }
@@ -537,7 +535,6 @@ fn metrics_of(
     tuned: &Tuned,
     head_first: Option<f64>,
     best: &Written,
-    recomputed: &[String],
 ) -> Value {
     let stage = &network.stages[tuned.best.stage];
     let trained_groups = &network.groups[..stage.n_groups];
@@ -565,7 +562,6 @@ fn metrics_of(
     metrics["tune"] = json!({
         "groups": groups.collect::<Vec<Value>>(),
         "boundaries": network.stages.iter().map(|stage| stage.boundary.name()).collect::<Vec<&str>>(),
-        "recomputed": recomputed,
         "is_gradual": is_gradual,
         "classifier": network.classifier,
         "head_first": head_first.map(|accuracy| json!({ "val_accuracy": accuracy })),

@@ -488,6 +488,39 @@ mod tests {
     }
 
     #[test]
+    fn a_logit_that_is_no_number_is_seen_in_the_loss_alone_and_beside_others() {
+        let targets = Targets::Classes(vec![0, 1]);
+        for n in [1, 2, 3, 7, 16, 17] {
+            let loss = Loss::new(Task::SingleLabel, 0.0, &ClassWeights::None, &targets, n).unwrap();
+            for bad in [f32::NAN, f32::INFINITY] {
+                for at in 0..n {
+                    let wanted = Wanted::Class {
+                        first: 0,
+                        second: 0,
+                        share: 1.0,
+                    };
+                    // The second row of three has it.
+                    let mut values: Vec<f32> = (0..3 * n).map(|c| (c % 5) as f32 - 2.0).collect();
+                    values[n + at] = bad;
+                    let alone: Vec<bool> = (values.clone().chunks_exact_mut(n))
+                        .map(|row| loss.row(row, wanted, 1.0).loss.is_finite())
+                        .collect();
+                    let mut losses = [RowLoss::default(); 3];
+                    let outputs = Outputs {
+                        values: &mut values,
+                        stride: n,
+                        heads: 1,
+                        losses: &mut losses,
+                    };
+                    loss.rows(outputs, 1.0, |_| wanted, |_| true);
+                    assert_eq!(alone, [true, false, true], "{bad} at {at} of {n}");
+                    assert_eq!(losses.map(|row| row.loss.is_finite()), [true, false, true]);
+                }
+            }
+        }
+    }
+
+    #[test]
     fn residuals_are_slopes_of_the_loss() {
         let given = |n: usize| ClassWeights::Given((0..n).map(|c| 0.5 + c as f64).collect());
         for n in [2, 5, 19] {

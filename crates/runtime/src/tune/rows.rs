@@ -81,7 +81,7 @@ impl Reader<'_> {
                 if batch.start < self.ahead.start || batch.end > self.ahead.end {
                     // As many batches as keep all threads busy.
                     let most = (AHEAD_BYTES / (d * size_of::<f32>()).max(1)).min(features.at_once());
-                    let n = most.next_multiple_of(batch.len().max(1)).max(batch.len());
+                    let n = (most / batch.len().max(1)).max(1) * batch.len();
                     let end = (batch.start + n).min(self.order.len());
                     self.ahead = batch.start..end;
                     self.values.resize(self.ahead.len() * d, 0.0);
