@@ -6,6 +6,7 @@ mod fit;
 mod frozen;
 mod page;
 mod recipe;
+mod room;
 mod run_folder;
 mod settings;
 mod train;
