@@ -151,11 +151,35 @@ mod tests {
     }
 
     #[test]
-    fn a_thread_that_was_sent_to_wait_from_within_the_work_goes_back_to_it() {
-        // What a nested part waits for is done; nothing tells the one above it but its own patience.
-        let is_done = AtomicBool::new(false);
-        pool(2).install(|| wait_awake(&is_done));
-        assert!(!is_done.load(Ordering::Relaxed));
+    fn a_part_that_waits_awake_for_the_work_it_is_of_goes_on() {
+        let (is_done, begin) = (AtomicBool::new(false), Instant::now());
+        pool(2).install(|| {
+            rayon::join(|| {}, || wait_awake(&is_done));
+            is_done.store(true, Ordering::Relaxed);
+        });
+        assert!(
+            (PATIENCE..LONGEST).contains(&begin.elapsed()),
+            "{:?}",
+            begin.elapsed()
+        );
+    }
+
+    /// Work that is followed by work until it is told to stop.
+    fn go_on(stop: Arc<AtomicBool>) {
+        if !stop.load(Ordering::Relaxed) {
+            rayon::spawn(|| go_on(stop));
+        }
+    }
+
+    #[test]
+    fn others_work_does_not_hold_it_for_ever() {
+        let (stop, begin) = (Arc::new(AtomicBool::new(false)), Instant::now());
+        pool(1).install(|| {
+            go_on(Arc::clone(&stop));
+            wait_awake(&AtomicBool::new(false));
+            stop.store(true, Ordering::Relaxed);
+        });
+        assert!(begin.elapsed() >= LONGEST, "there was always work");
     }
 
     #[test]

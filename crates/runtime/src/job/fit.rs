@@ -68,6 +68,25 @@ pub struct FitConfig {
     pub existing: Existing,
 }
 
+impl FitConfig {
+    /// How features at some boundaries are computed.
+    pub(super) fn extraction<'e>(&'e self, taps: &'e [Tap], views: Option<&'e Views>) -> ExtractConfig<'e> {
+        ExtractConfig {
+            cache: &self.cache,
+            taps,
+            input: Preparation::Pictures(&self.preprocess),
+            views,
+            dtype: self.dtype,
+            device: self.device,
+            batch_size: self.batch_size,
+            threads: self.threads,
+            block_rows: self.block_rows,
+            max_cache_bytes: self.max_cache_bytes,
+            shard: None,
+        }
+    }
+}
+
 /// What an extraction did, in numbers.
 #[derive(Debug, Clone)]
 pub struct ExtractSummary {
@@ -165,22 +184,13 @@ pub fn fit(config: &FitConfig, on_epoch: OnEpoch<'_>, monitor: Monitor<'_>) -> R
         model,
         &data,
         &engine,
-        &ExtractConfig {
-            cache: &config.cache,
-            taps: &[Tap {
+        &config.extraction(
+            &[Tap {
                 boundary: boundary.clone(),
                 pool: config.pool,
             }],
-            input: Preparation::Pictures(&config.preprocess),
-            views: config.views.as_ref(),
-            dtype: config.dtype,
-            device: config.device,
-            batch_size: config.batch_size,
-            threads: config.threads,
-            block_rows: config.block_rows,
-            max_cache_bytes: config.max_cache_bytes,
-            shard: None,
-        },
+            config.views.as_ref(),
+        ),
         monitor,
     )?;
     let manifest = extraction.manifest();

@@ -9,8 +9,7 @@ use super::tune::{Context, TuneEvent};
 use crate::data::Split;
 use crate::error::Error;
 use crate::features::{
-    Budget, ExtractConfig, Extraction, Labelled, Pool, Preparation, Recomputed, RowId, Store, Tap, Views,
-    Wanted, extract, keys,
+    Budget, Extraction, Labelled, Pool, Recomputed, RowId, Store, Tap, Wanted, extract, keys,
 };
 use crate::onnx::Model;
 use crate::targets::{Targets, Task};
@@ -152,7 +151,7 @@ impl<'f, 'c> FrozenFeatures<'f, 'c> {
             model,
             context.data,
             context.engine,
-            &context.extraction(taps, views),
+            &context.config.extraction(taps, views),
             context.monitor,
         )?;
         let summary = ExtractSummary::of(&extraction);
@@ -240,7 +239,7 @@ impl<'f, 'c> FrozenFeatures<'f, 'c> {
     ) -> Result<Recomputed<'c>, Error> {
         let context = self.context;
         let (model, name) = context.in_front(model, boundary)?;
-        let config = context.extraction(&[], context.config.views.as_ref());
+        let config = context.config.extraction(&[], context.config.views.as_ref());
         Recomputed::new(
             &model,
             &name,
@@ -280,7 +279,7 @@ impl<'f, 'c> FrozenFeatures<'f, 'c> {
         let row_bytes = (n_features * context.config.dtype.n_bytes()) as u64;
         let (model_in_front, name) = context.in_front(model, boundary)?;
         let taps = [whole(&name)];
-        let config = context.extraction(&taps, context.config.views.as_ref());
+        let config = context.config.extraction(&taps, context.config.views.as_ref());
         let stores: Vec<Store> = keys(&model_in_front, &config)?
             .iter()
             .flatten()
@@ -392,23 +391,6 @@ impl<'f, 'c> FrozenFeatures<'f, 'c> {
 }
 
 impl<'c> Context<'c> {
-    fn extraction<'e>(&'e self, taps: &'e [Tap], views: Option<&'e Views>) -> ExtractConfig<'e> {
-        let config = self.config;
-        ExtractConfig {
-            cache: &config.cache,
-            taps,
-            input: Preparation::Pictures(&config.preprocess),
-            views,
-            dtype: config.dtype,
-            device: config.device,
-            batch_size: config.batch_size,
-            threads: config.threads,
-            block_rows: config.block_rows,
-            max_cache_bytes: config.max_cache_bytes,
-            shard: None,
-        }
-    }
-
     /// What the classifier stands on, as a head's features are kept.
     fn tap_of_head(&self, cut: &str) -> Tap {
         Tap {
