@@ -1,11 +1,16 @@
-//! The Cholesky factor of a symmetric positive definite matrix, and its inverse, by blocks.
+//! The Cholesky factor of a symmetric positive definite matrix, by blocks.
+
+use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::linalg::{View, dot, matmul_transposed, multiply, multiply_into};
+use super::linalg::{dot, matmul_transposed};
 
 /// Rows of a block: its own factor is small beside the products with all others.
 const BLOCK: usize = 64;
+
+/// Columns whose contributions are taken away from all columns behind them at once: what is left is large, and read seldom.
+const BAND: usize = 4 * BLOCK;
 
 /// A lower-triangular L with `A = L Lᵀ`; `[d, d]` row-major, zeros above the diagonal.
 #[derive(Debug, Clone)]
@@ -18,51 +23,31 @@ impl Cholesky {
     /// Factors `a`, of which only the lower triangle is read. `None` where it is not positive definite.
     pub(super) fn new(mut a: Vec<f64>, d: usize) -> Option<Cholesky> {
         assert_eq!(a.len(), d * d);
-        for start in (0..d).step_by(BLOCK) {
-            let n = BLOCK.min(d - start);
-            let (above, below) = a.split_at_mut((start + n) * d);
-            let diagonal = &mut above[start * d..];
-            pulp::Arch::new().dispatch(FactorBlock {
-                rows: &mut *diagonal,
-                start,
-                n,
-                d,
-            })?;
-            let diagonal = &*diagonal;
-            // The rows below: solved with the block, then taken from what is left of them.
-            let first = start + n;
-            let mut panel = vec![0.0; below.len() / d * n];
-            below
-                .par_chunks_mut(BLOCK * d)
-                .zip(panel.par_chunks_mut(BLOCK * n))
-                .for_each(|(rows, panel)| {
+        for outer in (0..d).step_by(BAND) {
+            let end = (outer + BAND).min(d);
+            for start in (outer..end).step_by(BLOCK) {
+                let n = BLOCK.min(end - start);
+                let (above, below) = a.split_at_mut((start + n) * d);
+                let diagonal = &mut above[start * d..];
+                pulp::Arch::new().dispatch(FactorBlock {
+                    rows: &mut *diagonal,
+                    start,
+                    n,
+                    d,
+                })?;
+                let diagonal = &*diagonal;
+                below.par_chunks_mut(BLOCK * d).for_each(|rows| {
                     pulp::Arch::new().dispatch(SolveRows {
                         diagonal,
-                        rows: &mut *rows,
+                        rows,
                         start,
                         n,
                         d,
                     });
-                    for (to, row) in panel.chunks_exact_mut(n).zip(rows.chunks_exact(d)) {
-                        to.copy_from_slice(&row[start..first]);
-                    }
                 });
-            below
-                .par_chunks_mut(BLOCK * d)
-                .enumerate()
-                .for_each(|(block, rows)| {
-                    let height = rows.len() / d;
-                    let width = block * BLOCK + height;
-                    let left = &panel[block * BLOCK * n..][..height * n];
-                    let mut product = vec![0.0; height * width];
-                    matmul_transposed(left, &panel[..width * n], &mut product, n);
-                    for (row, product) in rows.chunks_exact_mut(d).zip(product.chunks_exact(width)) {
-                        row[first..first + width]
-                            .iter_mut()
-                            .zip(product)
-                            .for_each(|(a, product)| *a -= product);
-                    }
-                });
+                take_away(below, d, start..start + n, end);
+            }
+            take_away(&mut a[end * d..], d, outer..end, d);
         }
         a.par_chunks_mut(d)
             .enumerate()
@@ -95,46 +80,13 @@ impl Cholesky {
         }
     }
 
-    /// `L⁻¹`, lower triangular, `[d, d]`.
-    pub(super) fn inverse(&self) -> Vec<f64> {
-        let d = self.d;
-        let mut inverse = vec![0.0; d * d];
-        for start in (0..d).step_by(BLOCK) {
-            let n = BLOCK.min(d - start);
-            let block = self.inverse_of_block(start, n);
-            let (done, rest) = inverse.split_at_mut(start * d);
-            let done = &*done;
-            // Minus what the rows above contribute, a block of columns at a time; rows of the inverse above it are zero there.
-            let columns: Vec<usize> = (0..start).step_by(BLOCK).collect();
-            let products: Vec<Vec<f64>> = columns
-                .into_par_iter()
-                .map(|column| {
-                    let (depth, width) = (start - column, BLOCK.min(start - column));
-                    let left = View::part(&self.lower[start * d + column..], n, depth, d);
-                    let right = View::part(&done[column * d + column..], depth, width, d);
-                    let (mut product, mut solved) = (vec![0.0; n * width], vec![0.0; n * width]);
-                    multiply_into(&left, &right, &mut product, false);
-                    multiply(&block, &product, &mut solved, n);
-                    solved
-                })
-                .collect();
-            rest[..n * d]
-                .par_chunks_mut(d)
-                .enumerate()
-                .for_each(|(row, out)| {
-                    for (out, product) in out.chunks_mut(BLOCK).zip(&products) {
-                        let width = product.len() / n;
-                        let product = &product[row * width..][..width];
-                        out.iter_mut().zip(product).for_each(|(x, p)| *x = -p);
-                    }
-                    out[start..start + n].copy_from_slice(&block[row * n..][..n]);
-                });
-        }
-        inverse
+    /// `L`, `[d, d]` row-major, zeros above the diagonal.
+    pub(super) fn lower(&self) -> &[f64] {
+        &self.lower
     }
 
     /// The inverse of the `n` rows and columns from `start` on, `[n, n]`.
-    fn inverse_of_block(&self, start: usize, n: usize) -> Vec<f64> {
+    pub(super) fn inverse_of_block(&self, start: usize, n: usize) -> Vec<f64> {
         let mut inverse = vec![0.0; n * n];
         for row in 0..n {
             let (above, current) = inverse.split_at_mut(row * n);
@@ -150,6 +102,29 @@ impl Cholesky {
             current.iter_mut().for_each(|x| *x /= lower[row]);
         }
         inverse
+    }
+}
+
+/// Takes from what is left of the rows below some columns' own what those columns contribute to it, up to column `end`.
+fn take_away(below: &mut [f64], d: usize, columns: Range<usize>, end: usize) {
+    let (n, first) = (columns.len(), columns.end);
+    let mut panel = vec![0.0; below.len() / d * n];
+    let copy = |(to, row): (&mut [f64], &[f64])| to.copy_from_slice(&row[columns.clone()]);
+    let both = panel.par_chunks_exact_mut(n).zip(below.par_chunks_exact(d));
+    both.with_min_len(BLOCK).for_each(copy);
+    let of_block = |(block, rows): (usize, &mut [f64])| {
+        let height = rows.len() / d;
+        let width = (block * BLOCK + height).min(end - first);
+        let left = &panel[block * BLOCK * n..][..height * n];
+        let mut product = vec![0.0; height * width];
+        matmul_transposed(left, &panel[..width * n], &mut product, n);
+        for (row, product) in rows.chunks_exact_mut(d).zip(product.chunks_exact(width)) {
+            let left = row[first..first + width].iter_mut();
+            left.zip(product).for_each(|(a, product)| *a -= product);
+        }
+    };
+    if end > first {
+        below.par_chunks_mut(BLOCK * d).enumerate().for_each(of_block);
     }
 }
 
@@ -229,8 +204,8 @@ mod tests {
     }
 
     #[test]
-    fn the_factor_solves_and_its_inverse_inverts() {
-        for d in [1, 13, 64, 65, 200] {
+    fn the_factor_solves_and_its_blocks_are_inverted() {
+        for d in [1, 13, 64, 65, 200, 300] {
             let a = definite(d);
             let factor = Cholesky::new(a.clone(), d).unwrap();
             let x: Vec<f64> = (0..d).map(|n| n as f64 - 4.0).collect();
@@ -240,10 +215,12 @@ mod tests {
             factor.solve(&mut b);
             factor.solve_transposed(&mut b);
             assert!(b.iter().zip(&x).all(|(a, b)| (a - b).abs() < 1e-8), "{d}");
-            let inverse = factor.inverse();
-            for i in 0..d {
-                for j in 0..d {
-                    let sum: f64 = (0..d).map(|k| factor.lower[i * d + k] * inverse[k * d + j]).sum();
+            let (start, n) = (d / 2, d - d / 2);
+            let inverse = factor.inverse_of_block(start, n);
+            for i in 0..n {
+                for j in 0..n {
+                    let of_lower = |k: usize| factor.lower[(start + i) * d + start + k];
+                    let sum: f64 = (0..n).map(|k| of_lower(k) * inverse[k * n + j]).sum();
                     assert!(
                         (sum - f64::from(u8::from(i == j))).abs() < 1e-10,
                         "{d}: {i} {j} {sum}"

@@ -1,40 +1,33 @@
 //! Second moments of prepared rows: the one matrix that all values of C, all classes, and the closed forms share.
 
-use std::ops::Range;
-
 use rayon::prelude::*;
 
 use super::kernel::LANES;
 use super::linalg::transposed_matmul;
-use super::rows::{Rows, Scratch, Segments};
+use super::rows::{Rows, Scratch, Segments, spread};
 use crate::panels::{Outer, Place, pack};
 use crate::scratch;
 
 /// Rows whose products are added in float32 before they go into float64.
 pub(super) const FLUSH_ROWS: usize = 1024;
 
-/// The same for second moments in float32, whose sums are many: a float64 matrix is read and written each time.
-const MANY_ROWS: usize = 2048;
-
 /// Rows and columns of a block that one thread makes.
 const BAND: usize = 96;
 
 /// `Σ x xᵀ` over prepared rows, `[stride, stride]`, of which the lower triangle is filled; for a preconditioner, in
-/// float32 products. Where `max_rows` is less than N, every so-many-th row stands for its neighbours. `weights`, `[N]`, are
+/// float32 products. Where `max_rows` is less than N, as many rows stand for all. `weights`, `[N]`, are
 /// how much each row counts.
 pub(super) fn gram(rows: &Rows<'_>, max_rows: usize, weights: Option<&[f32]>) -> Vec<f64> {
     let stride = rows.stride;
-    let step = rows.n_rows().div_ceil(max_rows.max(1)).max(1);
-    let n_used = rows.n_rows().div_ceil(step);
+    let used = spread(rows.n_rows(), max_rows.max(1));
     let mut sums = vec![0.0f64; stride * stride];
     let (mut block, mut panels, mut weighted) = (Vec::new(), Vec::new(), Vec::new());
-    for start in (0..n_used).step_by(MANY_ROWS) {
-        let which = start..(start + MANY_ROWS).min(n_used);
-        gather(rows, step, which.clone(), &mut block);
+    for (part, which) in used.chunks(FLUSH_ROWS).enumerate() {
+        gather(rows, which, &mut block);
         let n = which.len();
         put_into_panels(&block, stride, &mut panels);
         if let Some(weights) = weights {
-            let here: Vec<f32> = which.map(|row| weights[row * step]).collect();
+            let here: Vec<f32> = which.iter().map(|row| weights[*row]).collect();
             weighted.clone_from(&panels);
             weighted.par_chunks_exact_mut(n * LANES).for_each(|panel| {
                 for (row, weight) in panel.chunks_exact_mut(LANES).zip(&here) {
@@ -70,7 +63,7 @@ pub(super) fn gram(rows: &Rows<'_>, max_rows: usize, weights: Option<&[f32]>) ->
             for (out, product) in out.chunks_exact_mut(stride).zip(product.chunks_exact(stride)) {
                 let both = out[..n_columns].iter_mut().zip(product);
                 // Fresh zeros are not read: reading them first makes a page twice.
-                if start == 0 {
+                if part == 0 {
                     both.for_each(|(out, product)| *out = f64::from(*product));
                 } else {
                     both.for_each(|(out, product)| *out += f64::from(*product));
@@ -83,28 +76,27 @@ pub(super) fn gram(rows: &Rows<'_>, max_rows: usize, weights: Option<&[f32]>) ->
             sums.par_chunks_mut(BAND * stride).enumerate().for_each(of_band);
         }
     }
-    let scale = rows.n_rows() as f64 / n_used as f64;
+    let scale = rows.n_rows() as f64 / used.len() as f64;
     if scale != 1.0 {
         sums.iter_mut().for_each(|sum| *sum *= scale);
     }
     sums
 }
 
-fn gather(rows: &Rows<'_>, step: usize, which: Range<usize>, block: &mut Vec<f32>) {
+fn gather(rows: &Rows<'_>, which: &[usize], block: &mut Vec<f32>) {
     let stride = rows.stride;
     block.resize(which.len() * stride, 0.0);
     block
         .par_chunks_mut(rows.chunk_rows * stride)
-        .enumerate()
-        .for_each_init(Scratch::default, |scratch, (chunk, out)| {
-            let first = which.start + chunk * rows.chunk_rows;
-            let n = out.len() / stride;
-            if step == 1 {
-                out.copy_from_slice(rows.chunk(first..first + n, scratch));
+        .zip(which.par_chunks(rows.chunk_rows))
+        .for_each_init(Scratch::default, |scratch, (out, which)| {
+            if which[which.len() - 1] - which[0] + 1 == which.len() {
+                let range = which[0]..which[0] + which.len();
+                out.copy_from_slice(rows.chunk(range, scratch));
                 return;
             }
-            for (row, out) in (first..first + n).zip(out.chunks_exact_mut(stride)) {
-                out.copy_from_slice(rows.chunk(row * step..row * step + 1, scratch));
+            for (row, out) in which.iter().zip(out.chunks_exact_mut(stride)) {
+                out.copy_from_slice(rows.chunk(*row..*row + 1, scratch));
             }
         });
 }
@@ -154,7 +146,7 @@ mod tests {
     #[test]
     fn rows_count_by_their_weights_in_every_band() {
         // More columns than a band has and than one thread moves at once, and more rows than are added in float32.
-        let (n, d) = (MANY_ROWS + 76, 150);
+        let (n, d) = (FLUSH_ROWS + 76, 150);
         let mut random = Random::new(5, "gram test");
         let values = (0..n * d)
             .map(|_| random.below(1000) as f32 / 500.0 - 1.0)

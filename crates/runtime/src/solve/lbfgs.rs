@@ -5,6 +5,7 @@
 
 use std::collections::VecDeque;
 
+use super::rehearsal::Planned;
 use super::vector::{add, combine, dot, each_chunk};
 
 /// A step and the change of the objective's gradient over it. Rounded to float32 they are those of a problem that differs
@@ -18,6 +19,9 @@ struct Pair {
     /// The change's square in the preconditioner's metric.
     square: f64,
 }
+
+/// The longest step: far beyond the unit a sample knows little of the rows that it does not have.
+const LONGEST: f64 = 4.0;
 
 /// Which unknowns the penalty acts on: the first `d` of every `stride`.
 #[derive(Debug, Clone, Copy)]
@@ -75,8 +79,8 @@ pub(super) struct Search {
     direction: Vec<f64>,
     slope: f64,
     length: f64,
-    /// The longest length that was too long.
-    too_long: f64,
+    /// The longest step that a sample of the rows may ask for.
+    longest: f64,
 }
 
 impl Search {
@@ -102,7 +106,7 @@ impl Search {
             alphas: Vec::new(),
             slope: 0.0,
             length: 1.0,
-            too_long: f64::INFINITY,
+            longest: LONGEST,
         }
     }
 
@@ -128,6 +132,7 @@ impl Search {
             return;
         }
         self.c = c;
+        self.longest = LONGEST;
         self.slope_vector = self.layout.slope(c, &self.gradient, &self.x);
         let Layout { d, stride } = self.layout;
         for pair in &mut self.pairs {
@@ -194,12 +199,32 @@ impl Search {
         self.slope = dot(&q, &self.slope_vector);
         self.direction = q;
         self.length = 1.0;
-        self.too_long = f64::INFINITY;
         let down = self.slope < 0.0 || (self.slope == 0.0 && self.pairs.is_empty());
         if !down {
             self.pairs.clear();
         }
         down
+    }
+
+    /// The next step, whose length is to be found on a sample of the rows.
+    pub(super) fn planned(&self) -> Planned<'_> {
+        Planned {
+            direction: &self.direction,
+            slope: self.slope,
+            stiffness: 2.0 * self.layout.penalty(&self.direction),
+            c: self.c,
+            longest: self.longest,
+        }
+    }
+
+    /// How far it goes along its direction.
+    pub(super) fn set_length(&mut self, length: f64) {
+        self.length = length;
+    }
+
+    /// See [`set_length`](Search::set_length).
+    pub(super) fn length(&self) -> f64 {
+        self.length
     }
 
     /// Where the loss is to be evaluated.
@@ -221,7 +246,8 @@ impl Search {
         let falls = after <= before + SUFFICIENT * self.length * self.slope;
         let level = after <= before + rounding * before.abs() && slope <= -FLAT * self.slope;
         if !(falls || level) {
-            self.too_long = self.length;
+            // The sample does not have the rows that matter.
+            self.longest = 1.0;
             // Convex: the slope rises, and is zero at the secant's root.
             let root = self.length * self.slope / (self.slope - slope);
             self.length = if root.is_finite() {

@@ -41,20 +41,6 @@ impl<'v, T> View<'v, T> {
         }
     }
 
-    /// `n_rows` of `n_columns` numbers at the beginning of rows that lie `stride` apart.
-    pub(super) fn part(values: &'v [T], n_rows: usize, n_columns: usize, stride: usize) -> View<'v, T> {
-        let end = n_rows.saturating_sub(1).checked_mul(stride);
-        let end = end.and_then(|last| last.checked_add(n_columns));
-        assert!(n_columns > 0 && n_columns <= stride && end.is_some_and(|end| end <= values.len()));
-        View {
-            values,
-            n_rows,
-            n_columns,
-            row_stride: stride,
-            column_stride: 1,
-        }
-    }
-
     pub(crate) fn transposed(self) -> View<'v, T> {
         View {
             n_rows: self.n_columns,
@@ -109,11 +95,6 @@ pub(super) fn transposed_matmul<T: Real>(residual: &[T], rows: &[T], out: &mut [
     product(&View::new(residual, c).transposed(), &View::new(rows, d), out);
 }
 
-/// `out[n, m] = a[n, d] · b[d, m]`.
-pub(super) fn multiply<T: Real>(a: &[T], b: &[T], out: &mut [T], d: usize) {
-    product(&View::new(a, d), &View::new(b, b.len() / d.max(1)), out);
-}
-
 /// Numbers of either width, for sums in float64.
 pub(super) trait Number: Copy + Send + Sync {
     fn wide(self) -> f64;
@@ -162,18 +143,10 @@ mod tests {
         matmul_transposed(&rows, &weight, &mut logits, d);
         let mut gradient = vec![0f32; c * d];
         transposed_matmul(&residual, &rows, &mut gradient, c, d);
-        let mut product = vec![0f32; n * d];
-        multiply(&residual, &weight, &mut product, c);
         for row in 0..n {
             for class in 0..c {
                 let want: f32 = (0..d).map(|k| rows[row * d + k] * weight[class * d + k]).sum();
                 assert_eq!(logits[row * c + class], want);
-            }
-            for k in 0..d {
-                let want: f32 = (0..c)
-                    .map(|class| residual[row * c + class] * weight[class * d + k])
-                    .sum();
-                assert_eq!(product[row * d + k], want);
             }
         }
         for class in 0..c {

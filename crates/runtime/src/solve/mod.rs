@@ -21,6 +21,7 @@ mod loss;
 mod precondition;
 mod problem;
 mod progress;
+mod rehearsal;
 mod ridge;
 mod rows;
 mod scalar;

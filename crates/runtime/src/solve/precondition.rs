@@ -1,9 +1,11 @@
 //! What makes the problem easy: a matrix near the inverse of its Hessian.
 //!
 //! The Hessian of the softmax loss is, row by row, `(diag p - p pᵀ) ⊗ x xᵀ`. One number in place of the first factor
-//! makes it the same for every class: `C · curvature · Σ x xᵀ + I`, one `[D + 1, D + 1]` matrix. Its Cholesky factor is
-//! inverted once and applied as two float32 products, which keeps it positive definite whatever is rounded. The factor's
-//! inverse is triangular, so that a product takes half of a square matrix's.
+//! makes it the same for every class: `C · curvature · Σ x xᵀ + I`, one `[D + 1, D + 1]` matrix. What is solved with its
+//! Cholesky factor, in float32 and block by block, is a product with a matrix and then with its transpose, so that it stays
+//! positive definite whatever is rounded.
+
+use std::ops::Range;
 
 use rayon::prelude::*;
 
@@ -12,24 +14,27 @@ use super::kernel::LANES;
 use super::rows::Rows;
 use super::vector::{add, dot, narrow};
 use crate::error::Error;
-use crate::panels::{Place, Product};
+use crate::panels::{Place, Product, fair, pack, pack_transposed};
+use crate::scratch;
 
 /// Features up to which the whole matrix is factored, in memory and time that grow as its square and cube.
 pub(crate) const MAX_DENSE: usize = 4096;
 
-/// A triangular matrix, `[stride, stride]`, in panels of columns.
-#[derive(Debug)]
-pub(super) struct Triangle {
-    panels: Vec<f32>,
-    stride: usize,
-    side: Side,
-}
+/// Columns of a block that is solved at once: panels enough for rows to be brought together.
+const BLOCK: usize = 8 * LANES;
 
-/// Where a triangular matrix has its numbers.
-#[derive(Debug, Clone, Copy)]
-enum Side {
-    BelowDiagonal,
-    AboveDiagonal,
+/// Rows that one thread solves at once.
+const ROWS: usize = 112;
+
+/// A lower-triangular L to solve with. Both `[stride, stride]` in panels of columns, with the inverses of L's blocks on the
+/// diagonal, and minus what lies beside those.
+#[derive(Debug)]
+pub(super) struct Factor {
+    /// As L lies.
+    lower: Vec<f32>,
+    /// As its transpose does.
+    upper: Vec<f32>,
+    stride: usize,
 }
 
 /// An approximate inverse Hessian, the same for every output.
@@ -37,13 +42,8 @@ enum Side {
 pub(super) enum Preconditioner {
     /// `[stride]`, where the features are too many or the penalty outweighs them all.
     Diagonal(Vec<f64>),
-    /// `R` with `Rᵀ R` the inverse, and its transpose; `[stride, stride]`.
-    Dense {
-        /// `R`.
-        root: Triangle,
-        /// `Rᵀ`.
-        transposed: Triangle,
-    },
+    /// L, with `L Lᵀ` the Hessian.
+    Dense(Factor),
 }
 
 impl Preconditioner {
@@ -64,17 +64,12 @@ impl Preconditioner {
     pub(super) fn dense(gram: &[f64], rows: &Rows<'_>, weight: f64) -> Result<Preconditioner, Error> {
         let (d, stride) = (rows.n_features(), rows.stride);
         let factor = factor(gram, stride, d, weight)?;
-        let inverse = factor.inverse();
-        let root = Triangle::below(&inverse, d + 1, stride);
-        Ok(Preconditioner::Dense {
-            transposed: root.transposed(),
-            root,
-        })
+        Ok(Preconditioner::Dense(Factor::new(&factor, d + 1, stride)))
     }
 
     /// Whether it knows more than the diagonal.
     pub(super) fn is_dense(&self) -> bool {
-        matches!(self, Preconditioner::Dense { .. })
+        matches!(self, Preconditioner::Dense(_))
     }
 
     /// Multiplies each row of `q`, `[K, stride]`.
@@ -85,8 +80,12 @@ impl Preconditioner {
                     row.iter_mut().zip(inverse).for_each(|(q, inverse)| *q *= inverse);
                 }
             }
-            Preconditioner::Dense { root, transposed } => {
-                let whole = root.multiplied(&transposed.multiplied(&narrow(q)));
+            Preconditioner::Dense(factor) => {
+                let mut whole = narrow(q);
+                factor.each(&mut whole, |factor, rows| {
+                    factor.solve(rows);
+                    factor.solve_transposed(rows);
+                });
                 q.fill(0.0);
                 add(q, 1.0, &whole);
             }
@@ -109,111 +108,129 @@ impl Preconditioner {
                     squares.sum()
                 })
                 .collect(),
-            Preconditioner::Dense { transposed, .. } => {
-                let half = transposed.multiplied(y);
-                let blocks = half.chunks_exact(rows_each * transposed.stride);
+            Preconditioner::Dense(factor) => {
+                let mut half = y.to_vec();
+                factor.each(&mut half, Factor::solve);
+                let blocks = half.chunks_exact(rows_each * factor.stride);
                 blocks.map(|block| dot(block, block)).collect()
             }
         }
     }
 }
 
-impl Triangle {
-    /// Of the lower triangle of the first `n` rows and columns; the rest is zero.
-    fn below(values: &[f64], n: usize, stride: usize) -> Triangle {
-        let mut panels = vec![0.0f32; stride * stride];
-        let fill = |(panel, out): (usize, &mut [f32])| {
-            let first = panel * LANES;
-            let rows = values
-                .chunks_exact(n)
-                .zip(out.chunks_exact_mut(LANES))
-                .enumerate();
-            for (i, (row, out)) in rows.skip(first) {
-                let row = &row[first..(first + LANES).min(i + 1)];
-                out.iter_mut()
-                    .zip(row)
-                    .for_each(|(out, value)| *out = *value as f32);
+impl Factor {
+    /// Of the first `n` rows and columns; the rest is zero.
+    fn new(factor: &Cholesky, n: usize, stride: usize) -> Factor {
+        let values = factor.lower();
+        let inverses: Vec<Vec<f64>> = (0..n)
+            .into_par_iter()
+            .step_by(BLOCK)
+            .map(|first| factor.inverse_of_block(first, BLOCK.min(n - first)))
+            .collect();
+        // What lies in a row of `lower`, or in a column of `upper`.
+        let row = |i: usize, out: &mut [f32]| {
+            let first = i / BLOCK * BLOCK;
+            let width = BLOCK.min(n - first);
+            for (out, value) in out.iter_mut().zip(&values[i * n..i * n + first]) {
+                *out = -*value as f32;
+            }
+            let inverse = &inverses[i / BLOCK][(i - first) * width..][..=i - first];
+            for (out, value) in out[first..].iter_mut().zip(inverse) {
+                *out = *value as f32;
             }
         };
-        panels.par_chunks_mut(LANES * stride).enumerate().for_each(fill);
-        Triangle {
-            panels,
+        let mut rows = vec![0.0f32; stride * stride];
+        rows.par_chunks_exact_mut(stride)
+            .take(n)
+            .enumerate()
+            .for_each(|(i, out)| row(i, out));
+        let (mut lower, mut upper) = (vec![0.0f32; stride * stride], vec![0.0f32; stride * stride]);
+        let each = BLOCK * stride;
+        lower.par_chunks_mut(each).enumerate().for_each(|(at, out)| {
+            pack(&rows[at * BLOCK..], stride, stride, out.len() / stride, out);
+        });
+        upper.par_chunks_mut(each).enumerate().for_each(|(at, out)| {
+            pack_transposed(&rows[at * each..], stride, stride, out.len() / stride, out);
+        });
+        Factor {
+            lower,
+            upper,
             stride,
-            side: Side::BelowDiagonal,
         }
     }
 
-    fn transposed(&self) -> Triangle {
-        let stride = self.stride;
-        let mut panels = vec![0.0f32; stride * stride];
-        let fill = |(panel, out): (usize, &mut [f32])| {
-            for (row, out) in out.chunks_exact_mut(LANES).enumerate() {
-                for (lane, out) in out.iter_mut().enumerate() {
-                    *out = self.panels[(row / LANES * stride + panel * LANES + lane) * LANES + row % LANES];
-                }
-            }
-        };
-        panels.par_chunks_mut(LANES * stride).enumerate().for_each(fill);
-        Triangle {
-            panels,
-            stride,
-            side: match self.side {
-                Side::BelowDiagonal => Side::AboveDiagonal,
-                Side::AboveDiagonal => Side::BelowDiagonal,
-            },
+    /// Does something to all rows of `q`, `[K, stride]`, on as many threads as that is worth. What becomes of a row does not
+    /// depend on the others.
+    fn each(&self, q: &mut [f32], work: impl Fn(&Factor, &mut [f32]) + Sync) {
+        let (stride, n) = (self.stride, q.len() / self.stride);
+        if n == 1 || q.len() * stride < 1 << 21 {
+            return work(self, q);
+        }
+        q.par_chunks_mut(fair(n, ROWS) * stride).for_each(|rows| work(self, rows));
+    }
+
+    /// `L⁻¹` times each row.
+    fn solve(&self, q: &mut [f32]) {
+        for first in (0..self.stride).step_by(BLOCK) {
+            self.block(&self.upper, first, 0..first, q);
         }
     }
 
-    /// `q`, `[K, stride]`, times the matrix.
-    fn multiplied(&self, q: &[f32]) -> Vec<f32> {
-        /// Columns that one thread makes at once: few enough that little is multiplied beyond the diagonal.
-        const COLUMNS: usize = 8 * LANES;
+    /// `L⁻ᵀ` times each row.
+    fn solve_transposed(&self, q: &mut [f32]) {
+        for first in (0..self.stride).step_by(BLOCK).rev() {
+            let last = (first + BLOCK).min(self.stride);
+            self.block(&self.lower, first, last..self.stride, q);
+        }
+    }
+
+    /// The block of columns from `first` on: what the solved ones say of it is taken away, and it is solved itself.
+    fn block(&self, matrix: &[f32], first: usize, solved: Range<usize>, q: &mut [f32]) {
         let stride = self.stride;
+        let n = BLOCK.min(stride - first);
+        let mut left = scratch::take(q.len() / stride * n);
+        let left = left.as_mut();
+        for (left, q) in left.chunks_exact_mut(n).zip(q.chunks_exact(stride)) {
+            left.copy_from_slice(&q[first..first + n]);
+        }
+        let columns = &matrix[first * stride..];
         let n_rows = q.len() / stride;
-        let of_columns = |first: usize| {
-            let last = (first + COLUMNS).min(stride);
-            let rows = match self.side {
-                Side::BelowDiagonal => first..stride,
-                Side::AboveDiagonal => 0..last,
-            };
-            let mut out = vec![0.0; n_rows * (last - first)];
+        if !solved.is_empty() {
             Product {
-                a: &q[rows.start..],
+                a: &q[solved.start..],
                 a_row: stride,
                 a_panel: LANES,
                 n_rows,
-                depth: rows.len(),
-                b: &self.panels[(first * stride + rows.start * LANES)..],
+                depth: solved.len(),
+                b: &columns[solved.start * LANES..],
                 b_panel: stride * LANES,
-                out: &mut out,
+                out: &mut *left,
                 place: Place {
-                    row: last - first,
+                    row: n,
                     panel: LANES,
-                    n_columns: last - first,
-                    is_added: false,
+                    n_columns: n,
+                    is_added: true,
                 },
             }
             .run();
-            out
-        };
-        let starts: Vec<usize> = (0..stride).step_by(COLUMNS).collect();
-        let parts: Vec<Vec<f32>> = if q.len() * stride < 1 << 21 {
-            starts.into_iter().map(of_columns).collect()
-        } else {
-            starts.into_par_iter().map(of_columns).collect()
-        };
-        let mut out = vec![0.0; q.len()];
-        let fill = |(row, out): (usize, &mut [f32])| {
-            for (out, part) in out.chunks_mut(COLUMNS).zip(&parts) {
-                let n = out.len();
-                out.copy_from_slice(&part[row * n..][..n]);
-            }
-        };
-        out.par_chunks_exact_mut(stride)
-            .with_min_len(16)
-            .enumerate()
-            .for_each(fill);
-        out
+        }
+        Product {
+            a: left,
+            a_row: n,
+            a_panel: LANES,
+            n_rows,
+            depth: n,
+            b: &columns[first * LANES..],
+            b_panel: stride * LANES,
+            out: &mut q[first..],
+            place: Place {
+                row: stride,
+                panel: LANES,
+                n_columns: n,
+                is_added: false,
+            },
+        }
+        .run();
     }
 }
 
@@ -247,7 +264,7 @@ mod tests {
 
     #[test]
     fn it_is_the_inverse_of_its_matrix() {
-        // The second has more columns than one thread makes at once.
+        // The second has more than a block of columns.
         [(200, 21), (900, 150)].into_iter().for_each(check_inverse);
     }
 

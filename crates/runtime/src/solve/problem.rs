@@ -204,6 +204,78 @@ impl<'p> Problem<'p> {
         total
     }
 
+    /// [`evaluate`](Problem::evaluate) where outputs have no weights yet, at their biases. Of a softmax, all rows of
+    /// a class have the same residuals there: their sum is enough.
+    pub(super) fn evaluate_biases(&self, outputs: &[usize], biases: &[f64]) -> Evaluation {
+        let (stride, d, k) = (self.rows.stride, self.rows.n_features(), biases.len());
+        let Likelihood::Softmax(by) = &self.model.likelihood else {
+            let mut theta = vec![0.0; k * stride];
+            for (theta, bias) in theta.chunks_exact_mut(stride).zip(biases) {
+                theta[d] = *bias;
+            }
+            return self.evaluate(&theta, outputs, Precision::Single);
+        };
+        let top = biases.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let total: f64 = biases.iter().map(|bias| (bias - top).exp()).sum();
+        let log_total = top + total.ln();
+        let p: Vec<f64> = biases.iter().map(|bias| (bias - log_total).exp()).collect();
+        let even = 1.0 - p.iter().map(|p| p * p).sum::<f64>();
+        let smooth: f64 = by.smooth.iter().zip(biases).map(|(s, b)| f64::from(*s) * b).sum();
+        let sums = self.class_sums(&by.labels, k);
+        let mut found = Evaluation {
+            losses: vec![0.0],
+            gradient: vec![0.0; k * stride],
+            curvature: 0.0,
+        };
+        // A row of the class c has the residual (main_c + smooth_mass) p_k - smooth_k, less main_c where k = c.
+        let (mut all, mut weighted) = (vec![0.0; stride], vec![0.0; stride]);
+        for (class, sums) in sums.chunks_exact(stride).enumerate() {
+            let (n, main) = (sums[d], f64::from(by.main[class]));
+            let mass = main + by.smooth_mass;
+            found.losses[0] +=
+                n * (main * (log_total - biases[class]) + by.smooth_mass * log_total - smooth);
+            found.curvature += n * mass * even / (k - 1) as f64;
+            add(&mut all, 1.0, sums);
+            add(&mut weighted, mass, sums);
+        }
+        found.curvature /= self.rows.n_rows() as f64;
+        let outputs = found.gradient.par_chunks_exact_mut(stride).enumerate();
+        outputs.for_each(|(class, out)| {
+            add(out, p[class], &weighted);
+            add(out, -f64::from(by.smooth[class]), &all);
+            add(out, -f64::from(by.main[class]), &sums[class * stride..(class + 1) * stride]);
+        });
+        found
+    }
+
+    /// Per class the sum of its prepared rows, `[K, stride]`.
+    fn class_sums(&self, labels: &[u32], k: usize) -> Vec<f64> {
+        /// Rows that one thread adds up.
+        const ROWS: usize = 2048;
+        let stride = self.rows.stride;
+        let mut of_class = vec![Vec::new(); k];
+        for (row, label) in labels.iter().enumerate() {
+            of_class[*label as usize].push(row);
+        }
+        let parts: Vec<(usize, &[usize])> = (0..k)
+            .flat_map(|class| of_class[class].chunks(ROWS).map(move |rows| (class, rows)))
+            .collect();
+        let of_part = |scratch: &mut Scratch, (class, rows): (usize, &[usize])| {
+            let mut sum = vec![0.0f64; stride];
+            for row in rows {
+                add(&mut sum, 1.0, self.rows.chunk(*row..*row + 1, scratch));
+            }
+            (class, sum)
+        };
+        let parts: Vec<(usize, Vec<f64>)> =
+            parts.into_par_iter().map_init(Scratch::default, of_part).collect();
+        let mut sums = vec![0.0; k * stride];
+        for (class, part) in parts {
+            add(&mut sums[class * stride..(class + 1) * stride], 1.0, &part);
+        }
+        sums
+    }
+
     fn pass(&self, weights: &Weights, outputs: &[usize], range: std::ops::Range<usize>, room: &mut Room) {
         let stride = self.rows.stride;
         let chunk_rows = weights.chunk_rows(self.rows.chunk_rows);
@@ -414,6 +486,18 @@ mod tests {
                     got.gradient[at]
                 );
             }
+        }
+        let biases: Vec<f64> = (0..m).map(|_| 2.0 * uniform()).collect();
+        theta.fill(0.0);
+        (0..m).for_each(|k| theta[k * stride + d] = biases[k]);
+        let want = problem.evaluate(&theta, &outputs, Precision::Double);
+        let got = problem.evaluate_biases(&outputs, &biases);
+        let pairs = got.losses.iter().zip(&want.losses);
+        pairs.chain([(&got.curvature, &want.curvature)]).for_each(|(got, want)| {
+            assert!((got / want - 1.0).abs() < 3e-6, "{got} {want}");
+        });
+        for (got, want) in got.gradient.iter().zip(&want.gradient) {
+            assert!((got - want).abs() < 3e-6 * want.abs().max(100.0), "{got} {want}");
         }
     }
 

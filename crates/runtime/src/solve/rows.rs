@@ -11,6 +11,8 @@ use rayon::prelude::*;
 
 use super::kernel::LANES;
 use crate::features::Features;
+use crate::panels::vectorised;
+use crate::random::Random;
 
 /// Numbers up to which prepared rows are kept, 32 MiB: what the last cache may hold. Beyond, every pass prepares them
 /// again, and memory does not grow with the features.
@@ -21,6 +23,9 @@ const CHUNK_NUMBERS: usize = 1 << 17;
 
 /// The most rows that are prepared at once where outputs are few or a gradient small.
 pub(super) const MAX_CHUNK: usize = 128;
+
+/// Rows whose mean is near enough to that of all for sums about it.
+const FEW_ROWS: usize = 64;
 
 /// Rows that are taken at once where a gradient lies in memory: it is read and written once for all of them.
 pub(super) const MANY_CHUNK: usize = 512;
@@ -52,23 +57,31 @@ pub(super) struct Scratch {
 impl<'f> Rows<'f> {
     pub(super) fn new(features: &'f Features, standardise: bool) -> Rows<'f> {
         let (n, d) = (features.n_rows(), features.n_features());
-        let (_, chunk_rows) = shape(d);
-        let mean: Vec<f64> = column_sums(features, chunk_rows, &vec![0.0; d], Power::First)
-            .iter()
-            .map(|sum| sum / n as f64)
-            .collect();
-        let centre: Vec<f32> = mean.iter().map(|mean| *mean as f32).collect();
-        let mut rows = Rows::bare(features, centre);
-        if standardise {
-            for ((scale, square), mean) in rows.scale.iter_mut().zip(&mut rows.squares).zip(&mean) {
+        // About the mean of a few rows, which loses no digits where a common offset is large.
+        let few = spread(n, FEW_ROWS);
+        let mut about = vec![0.0f64; d];
+        let mut raw = Vec::new();
+        for row in &few {
+            let values = features.rows(*row..*row + 1, &mut raw);
+            about.iter_mut().zip(values).for_each(|(sum, x)| *sum += f64::from(*x));
+        }
+        about.iter_mut().for_each(|sum| *sum = f64::from((*sum / few.len() as f64) as f32));
+        let (sums, squares) = moments(features, &about);
+        let mut rows = Rows::bare(features, vec![0.0; d], squares);
+        for (j, square) in rows.squares.iter_mut().enumerate() {
+            let mean = about[j] + sums[j] / n as f64;
+            rows.centre[j] = mean as f32;
+            let off = f64::from(rows.centre[j]) - about[j];
+            *square = (*square - off * (2.0 * sums[j] - n as f64 * off)).max(0.0);
+            if standardise {
                 let n = n as f64;
                 let variance = *square / n;
                 // scikit-learn's bound below which a variance is only the rounding of the mean.
                 let rounding = n * f64::EPSILON * variance + (n * mean * f64::EPSILON).powi(2);
                 if variance > rounding {
-                    *scale = (1.0 / variance.sqrt()) as f32;
+                    rows.scale[j] = (1.0 / variance.sqrt()) as f32;
                 }
-                *square *= f64::from(*scale).powi(2);
+                *square *= f64::from(rows.scale[j]).powi(2);
             }
         }
         rows.make_ready();
@@ -77,18 +90,19 @@ impl<'f> Rows<'f> {
 
     /// About a given centre, not scaled.
     pub(super) fn centred(features: &'f Features, centre: Vec<f32>) -> Rows<'f> {
-        let mut rows = Rows::bare(features, centre);
+        let about: Vec<f64> = centre.iter().map(|x| f64::from(*x)).collect();
+        let (_, squares) = moments(features, &about);
+        let mut rows = Rows::bare(features, centre, squares);
         rows.make_ready();
         rows
     }
 
-    fn bare(features: &'f Features, centre: Vec<f32>) -> Rows<'f> {
-        let d = features.n_features();
-        let (stride, chunk_rows) = shape(d);
+    fn bare(features: &'f Features, centre: Vec<f32>, squares: Vec<f64>) -> Rows<'f> {
+        let (stride, chunk_rows) = shape(centre.len());
         Rows {
             features,
-            scale: vec![1.0; d],
-            squares: column_sums(features, chunk_rows, &centre, Power::Second),
+            scale: vec![1.0; centre.len()],
+            squares,
             centre,
             stride,
             chunk_rows,
@@ -184,52 +198,48 @@ fn shape(d: usize) -> (usize, usize) {
     )
 }
 
-/// Per column the sum of what lies above `centre`, or of its square.
-fn column_sums(features: &Features, chunk_rows: usize, centre: &[f32], power: Power) -> Vec<f64> {
-    let d = features.n_features();
+/// `n` of the rows that stand for all: one of each of `n` runs, so that neither an order by class nor one that comes back every
+/// few rows shows in them. All of them where there are no more.
+pub(super) fn spread(n_rows: usize, n: usize) -> Vec<usize> {
+    if n >= n_rows {
+        return (0..n_rows).collect();
+    }
+    let mut random = Random::new(0, "rows that stand for all");
+    let of_run = |run: usize| {
+        let (first, end) = (run * n_rows / n, (run + 1) * n_rows / n);
+        first + random.below(end - first)
+    };
+    (0..n).map(of_run).collect()
+}
+
+/// Per column the sum of what lies above `about`, and of its square.
+fn moments(features: &Features, about: &[f64]) -> (Vec<f64>, Vec<f64>) {
+    let d = about.len();
+    let (_, chunk_rows) = shape(d);
     let segments = Segments::new(features.n_rows(), d, d);
-    segments.sum(|rows| {
-        let mut sums = vec![0.0f64; d];
+    let mut both = segments.sum(|rows| {
+        let mut both = vec![0.0f64; 2 * d];
+        let (sums, squares) = both.split_at_mut(d);
         let mut raw = Vec::new();
         for start in rows.clone().step_by(chunk_rows) {
             let values = features.rows(start..(start + chunk_rows).min(rows.end), &mut raw);
-            pulp::Arch::new().dispatch(Sums {
-                values,
-                centre,
-                power,
-                sums: &mut sums,
-            });
+            add_moments(values, about, sums, squares);
         }
-        sums
-    })
+        both
+    });
+    let squares = both.split_off(d);
+    (both, squares)
 }
 
-#[derive(Debug, Clone, Copy)]
-enum Power {
-    First,
-    Second,
-}
-
-struct Sums<'a> {
-    values: &'a [f32],
-    centre: &'a [f32],
-    power: Power,
-    sums: &'a mut [f64],
-}
-
-impl pulp::NullaryFnOnce for Sums<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn call(self) {
-        for row in self.values.chunks_exact(self.centre.len()) {
-            let each = self.sums.iter_mut().zip(row).zip(self.centre);
-            match self.power {
-                Power::First => each.for_each(|((sum, x), centre)| *sum += f64::from(x - centre)),
-                Power::Second => each.for_each(|((sum, x), centre)| {
-                    let above = f64::from(x - centre);
-                    *sum += above * above;
-                }),
+vectorised! {
+    fn add_moments(values: &'a [f32], about: &'a [f64], sums: &'a mut [f64], squares: &'a mut [f64]) {
+        let d = about.len();
+        let (sums, squares) = (&mut sums[..d], &mut squares[..d]);
+        for row in values.chunks_exact(d) {
+            for j in 0..d {
+                let above = f64::from(row[j]) - about[j];
+                sums[j] += above;
+                squares[j] += above * above;
             }
         }
     }

@@ -6,6 +6,7 @@ use super::lbfgs::{Layout, Outcome, Search};
 use super::precondition::Preconditioner;
 use super::problem::{Evaluation, Precision, Problem};
 use super::progress::Progress;
+use super::rehearsal::{Planned, Rehearsal};
 use super::ridge;
 use super::targets::Likelihood;
 use crate::error::Error;
@@ -24,6 +25,8 @@ pub(super) struct Solver<'s> {
     /// The output of a search, where it has one of its own.
     output_of: Vec<usize>,
     preconditioner: Option<(Preconditioner, f64)>,
+    /// Made with the searches.
+    rehearsal: Option<Rehearsal>,
     curvature: f64,
     /// The curvature that the preconditioner was made for.
     preconditioned_at: f64,
@@ -62,6 +65,7 @@ impl<'s> Solver<'s> {
                 .take(if separate { usize::MAX } else { 1 })
                 .collect(),
             preconditioner: None,
+            rehearsal: None,
             curvature: 0.0,
             preconditioned_at: 0.0,
             precision: Precision::Single,
@@ -133,8 +137,10 @@ impl<'s> Solver<'s> {
         for (theta, output) in theta.chunks_exact_mut(stride).zip(&outputs) {
             theta[d] = biases[*output];
         }
-        let first = self.problem.evaluate(&theta, &outputs, self.precision);
+        let biases: Vec<f64> = outputs.iter().map(|output| biases[*output]).collect();
+        let first = self.problem.evaluate_biases(&outputs, &biases);
         self.curvature = first.curvature;
+        self.rehearsal = Some(Rehearsal::new(self.problem, outputs, &biases, self.outputs_each));
         let each = self.outputs_each * stride;
         let unknowns = self.problem.model.n_fitted * stride;
         // Pairs of a large problem are as large as it; fewer are kept.
@@ -236,6 +242,7 @@ impl<'s> Solver<'s> {
 
     /// Takes every active search one step on, or finds that there is none; returns the passes that took.
     fn step(&mut self, running: &mut Progress, before: usize) -> usize {
+        self.rehearse(&running.active);
         let mut passes = 0;
         let mut left = running.active.clone();
         let mut stuck = Vec::new();
@@ -250,7 +257,11 @@ impl<'s> Solver<'s> {
             for ((search, x), (gradient, loss)) in left.into_iter().zip(trials).zip(parts) {
                 let rounding = ROUNDING[self.precision as usize];
                 match self.searches[search].observe(x, *loss, gradient, rounding) {
-                    Outcome::Taken => taken.push(search),
+                    Outcome::Taken => {
+                        taken.push(search);
+                        let length = self.searches[search].length();
+                        self.rehearsal.iter_mut().for_each(|r| r.moved(search, length));
+                    }
                     Outcome::Shorter => again.push(search),
                     Outcome::Stuck => stuck.push(search),
                 }
@@ -274,6 +285,18 @@ impl<'s> Solver<'s> {
             passes += self.loosen(running, &stuck);
         }
         passes
+    }
+
+    /// Finds on a sample of the rows how far the next steps should go.
+    fn rehearse(&mut self, active: &[usize]) {
+        let Some(rehearsal) = &mut self.rehearsal else {
+            return;
+        };
+        let steps: Vec<Planned<'_>> = active.iter().map(|&search| self.searches[search].planned()).collect();
+        let lengths = rehearsal.lengths(active, &steps);
+        for (&search, length) in active.iter().zip(lengths) {
+            self.searches[search].set_length(length);
+        }
     }
 
     /// What to do about searches that find no way down: more exact numbers, then a fresh start, then that is the minimum

@@ -158,6 +158,37 @@ impl Model {
         }
     }
 
+    /// The same loss of some of the rows.
+    pub(super) fn of_rows(&self, rows: &[usize]) -> Model {
+        let labels_of = |labels: &[u32]| rows.iter().map(|row| labels[*row]).collect();
+        let likelihood = match &self.likelihood {
+            Likelihood::Softmax(by) => Likelihood::Softmax(Softmax {
+                labels: labels_of(&by.labels),
+                main: by.main.clone(),
+                smooth: by.smooth.clone(),
+                smooth_mass: by.smooth_mass,
+            }),
+            Likelihood::Sigmoid(Sigmoid::Classes { labels, masses }) => {
+                Likelihood::Sigmoid(Sigmoid::Classes {
+                    labels: labels_of(labels),
+                    masses: *masses,
+                })
+            }
+            Likelihood::Sigmoid(Sigmoid::Dense { values, masses }) => {
+                let k = masses.len();
+                Likelihood::Sigmoid(Sigmoid::Dense {
+                    values: rows.iter().flat_map(|row| &values[row * k..(row + 1) * k]).copied().collect(),
+                    masses: masses.clone(),
+                })
+            }
+        };
+        Model {
+            likelihood,
+            n_fitted: self.n_fitted,
+            present: self.present.clone(),
+        }
+    }
+
     /// The bias of an output that all rows ask for, or none, whatever the features.
     pub(super) fn constant(&self, output: usize) -> Option<f32> {
         let Likelihood::Sigmoid(Sigmoid::Dense { values, masses }) = &self.likelihood else {
