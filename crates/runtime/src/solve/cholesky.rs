@@ -80,11 +80,6 @@ impl Cholesky {
         }
     }
 
-    /// `L`, `[d, d]` row-major, zeros above the diagonal.
-    pub(super) fn lower(&self) -> &[f64] {
-        &self.lower
-    }
-
     /// The inverse of the `n` rows and columns from `start` on, `[n, n]`.
     pub(super) fn inverse_of_block(&self, start: usize, n: usize) -> Vec<f64> {
         let mut inverse = vec![0.0; n * n];

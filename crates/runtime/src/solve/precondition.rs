@@ -14,25 +14,33 @@ use super::kernel::LANES;
 use super::rows::Rows;
 use super::vector::{add, dot, narrow};
 use crate::error::Error;
-use crate::panels::{Place, Product, fair, pack, pack_transposed};
+use crate::panels::{Place, Product, fair};
 use crate::scratch;
 
 /// Features up to which the whole matrix is factored, in memory and time that grow as its square and cube.
 pub(crate) const MAX_DENSE: usize = 4096;
 
-/// Columns of a block that is solved at once: panels enough for rows to be brought together.
+/// Columns of a block that is factored and solved at once: panels enough for rows to be brought together.
 const BLOCK: usize = 8 * LANES;
 
-/// Rows that one thread solves at once.
+/// Rows that one thread takes at once.
 const ROWS: usize = 112;
 
-/// A lower-triangular L to solve with. Both `[stride, stride]` in panels of columns, with the inverses of L's blocks on the
-/// diagonal, and minus what lies beside those.
+/// `weight · gram + I`, without the one for the bias.
+struct Hessian<'g> {
+    /// `[stride, stride]`, the lower triangle.
+    gram: &'g [f64],
+    stride: usize,
+    d: usize,
+    weight: f64,
+}
+
+/// The Cholesky factor L of a Hessian, to solve with. Both arrays are `[stride, stride]` in panels of columns.
 #[derive(Debug)]
 pub(super) struct Factor {
-    /// As L lies.
+    /// L; in place of its blocks on the diagonal, minus their inverses.
     lower: Vec<f32>,
-    /// As its transpose does.
+    /// Minus the transpose of L; in place of its blocks on the diagonal, their inverses'.
     upper: Vec<f32>,
     stride: usize,
 }
@@ -63,8 +71,20 @@ impl Preconditioner {
     /// [`Error::Features`] where the numbers are beyond what can be factored.
     pub(super) fn dense(gram: &[f64], rows: &Rows<'_>, weight: f64) -> Result<Preconditioner, Error> {
         let (d, stride) = (rows.n_features(), rows.stride);
-        let factor = factor(gram, stride, d, weight)?;
-        Ok(Preconditioner::Dense(Factor::new(&factor, d + 1, stride)))
+        // Rounding can cost a nearly singular matrix its definiteness; the factor only preconditions, so that a little more on
+        // the diagonal then does no harm.
+        let top = (0..=d).map(|i| weight * gram[i * stride + i]).fold(0.0, f64::max);
+        let hessian = Hessian {
+            gram,
+            stride,
+            d,
+            weight,
+        };
+        [0.0, 1e-7, 1e-6, 1e-5, 1e-3]
+            .into_iter()
+            .find_map(|extra| Factor::new(&hessian, extra * top))
+            .map(Preconditioner::Dense)
+            .ok_or_else(|| Error::Features("their scale is beyond what can be factored".to_owned()))
     }
 
     /// Whether it knows more than the diagonal.
@@ -119,44 +139,122 @@ impl Preconditioner {
 }
 
 impl Factor {
-    /// Of the first `n` rows and columns; the rest is zero.
-    fn new(factor: &Cholesky, n: usize, stride: usize) -> Factor {
-        let values = factor.lower();
-        let inverses: Vec<Vec<f64>> = (0..n)
-            .into_par_iter()
-            .step_by(BLOCK)
-            .map(|first| factor.inverse_of_block(first, BLOCK.min(n - first)))
-            .collect();
-        // What lies in a row of `lower`, or in a column of `upper`.
-        let row = |i: usize, out: &mut [f32]| {
-            let first = i / BLOCK * BLOCK;
+    /// Factors a Hessian with something more on its diagonal, column block by column block (the left-looking algorithm: Golub
+    /// and Van Loan, "Matrix Computations", 4.2.9). `None` where it is not positive definite.
+    fn new(hessian: &Hessian<'_>, extra: f64) -> Option<Factor> {
+        let (stride, n) = (hessian.stride, hessian.d + 1);
+        let mut factor = Factor {
+            lower: vec![0.0; stride * stride],
+            upper: vec![0.0; stride * stride],
+            stride,
+        };
+        for first in (0..n).step_by(BLOCK) {
             let width = BLOCK.min(n - first);
-            for (out, value) in out.iter_mut().zip(&values[i * n..i * n + first]) {
-                *out = -*value as f32;
+            let own: Vec<f32> = factor.left_of(hessian, first..first + width, first);
+            let mut block = vec![0.0; width * width];
+            for (row, (out, own)) in block.chunks_exact_mut(width).zip(own.chunks_exact(BLOCK)).enumerate() {
+                out.iter_mut().zip(own).for_each(|(out, own)| *out = f64::from(*own));
+                out[row] += extra;
             }
-            let inverse = &inverses[i / BLOCK][(i - first) * width..][..=i - first];
-            for (out, value) in out[first..].iter_mut().zip(inverse) {
-                *out = *value as f32;
+            let inverse = Cholesky::new(block, width)?.inverse_of_block(0, width);
+            for (row, inverse) in inverse.chunks_exact(width).enumerate() {
+                for (column, value) in inverse[..=row].iter().enumerate() {
+                    factor.lower[place(stride, first + row, first + column)] = -*value as f32;
+                    factor.upper[place(stride, first + column, first + row)] = *value as f32;
+                }
+            }
+            let below: Vec<usize> = (first + width..n).collect();
+            let parts: Vec<Vec<f32>> = below
+                .par_chunks(fair(below.len().max(1), ROWS))
+                .map(|rows| factor.solved(hessian, rows[0]..rows[0] + rows.len(), first))
+                .collect();
+            factor.put(&parts, first + width, first);
+        }
+        Some(factor)
+    }
+
+    /// What is left of some rows of the Hessian in the block of columns from `first` on, `[rows, BLOCK]`.
+    fn left_of(&self, hessian: &Hessian<'_>, rows: Range<usize>, first: usize) -> Vec<f32> {
+        let stride = self.stride;
+        let mut left = vec![0.0f32; rows.len() * BLOCK];
+        for (row, out) in rows.clone().zip(left.chunks_exact_mut(BLOCK)) {
+            let end = (first + BLOCK).min(row + 1);
+            for (out, moment) in out.iter_mut().zip(&hessian.gram[row * stride..][first..end]) {
+                *out = (hessian.weight * moment) as f32;
+            }
+            if row < first + BLOCK && row < hessian.d {
+                out[row - first] += 1.0;
+            }
+        }
+        if first > 0 {
+            Product {
+                a: &self.lower[rows.start * LANES..],
+                a_row: LANES,
+                a_panel: stride * LANES,
+                n_rows: rows.len(),
+                depth: first,
+                b: &self.upper[first * stride..],
+                b_panel: stride * LANES,
+                out: &mut left,
+                place: Place {
+                    row: BLOCK,
+                    panel: LANES,
+                    n_columns: BLOCK.min(stride - first),
+                    is_added: true,
+                },
+            }
+            .run();
+        }
+        left
+    }
+
+    /// Some rows of L below the block on the diagonal from `first` on, `[rows, BLOCK]`.
+    fn solved(&self, hessian: &Hessian<'_>, rows: Range<usize>, first: usize) -> Vec<f32> {
+        let left = self.left_of(hessian, rows.clone(), first);
+        let mut out = vec![0.0; left.len()];
+        let n_columns = BLOCK.min(self.stride - first);
+        Product {
+            a: &left,
+            a_row: BLOCK,
+            a_panel: LANES,
+            n_rows: rows.len(),
+            depth: n_columns,
+            b: &self.upper[first * self.stride + first * LANES..],
+            b_panel: self.stride * LANES,
+            out: &mut out,
+            place: Place {
+                row: BLOCK,
+                panel: LANES,
+                n_columns,
+                is_added: false,
+            },
+        }
+        .run();
+        out
+    }
+
+    /// Puts rows of L, parts of `[rows, BLOCK]` from `row` on, where both arrays have them.
+    fn put(&mut self, parts: &[Vec<f32>], row: usize, first: usize) {
+        let stride = self.stride;
+        let rows = || parts.iter().flat_map(|part| part.chunks_exact(BLOCK));
+        let of_panel = |(panel, out): (usize, &mut [f32])| {
+            for (out, from) in out[row * LANES..].chunks_exact_mut(LANES).zip(rows()) {
+                out.copy_from_slice(&from[panel * LANES..][..LANES]);
             }
         };
-        let mut rows = vec![0.0f32; stride * stride];
-        rows.par_chunks_exact_mut(stride)
-            .take(n)
-            .enumerate()
-            .for_each(|(i, out)| row(i, out));
-        let (mut lower, mut upper) = (vec![0.0f32; stride * stride], vec![0.0f32; stride * stride]);
-        let each = BLOCK * stride;
-        lower.par_chunks_mut(each).enumerate().for_each(|(at, out)| {
-            pack(&rows[at * BLOCK..], stride, stride, out.len() / stride, out);
+        let panels = self.lower[first * stride..].par_chunks_exact_mut(stride * LANES);
+        panels.take(BLOCK / LANES).enumerate().for_each(of_panel);
+        let from: Vec<&[f32]> = rows().collect();
+        let panels = self.upper.par_chunks_exact_mut(stride * LANES).enumerate();
+        panels.skip(row / LANES).for_each(|(panel, out)| {
+            for lane in 0..LANES {
+                let Some(from) = (panel * LANES + lane).checked_sub(row).and_then(|at| from.get(at)) else {
+                    continue;
+                };
+                let out = out[first * LANES..].chunks_exact_mut(LANES);
+                out.zip(*from).for_each(|(out, value)| out[lane] = -value);
+            }
         });
-        upper.par_chunks_mut(each).enumerate().for_each(|(at, out)| {
-            pack_transposed(&rows[at * each..], stride, stride, out.len() / stride, out);
-        });
-        Factor {
-            lower,
-            upper,
-            stride,
-        }
     }
 
     /// Does something to all rows of `q`, `[K, stride]`, on as many threads as that is worth. What becomes of a row does not
@@ -172,7 +270,7 @@ impl Factor {
     /// `L⁻¹` times each row.
     fn solve(&self, q: &mut [f32]) {
         for first in (0..self.stride).step_by(BLOCK) {
-            self.block(&self.upper, first, 0..first, q);
+            self.block(&self.upper, 1.0, first, 0..first, q);
         }
     }
 
@@ -180,18 +278,18 @@ impl Factor {
     fn solve_transposed(&self, q: &mut [f32]) {
         for first in (0..self.stride).step_by(BLOCK).rev() {
             let last = (first + BLOCK).min(self.stride);
-            self.block(&self.lower, first, last..self.stride, q);
+            self.block(&self.lower, -1.0, first, last..self.stride, q);
         }
     }
 
     /// The block of columns from `first` on: what the solved ones say of it is taken away, and it is solved itself.
-    fn block(&self, matrix: &[f32], first: usize, solved: Range<usize>, q: &mut [f32]) {
+    fn block(&self, matrix: &[f32], sign: f32, first: usize, solved: Range<usize>, q: &mut [f32]) {
         let stride = self.stride;
         let n = BLOCK.min(stride - first);
         let mut left = scratch::take(q.len() / stride * n);
         let left = left.as_mut();
         for (left, q) in left.chunks_exact_mut(n).zip(q.chunks_exact(stride)) {
-            left.copy_from_slice(&q[first..first + n]);
+            left.iter_mut().zip(&q[first..]).for_each(|(left, q)| *left = sign * q);
         }
         let columns = &matrix[first * stride..];
         let n_rows = q.len() / stride;
@@ -234,25 +332,9 @@ impl Factor {
     }
 }
 
-/// The factor of `weight · gram + I`, without the one for the bias. Rounding can cost a nearly singular matrix its
-/// definiteness; the factor only preconditions, so that a little more on the diagonal then does no harm.
-fn factor(gram: &[f64], stride: usize, d: usize, weight: f64) -> Result<Cholesky, Error> {
-    let n = d + 1;
-    let top = (0..n).map(|i| weight * gram[i * stride + i]).fold(0.0, f64::max);
-    for extra in [0.0, 1e-9, 1e-7, 1e-5, 1e-3] {
-        let mut matrix = vec![0.0f64; n * n];
-        matrix.par_chunks_mut(n).enumerate().for_each(|(i, row)| {
-            let lower = row[..=i].iter_mut().zip(&gram[i * stride..]);
-            lower.for_each(|(m, g)| *m = weight * g);
-            row[i] += extra * top + f64::from(u8::from(i < d));
-        });
-        if let Some(factor) = Cholesky::new(matrix, n) {
-            return Ok(factor);
-        }
-    }
-    Err(Error::Features(
-        "their scale is beyond what can be factored".to_owned(),
-    ))
+/// Where panels of columns have a number.
+fn place(stride: usize, row: usize, column: usize) -> usize {
+    (column / LANES * stride + row) * LANES + column % LANES
 }
 
 #[cfg(test)]
@@ -264,8 +346,8 @@ mod tests {
 
     #[test]
     fn it_is_the_inverse_of_its_matrix() {
-        // The second has more than a block of columns.
-        [(200, 21), (900, 150)].into_iter().for_each(check_inverse);
+        // The second has more than a block of columns, the third more than two.
+        [(200, 21), (900, 150), (700, 300)].into_iter().for_each(check_inverse);
     }
 
     fn check_inverse((n, d): (usize, usize)) {
@@ -297,9 +379,16 @@ mod tests {
     #[test]
     fn a_matrix_that_rounding_made_indefinite_is_factored_all_the_same() {
         // Eigenvalues 2e9 + 11 and -9 with the identity added: what float32 products make of collinear features.
-        let gram = [1e9, 1e9 + 10.0, 0.0, 1e9 + 10.0, 1e9, 0.0, 0.0, 0.0, 1.0];
-        assert!(Cholesky::new(vec![1e9 + 1.0, 0.0, 1e9 + 10.0, 1e9 + 1.0], 2).is_none());
-        assert!(factor(&gram, 3, 2, 1.0).is_ok());
-        assert!(factor(&[f64::NAN; 9], 3, 2, 1.0).is_err());
+        let features = Features::new(vec![1.0, 2.0, 3.0, 4.0], 2).unwrap();
+        let rows = Rows::new(&features, false);
+        let mut gram = vec![0.0; rows.stride * rows.stride];
+        for (row, column, value) in [(0, 0, 1e9), (1, 0, 1e9 + 10.0), (1, 1, 1e9), (2, 2, 1.0)] {
+            gram[row * rows.stride + column] = value;
+        }
+        let mut q = vec![1.0; rows.stride];
+        Preconditioner::dense(&gram, &rows, 1.0).unwrap().apply(&mut q);
+        assert!(q.iter().all(|q| q.is_finite()));
+        gram.fill(f64::NAN);
+        assert!(Preconditioner::dense(&gram, &rows, 1.0).is_err());
     }
 }

@@ -141,7 +141,7 @@ impl<'p> Problem<'p> {
         /// fifth more passes, and three half to five sixths more than five; of 20,000 rows of 2,048 features those passes are
         /// cheaper than two more rows for a feature.
         const PASSES: usize = 12;
-        const ROWS_PER_FEATURE: usize = 3;
+        const ROWS_PER_FEATURE: usize = 2;
         let (d, n) = (self.rows.n_features(), self.rows.n_rows());
         (PASSES * 4 * n * self.model.n_fitted / d)
             .max(ROWS_PER_FEATURE * d)
