@@ -4,7 +4,8 @@
 //! [`fit`] and [`path`] are preconditioned L-BFGS on the softmax or on sigmoids, [`select()`] chooses C on held-out rows.
 //!
 //! A pass: `rows` prepares a few hundred rows, `kernel` multiplies, `loss` makes residuals, `problem` puts it together;
-//! `lbfgs` searches in the metric of `precondition`, `solver` leads it from C to C, `progress` says when it is done.
+//! `lbfgs` searches in the metric of `precondition`, `rehearsal` finds the lengths of its steps, `solver` leads it from C to C,
+//! `progress` says when it is done.
 
 mod cholesky;
 mod closed;

@@ -152,8 +152,14 @@ impl Factor {
             let width = BLOCK.min(n - first);
             let own: Vec<f32> = factor.left_of(hessian, first..first + width, first);
             let mut block = vec![0.0; width * width];
-            for (row, (out, own)) in block.chunks_exact_mut(width).zip(own.chunks_exact(BLOCK)).enumerate() {
-                out.iter_mut().zip(own).for_each(|(out, own)| *out = f64::from(*own));
+            for (row, (out, own)) in block
+                .chunks_exact_mut(width)
+                .zip(own.chunks_exact(BLOCK))
+                .enumerate()
+            {
+                out.iter_mut()
+                    .zip(own)
+                    .for_each(|(out, own)| *out = f64::from(*own));
                 out[row] += extra;
             }
             let inverse = Cholesky::new(block, width)?.inverse_of_block(0, width);
@@ -248,7 +254,10 @@ impl Factor {
         let panels = self.upper.par_chunks_exact_mut(stride * LANES).enumerate();
         panels.skip(row / LANES).for_each(|(panel, out)| {
             for lane in 0..LANES {
-                let Some(from) = (panel * LANES + lane).checked_sub(row).and_then(|at| from.get(at)) else {
+                let Some(from) = (panel * LANES + lane)
+                    .checked_sub(row)
+                    .and_then(|at| from.get(at))
+                else {
                     continue;
                 };
                 let out = out[first * LANES..].chunks_exact_mut(LANES);
@@ -264,7 +273,8 @@ impl Factor {
         if n == 1 || q.len() * stride < 1 << 21 {
             return work(self, q);
         }
-        q.par_chunks_mut(fair(n, ROWS) * stride).for_each(|rows| work(self, rows));
+        q.par_chunks_mut(fair(n, ROWS) * stride)
+            .for_each(|rows| work(self, rows));
     }
 
     /// `L⁻¹` times each row.
@@ -289,7 +299,9 @@ impl Factor {
         let mut left = scratch::take(q.len() / stride * n);
         let left = left.as_mut();
         for (left, q) in left.chunks_exact_mut(n).zip(q.chunks_exact(stride)) {
-            left.iter_mut().zip(&q[first..]).for_each(|(left, q)| *left = sign * q);
+            left.iter_mut()
+                .zip(&q[first..])
+                .for_each(|(left, q)| *left = sign * q);
         }
         let columns = &matrix[first * stride..];
         let n_rows = q.len() / stride;
@@ -347,7 +359,9 @@ mod tests {
     #[test]
     fn it_is_the_inverse_of_its_matrix() {
         // The second has more than a block of columns, the third more than two.
-        [(200, 21), (900, 150), (700, 300)].into_iter().for_each(check_inverse);
+        [(200, 21), (900, 150), (700, 300)]
+            .into_iter()
+            .for_each(check_inverse);
     }
 
     fn check_inverse((n, d): (usize, usize)) {

@@ -232,8 +232,7 @@ impl<'p> Problem<'p> {
         for (class, sums) in sums.chunks_exact(stride).enumerate() {
             let (n, main) = (sums[d], f64::from(by.main[class]));
             let mass = main + by.smooth_mass;
-            found.losses[0] +=
-                n * (main * (log_total - biases[class]) + by.smooth_mass * log_total - smooth);
+            found.losses[0] += n * (main * (log_total - biases[class]) + by.smooth_mass * log_total - smooth);
             found.curvature += n * mass * even / (k - 1) as f64;
             add(&mut all, 1.0, sums);
             add(&mut weighted, mass, sums);
@@ -243,7 +242,11 @@ impl<'p> Problem<'p> {
         outputs.for_each(|(class, out)| {
             add(out, p[class], &weighted);
             add(out, -f64::from(by.smooth[class]), &all);
-            add(out, -f64::from(by.main[class]), &sums[class * stride..(class + 1) * stride]);
+            add(
+                out,
+                -f64::from(by.main[class]),
+                &sums[class * stride..(class + 1) * stride],
+            );
         });
         found
     }
@@ -267,8 +270,10 @@ impl<'p> Problem<'p> {
             }
             (class, sum)
         };
-        let parts: Vec<(usize, Vec<f64>)> =
-            parts.into_par_iter().map_init(Scratch::default, of_part).collect();
+        let parts: Vec<(usize, Vec<f64>)> = parts
+            .into_par_iter()
+            .map_init(Scratch::default, of_part)
+            .collect();
         let mut sums = vec![0.0; k * stride];
         for (class, part) in parts {
             add(&mut sums[class * stride..(class + 1) * stride], 1.0, &part);
@@ -493,9 +498,11 @@ mod tests {
         let want = problem.evaluate(&theta, &outputs, Precision::Double);
         let got = problem.evaluate_biases(&outputs, &biases);
         let pairs = got.losses.iter().zip(&want.losses);
-        pairs.chain([(&got.curvature, &want.curvature)]).for_each(|(got, want)| {
-            assert!((got / want - 1.0).abs() < 3e-6, "{got} {want}");
-        });
+        pairs
+            .chain([(&got.curvature, &want.curvature)])
+            .for_each(|(got, want)| {
+                assert!((got / want - 1.0).abs() < 3e-6, "{got} {want}");
+            });
         for (got, want) in got.gradient.iter().zip(&want.gradient) {
             assert!((got - want).abs() < 3e-6 * want.abs().max(100.0), "{got} {want}");
         }

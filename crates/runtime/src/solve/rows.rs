@@ -63,9 +63,14 @@ impl<'f> Rows<'f> {
         let mut raw = Vec::new();
         for row in &few {
             let values = features.rows(*row..*row + 1, &mut raw);
-            about.iter_mut().zip(values).for_each(|(sum, x)| *sum += f64::from(*x));
+            about
+                .iter_mut()
+                .zip(values)
+                .for_each(|(sum, x)| *sum += f64::from(*x));
         }
-        about.iter_mut().for_each(|sum| *sum = f64::from((*sum / few.len() as f64) as f32));
+        about
+            .iter_mut()
+            .for_each(|sum| *sum = f64::from((*sum / few.len() as f64) as f32));
         let (sums, squares) = moments(features, &about);
         let mut rows = Rows::bare(features, vec![0.0; d], squares);
         for (j, square) in rows.squares.iter_mut().enumerate() {

@@ -292,7 +292,10 @@ impl<'s> Solver<'s> {
         let Some(rehearsal) = &mut self.rehearsal else {
             return;
         };
-        let steps: Vec<Planned<'_>> = active.iter().map(|&search| self.searches[search].planned()).collect();
+        let steps: Vec<Planned<'_>> = active
+            .iter()
+            .map(|&search| self.searches[search].planned())
+            .collect();
         let lengths = rehearsal.lengths(active, &steps);
         for (&search, length) in active.iter().zip(lengths) {
             self.searches[search].set_length(length);

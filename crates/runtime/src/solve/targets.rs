@@ -177,7 +177,11 @@ impl Model {
             Likelihood::Sigmoid(Sigmoid::Dense { values, masses }) => {
                 let k = masses.len();
                 Likelihood::Sigmoid(Sigmoid::Dense {
-                    values: rows.iter().flat_map(|row| &values[row * k..(row + 1) * k]).copied().collect(),
+                    values: rows
+                        .iter()
+                        .flat_map(|row| &values[row * k..(row + 1) * k])
+                        .copied()
+                        .collect(),
                     masses: masses.clone(),
                 })
             }
