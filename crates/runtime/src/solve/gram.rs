@@ -8,8 +8,9 @@ use super::rows::{Rows, Scratch, Segments, spread};
 use crate::panels::{Outer, Place, pack};
 use crate::scratch;
 
-/// Rows whose products are added in float32 before they go into float64.
-pub(super) const FLUSH_ROWS: usize = 1024;
+/// Rows whose products are added in float32 before they go into float64; no power of two, so that panels of them do not meet in
+/// the same places of a cache.
+pub(super) const FLUSH_ROWS: usize = 1000;
 
 /// Rows and columns of a block that one thread makes.
 const BAND: usize = 96;
@@ -73,7 +74,9 @@ pub(super) fn gram(rows: &Rows<'_>, max_rows: usize, weights: Option<&[f32]>) ->
         if n * stride * stride < 1 << 22 {
             sums.chunks_mut(BAND * stride).enumerate().for_each(of_band);
         } else {
-            sums.par_chunks_mut(BAND * stride).enumerate().for_each(of_band);
+            // One by one, the longest first: nothing is left for a thread to do alone.
+            let bands = sums.par_chunks_mut(BAND * stride).enumerate();
+            bands.rev().with_max_len(1).for_each(of_band);
         }
     }
     let scale = rows.n_rows() as f64 / used.len() as f64;

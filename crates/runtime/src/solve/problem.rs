@@ -137,14 +137,15 @@ impl<'p> Problem<'p> {
 
     /// Rows that second moments are made of.
     fn affordable_rows(&self) -> usize {
-        /// Passes that they may cost. Where all rows would cost more, some stand for all: five for a feature cost about a
-        /// fifth more passes, and three half to five sixths more than five; of 20,000 rows of 2,048 features those passes are
-        /// cheaper than two more rows for a feature.
-        const PASSES: usize = 12;
-        const ROWS_PER_FEATURE: usize = 2;
+        /// Passes that they may cost: of those over few outputs, reading the rows is most.
+        const PASSES: usize = 3;
+        const FEW_OUTPUTS: usize = 16;
+        /// Rows for a feature: at the lower bound a fit takes two or three passes more than at three, which on 20,000 rows of
+        /// 2,048 features are as dear as that third; ten are as good as fifty.
+        const ROWS_PER_FEATURE: (usize, usize) = (2, 16);
         let (d, n) = (self.rows.n_features(), self.rows.n_rows());
-        (PASSES * 4 * n * self.model.n_fitted / d)
-            .max(ROWS_PER_FEATURE * d)
+        (PASSES * 4 * n * self.model.n_fitted.max(FEW_OUTPUTS) / d)
+            .clamp(ROWS_PER_FEATURE.0 * d, ROWS_PER_FEATURE.1 * d)
             .min(n)
     }
 

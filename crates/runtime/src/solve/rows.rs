@@ -323,3 +323,56 @@ impl Segments {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_that_stand_for_all_are_one_of_each_run_and_of_every_class_that_comes_back() {
+        let chosen = spread(4000, 250);
+        assert!(chosen.iter().enumerate().all(|(run, row)| row / 16 == run));
+        for class in 0..8 {
+            let n = chosen.iter().filter(|row| *row % 8 == class).count();
+            assert!((15..=50).contains(&n), "{class}: {n}");
+        }
+        assert_eq!(spread(5, 9), [0, 1, 2, 3, 4]);
+    }
+
+    #[test]
+    fn centres_and_squares_are_those_of_all_rows() {
+        // A large common offset, a constant column, and more rows than a first mean is taken of.
+        let (n, d) = (1500, 3);
+        let mut random = Random::new(3, "rows test");
+        let value = |at: usize, random: &mut Random| match at % d {
+            0 => 1000.0 + random.below(100) as f32 / 100.0,
+            1 => 0.3,
+            _ => (at / d) as f32 / n as f32,
+        };
+        let values: Vec<f32> = (0..n * d).map(|at| value(at, &mut random)).collect();
+        let features = Features::new(values.clone(), d).unwrap();
+        for standardise in [false, true] {
+            let rows = Rows::new(&features, standardise);
+            for j in 0..d {
+                let column = || values.iter().skip(j).step_by(d).map(|x| f64::from(*x));
+                let mean = column().sum::<f64>() / n as f64;
+                assert!((f64::from(rows.centre[j]) - mean).abs() <= 1e-7 * mean.abs());
+                let scale = f64::from(rows.scale[j]);
+                let centre = f64::from(rows.centre[j]);
+                let square: f64 = column().map(|x| ((x - centre) * scale).powi(2)).sum();
+                assert!(
+                    (rows.squares[j] - square).abs() <= 1e-9 * square,
+                    "{j}: {} {square}",
+                    rows.squares[j]
+                );
+                let deviation = (square / n as f64).sqrt();
+                let want = if !standardise || j == 1 {
+                    scale
+                } else {
+                    scale / deviation
+                };
+                assert!((scale - want).abs() <= 1e-6 * want && (j != 1 || scale == 1.0));
+            }
+        }
+    }
+}
