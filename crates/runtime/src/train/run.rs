@@ -16,6 +16,7 @@ use super::schedule::Time;
 use super::state::{EpochMetrics, HeadState, Outcome, Run, TrainedHead, is_best, score};
 use super::step::{NotFinite, Step, Totals};
 use super::sweep::{Halving, SweepHead};
+use crate::awake::Awake;
 use crate::device::{Cuda, Precision};
 use crate::error::Error;
 use crate::features::Labelled;
@@ -25,6 +26,9 @@ use crate::targets::Task;
 
 /// Between two checkpoints within an epoch.
 const SAVE_EVERY: Duration = Duration::from_secs(30);
+
+/// A step has a few parts, each of which would be over before a thread that sleeps had come, and so would many a step.
+static AWAKE: Awake = Awake::new();
 
 /// What a run is made of.
 pub(super) struct Job<'j> {
@@ -38,8 +42,11 @@ pub(super) struct Job<'j> {
     pub(super) checkpoint: Option<&'j Path>,
     /// Whether a head that diverges ends the run.
     pub(super) is_single: bool,
-    /// The GPU that makes the steps, if one does.
-    pub(super) gpu: Option<(&'j Cuda, Precision)>,
+}
+
+/// Does what many threads share, where it is worth them.
+fn on_threads<T: Send>(is_parallel: bool, work: impl FnOnce() -> T + Send) -> T {
+    if is_parallel { AWAKE.run_here(work) } else { work() }
 }
 
 impl<'j> Job<'j> {
@@ -60,7 +67,6 @@ impl<'j> Job<'j> {
             start: None,
             checkpoint,
             is_single: true,
-            gpu: None,
         }
     }
 
@@ -129,10 +135,11 @@ impl<'j> Job<'j> {
         })
     }
 
-    /// Trains `heads` to the end, from the checkpoint where there is one.
+    /// Trains `heads` to the end, from the checkpoint where there is one; a GPU makes the steps, if one is given.
     pub(super) fn run(
         &self,
         heads: &[SweepHead],
+        gpu: Option<(&Cuda, Precision)>,
         on_epoch: &mut dyn FnMut(usize, &EpochMetrics),
         monitor: Monitor<'_>,
     ) -> Result<Vec<TrainedHead>, Error> {
@@ -159,7 +166,7 @@ impl<'j> Job<'j> {
         )?;
 
         let mut run = self.begin(heads, scale.as_ref())?;
-        let mut mirror = match self.gpu {
+        let mut mirror = match gpu {
             Some((gpu, precision)) => Some(Mirror::new(gpu, precision, self, scale.as_ref(), &loss)?),
             None => None,
         };
@@ -179,9 +186,7 @@ impl<'j> Job<'j> {
 
         let (batches, n_rows) = (self.batches(), self.train.features.n_rows());
         let steps = batches * config.epochs;
-        let noise = (config.noise > 0.0).then(|| (config.noise, Counter::new(config.seed, Purpose::Noise)));
-        let mixing = Counter::new(config.seed, Purpose::Mixup);
-        let (mut rows, mut partners) = (Vec::new(), Vec::new());
+        let mut rows = Vec::new();
         let mut saved = Instant::now();
         while run.epoch < config.epochs && !run.columns.is_empty() {
             order(config.seed, run.epoch, n_rows, &mut rows);
@@ -199,35 +204,12 @@ impl<'j> Job<'j> {
                     save(&run)?;
                     return Err(Error::Cancelled);
                 }
-                let time = Time {
-                    epoch: run.epoch,
-                    step: run.step,
-                    epochs: config.epochs,
-                    steps,
-                };
-                let rows = &rows[self.batch(run.cursor)];
-                let step = run.step as u64;
-                let mixup = config
-                    .mixup
-                    .map(|alpha| mixup(mixing, step, alpha, rows.len(), &mut partners));
-                let mixup = mixup.map(|share| (share, &partners[..]));
-                let changes = (noise.is_some() || mixup.is_some()).then_some(Changes { step, noise, mixup });
-                if let Err(error) = self.step(
-                    &mut run,
-                    &Batch {
-                        source,
-                        rows,
-                        changes,
-                    },
-                    &loss,
-                    time,
-                ) {
+                let is_parallel = run.network.is_parallel(config.batch_size.min(n_rows));
+                let steps = || self.steps(&mut run, &rows, source, &loss, monitor);
+                if let Err(error) = on_threads(is_parallel, steps) {
                     save(&run)?;
                     return Err(error);
                 }
-                run.cursor += 1;
-                run.step += 1;
-                monitor.at(Stage::Train, run.step, steps);
                 if saved.elapsed() > SAVE_EVERY {
                     save(&run)?;
                     saved = Instant::now();
@@ -242,7 +224,11 @@ impl<'j> Job<'j> {
             let judged = match (&mirror, val) {
                 (_, None) => None,
                 (Some(mirror), Some(source)) => Some((source.features.n_rows(), mirror.judge()?)),
-                (None, Some(source)) => Some((source.features.n_rows(), run.judge(source, &loss))),
+                (None, Some(source)) => {
+                    let n = source.features.n_rows();
+                    let is_parallel = run.network.is_parallel(n);
+                    Some((n, on_threads(is_parallel, || run.judge(source, &loss))))
+                }
             };
             self.end_epoch(&mut run, judged, last, on_epoch);
             save(&run)?;
@@ -299,6 +285,49 @@ impl<'j> Job<'j> {
             step: 0,
             totals: Totals::new(heads.len()),
         })
+    }
+
+    /// Makes steps of an epoch whose rows these are, until it ends, is cancelled or has taken a while.
+    fn steps(
+        &self,
+        run: &mut Run,
+        rows: &[usize],
+        source: Source<'_>,
+        loss: &Loss,
+        monitor: Monitor<'_>,
+    ) -> Result<(), Error> {
+        /// Less than a thread waits awake.
+        const A_WHILE: Duration = Duration::from_secs(1);
+        let config = self.config;
+        let (begin, batches) = (Instant::now(), self.batches());
+        let noise = (config.noise > 0.0).then(|| (config.noise, Counter::new(config.seed, Purpose::Noise)));
+        let mixing = Counter::new(config.seed, Purpose::Mixup);
+        let mut partners = Vec::new();
+        while run.cursor < batches && !monitor.is_cancelled() && begin.elapsed() < A_WHILE {
+            let time = Time {
+                epoch: run.epoch,
+                step: run.step,
+                epochs: config.epochs,
+                steps: batches * config.epochs,
+            };
+            let rows = &rows[self.batch(run.cursor)];
+            let step = run.step as u64;
+            let mixup = config
+                .mixup
+                .map(|alpha| mixup(mixing, step, alpha, rows.len(), &mut partners));
+            let mixup = mixup.map(|share| (share, &partners[..]));
+            let changes = (noise.is_some() || mixup.is_some()).then_some(Changes { step, noise, mixup });
+            let batch = Batch {
+                source,
+                rows,
+                changes,
+            };
+            self.step(run, &batch, loss, time)?;
+            run.cursor += 1;
+            run.step += 1;
+            monitor.at(Stage::Train, run.step, time.steps);
+        }
+        Ok(())
     }
 
     /// Makes one step with all heads that can make it.

@@ -10,7 +10,6 @@ use super::kernel::LANES;
 use super::loss::{Loss, Outputs, RowLoss};
 use super::network::{Hidden, Network};
 use super::optimiser::{HeadStep, Rule, Scalars, Update};
-use crate::awake::Awake;
 use crate::targets::Targets;
 
 /// A gradient of which one number could be larger is taken for one that is not finite: its square would overflow in Adam's
@@ -18,10 +17,7 @@ use crate::targets::Targets;
 const LARGEST: f32 = 1e18;
 
 /// Work of a step from which on threads are worth their wake-up: multiplications, and what else takes as long.
-const PARALLEL_FROM: usize = 4 << 20;
-
-/// A step has a few parts, each of which would be over before a thread that sleeps had come.
-static AWAKE: Awake = Awake::new();
+const PARALLEL_FROM: usize = 6 << 20;
 
 /// What a step is made with.
 pub(super) struct Step<'s> {
@@ -97,7 +93,8 @@ impl Network {
         first.n_in
     }
 
-    fn is_parallel(&self, n: usize) -> bool {
+    /// Whether a step with `n` rows is worth several threads.
+    pub(super) fn is_parallel(&self, n: usize) -> bool {
         self.work(n) >= PARALLEL_FROM && rayon::current_num_threads() > 1
     }
 
@@ -134,19 +131,6 @@ impl Network {
     /// # Errors
     /// The first head whose loss or gradient is not finite.
     pub(super) fn step(
-        &mut self,
-        batch: &Batch<'_>,
-        step: &Step<'_>,
-        totals: &mut Totals,
-    ) -> Result<(), NotFinite> {
-        if self.is_parallel(batch.rows.len()) {
-            AWAKE.run_here(|| self.step_here(batch, step, totals))
-        } else {
-            self.step_here(batch, step, totals)
-        }
-    }
-
-    fn step_here(
         &mut self,
         batch: &Batch<'_>,
         step: &Step<'_>,

@@ -118,6 +118,7 @@ pub fn fit(
 ) -> Result<TrainedHead, Error> {
     train_one(
         Job::single(train, val, outputs, config, checkpoint),
+        None,
         on_epoch,
         monitor,
     )
@@ -141,10 +142,8 @@ pub fn fit_on(
     monitor: Monitor<'_>,
 ) -> Result<TrainedHead, Error> {
     train_one(
-        Job {
-            gpu: Some((gpu, precision)),
-            ..Job::single(train, val, outputs, config, checkpoint)
-        },
+        Job::single(train, val, outputs, config, checkpoint),
+        Some((gpu, precision)),
         on_epoch,
         monitor,
     )
@@ -170,6 +169,7 @@ pub fn fit_from(
             start: Some(start),
             ..Job::single(train, val, outputs, config, checkpoint)
         },
+        None,
         on_epoch,
         monitor,
     )
@@ -177,6 +177,7 @@ pub fn fit_from(
 
 fn train_one(
     job: Job<'_>,
+    gpu: Option<(&Cuda, Precision)>,
     on_epoch: &mut dyn FnMut(&EpochMetrics),
     monitor: Monitor<'_>,
 ) -> Result<TrainedHead, Error> {
@@ -191,7 +192,7 @@ fn train_one(
         weight_decay,
         init_seed,
     }];
-    let mut trained = job.run(&heads, &mut |_, metrics| on_epoch(metrics), monitor)?;
+    let mut trained = job.run(&heads, gpu, &mut |_, metrics| on_epoch(metrics), monitor)?;
     Ok(trained.pop().expect("one head went in"))
 }
 
@@ -285,7 +286,6 @@ fn sweep_with(
         start: None,
         checkpoint,
         is_single: false,
-        gpu,
     };
-    job.run(heads, on_epoch, monitor)
+    job.run(heads, gpu, on_epoch, monitor)
 }
