@@ -80,14 +80,15 @@ impl Cholesky {
         }
     }
 
-    /// The inverse of the `n` rows and columns from `start` on, `[n, n]`.
-    pub(super) fn inverse_of_block(&self, start: usize, n: usize) -> Vec<f64> {
+    /// `L⁻¹`, lower triangular, `[d, d]`; for few columns.
+    pub(super) fn inverse(&self) -> Vec<f64> {
+        let n = self.d;
         let mut inverse = vec![0.0; n * n];
         for row in 0..n {
             let (above, current) = inverse.split_at_mut(row * n);
             let current = &mut current[..=row];
             current[row] = 1.0;
-            let lower = &self.lower[(start + row) * self.d + start..][..row + 1];
+            let lower = &self.lower[row * n..][..row + 1];
             for (other, l) in above.chunks_exact(n).zip(lower) {
                 current
                     .iter_mut()
@@ -103,6 +104,9 @@ impl Cholesky {
 /// Takes from what is left of the rows below some columns' own what those columns contribute to it, up to column `end`.
 fn take_away(below: &mut [f64], d: usize, columns: Range<usize>, end: usize) {
     let (n, first) = (columns.len(), columns.end);
+    if end == first {
+        return;
+    }
     let mut panel = vec![0.0; below.len() / d * n];
     let copy = |(to, row): (&mut [f64], &[f64])| to.copy_from_slice(&row[columns.clone()]);
     let both = panel.par_chunks_exact_mut(n).zip(below.par_chunks_exact(d));
@@ -118,9 +122,7 @@ fn take_away(below: &mut [f64], d: usize, columns: Range<usize>, end: usize) {
             left.zip(product).for_each(|(a, product)| *a -= product);
         }
     };
-    if end > first {
-        below.par_chunks_mut(BLOCK * d).enumerate().for_each(of_block);
-    }
+    below.par_chunks_mut(BLOCK * d).enumerate().for_each(of_block);
 }
 
 /// Factors the block of `n` rows that begins at its column `start`.
@@ -199,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn the_factor_solves_and_its_blocks_are_inverted() {
+    fn the_factor_solves_and_its_inverse_inverts() {
         for d in [1, 13, 64, 65, 200, 300] {
             let a = definite(d);
             let factor = Cholesky::new(a.clone(), d).unwrap();
@@ -210,12 +212,10 @@ mod tests {
             factor.solve(&mut b);
             factor.solve_transposed(&mut b);
             assert!(b.iter().zip(&x).all(|(a, b)| (a - b).abs() < 1e-8), "{d}");
-            let (start, n) = (d / 2, d - d / 2);
-            let inverse = factor.inverse_of_block(start, n);
-            for i in 0..n {
-                for j in 0..n {
-                    let of_lower = |k: usize| factor.lower[(start + i) * d + start + k];
-                    let sum: f64 = (0..n).map(|k| of_lower(k) * inverse[k * n + j]).sum();
+            let inverse = factor.inverse();
+            for i in 0..d {
+                for j in 0..d {
+                    let sum: f64 = (0..d).map(|k| factor.lower[i * d + k] * inverse[k * d + j]).sum();
                     assert!(
                         (sum - f64::from(u8::from(i == j))).abs() < 1e-10,
                         "{d}: {i} {j} {sum}"

@@ -87,9 +87,10 @@ impl SolverConfig {
                     "{given} class weights are given, and there are {n_outputs} classes"
                 ));
             }
-            if let Some(class) = weights.iter().position(|w| !(*w > 0.0 && w.is_finite())) {
+            let counts = |w: f64| (w as f32) > 0.0 && (w as f32).is_finite();
+            if let Some(class) = weights.iter().position(|w| !counts(*w)) {
                 return usage(format!(
-                    "the weight of class {class} is {}, not a positive number",
+                    "the weight of class {class} is {}, not a positive number within float32's range",
                     weights[class]
                 ));
             }

@@ -74,9 +74,9 @@ pub(super) fn gram(rows: &Rows<'_>, max_rows: usize, weights: Option<&[f32]>) ->
         if n * stride * stride < 1 << 22 {
             sums.chunks_mut(BAND * stride).enumerate().for_each(of_band);
         } else {
-            // One by one, the longest first: nothing is left for a thread to do alone.
+            // One by one, since they are of different length.
             let bands = sums.par_chunks_mut(BAND * stride).enumerate();
-            bands.rev().with_max_len(1).for_each(of_band);
+            bands.with_max_len(1).for_each(of_band);
         }
     }
     let scale = rows.n_rows() as f64 / used.len() as f64;

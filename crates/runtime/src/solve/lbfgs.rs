@@ -79,7 +79,10 @@ pub(super) struct Search {
     direction: Vec<f64>,
     slope: f64,
     length: f64,
-    /// The longest step that a sample of the rows may ask for.
+    /// The first length that was tried, or 1 where that was longer.
+    first: f64,
+    /// The shortest and the longest step that a sample of the rows may ask for, at this C.
+    shortest: f64,
     longest: f64,
 }
 
@@ -106,6 +109,8 @@ impl Search {
             alphas: Vec::new(),
             slope: 0.0,
             length: 1.0,
+            first: 1.0,
+            shortest: 0.0,
             longest: LONGEST,
         }
     }
@@ -132,7 +137,7 @@ impl Search {
             return;
         }
         self.c = c;
-        self.longest = LONGEST;
+        (self.shortest, self.longest) = (0.0, LONGEST);
         self.slope_vector = self.layout.slope(c, &self.gradient, &self.x);
         let Layout { d, stride } = self.layout;
         for pair in &mut self.pairs {
@@ -199,7 +204,9 @@ impl Search {
         self.slope = dot(&q, &self.slope_vector);
         self.direction = q;
         self.length = 1.0;
-        let down = self.slope < 0.0 || (self.slope == 0.0 && self.pairs.is_empty());
+        self.first = 1.0;
+        // Where nothing is remembered there is nothing to forget; no number is no step either.
+        let down = self.slope < 0.0 || self.pairs.is_empty();
         if !down {
             self.pairs.clear();
         }
@@ -219,7 +226,8 @@ impl Search {
 
     /// How far it goes along its direction.
     pub(super) fn set_length(&mut self, length: f64) {
-        self.length = length;
+        self.length = length.max(self.shortest);
+        self.first = self.length.min(1.0);
     }
 
     /// See [`set_length`](Search::set_length).
@@ -234,6 +242,8 @@ impl Search {
 
     /// Takes the loss and its gradient at `x`, the [`trial`](Search::trial); `rounding` is how exact the loss is.
     pub(super) fn observe(&mut self, x: Vec<f64>, loss: f64, gradient: &[f64], rounding: f64) -> Outcome {
+        /// Where the slope after a step is still this part of the one before, or has become it, the sample was wrong.
+        const FAR_OFF: f64 = 0.5;
         /// Armijo's: the share of the fall that the slope promises which is enough.
         const SUFFICIENT: f64 = 1e-4;
         /// Where values are equal to their rounding, the slope decides: Hager and Zhang's approximate condition (2005).
@@ -246,7 +256,6 @@ impl Search {
         let falls = after <= before + SUFFICIENT * self.length * self.slope;
         let level = after <= before + rounding * before.abs() && slope <= -FLAT * self.slope;
         if !(falls || level) {
-            // The sample does not have the rows that matter.
             self.longest = 1.0;
             // Convex: the slope rises, and is zero at the secant's root.
             let root = self.length * self.slope / (self.slope - slope);
@@ -255,11 +264,18 @@ impl Search {
             } else {
                 0.1 * self.length
             };
-            return if self.length < SHORTEST {
+            return if self.length < SHORTEST * self.first {
                 Outcome::Stuck
             } else {
                 Outcome::Shorter
             };
+        }
+        // A sample that lacks rows that matter asks for too much each time, one that has too many of them for too little.
+        if slope > -FAR_OFF * self.slope {
+            self.longest = 1.0;
+        }
+        if slope < FAR_OFF * self.slope && self.length < 1.0 {
+            self.shortest = 1.0;
         }
         let step: Vec<f32> = combine(&x, &self.x, |a, b| (a - b) as f32);
         let change: Vec<f32> = combine(&here, &self.slope_vector, |a, b| (a - b) as f32);

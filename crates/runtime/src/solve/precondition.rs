@@ -26,13 +26,14 @@ const BLOCK: usize = 8 * LANES;
 /// Rows that one thread takes at once.
 const ROWS: usize = 112;
 
-/// `weight · gram + I`, without the one for the bias.
+/// `weight · gram + scale · I`, without the bias's part of I: a Hessian, times a number that keeps it within float32's range.
 struct Hessian<'g> {
     /// `[stride, stride]`, the lower triangle.
     gram: &'g [f64],
     stride: usize,
     d: usize,
     weight: f64,
+    scale: f64,
 }
 
 /// The Cholesky factor L of a Hessian, to solve with. Both arrays are `[stride, stride]` in panels of columns.
@@ -43,6 +44,8 @@ pub(super) struct Factor {
     /// Minus the transpose of L; in place of its blocks on the diagonal, their inverses'.
     upper: Vec<f32>,
     stride: usize,
+    /// The Hessian's own.
+    scale: f64,
 }
 
 /// An approximate inverse Hessian, the same for every output.
@@ -73,16 +76,17 @@ impl Preconditioner {
         let (d, stride) = (rows.n_features(), rows.stride);
         // Rounding can cost a nearly singular matrix its definiteness; the factor only preconditions, so that a little more on
         // the diagonal then does no harm.
-        let top = (0..=d).map(|i| weight * gram[i * stride + i]).fold(0.0, f64::max);
+        let top = (0..=d).map(|i| weight * gram[i * stride + i]).fold(1.0, f64::max);
         let hessian = Hessian {
             gram,
             stride,
             d,
-            weight,
+            weight: weight / top,
+            scale: 1.0 / top,
         };
         [0.0, 1e-7, 1e-6, 1e-5, 1e-3]
             .into_iter()
-            .find_map(|extra| Factor::new(&hessian, extra * top))
+            .find_map(|extra| Factor::new(&hessian, extra))
             .map(Preconditioner::Dense)
             .ok_or_else(|| Error::Features("their scale is beyond what can be factored".to_owned()))
     }
@@ -107,7 +111,7 @@ impl Preconditioner {
                     factor.solve_transposed(rows);
                 });
                 q.fill(0.0);
-                add(q, 1.0, &whole);
+                add(q, factor.scale, &whole);
             }
         }
     }
@@ -132,7 +136,7 @@ impl Preconditioner {
                 let mut half = y.to_vec();
                 factor.each(&mut half, Factor::solve);
                 let blocks = half.chunks_exact(rows_each * factor.stride);
-                blocks.map(|block| dot(block, block)).collect()
+                blocks.map(|block| factor.scale * dot(block, block)).collect()
             }
         }
     }
@@ -147,6 +151,7 @@ impl Factor {
             lower: vec![0.0; stride * stride],
             upper: vec![0.0; stride * stride],
             stride,
+            scale: hessian.scale,
         };
         for first in (0..n).step_by(BLOCK) {
             let width = BLOCK.min(n - first);
@@ -162,17 +167,19 @@ impl Factor {
                     .for_each(|(out, own)| *out = f64::from(*own));
                 out[row] += extra;
             }
-            let inverse = Cholesky::new(block, width)?.inverse_of_block(0, width);
+            let inverse = Cholesky::new(block, width)?.inverse();
             for (row, inverse) in inverse.chunks_exact(width).enumerate() {
                 for (column, value) in inverse[..=row].iter().enumerate() {
                     factor.lower[place(stride, first + row, first + column)] = -*value as f32;
                     factor.upper[place(stride, first + column, first + row)] = *value as f32;
                 }
             }
-            let below: Vec<usize> = (first + width..n).collect();
-            let parts: Vec<Vec<f32>> = below
-                .par_chunks(fair(below.len().max(1), ROWS))
-                .map(|rows| factor.solved(hessian, rows[0]..rows[0] + rows.len(), first))
+            let below = first + width..n;
+            let each = fair(below.len().max(1), ROWS);
+            let starts: Vec<usize> = below.clone().step_by(each).collect();
+            let parts: Vec<Vec<f32>> = starts
+                .into_par_iter()
+                .map(|start| factor.solved(hessian, start..(start + each).min(n), first))
                 .collect();
             factor.put(&parts, first + width, first);
         }
@@ -189,7 +196,7 @@ impl Factor {
                 *out = (hessian.weight * moment) as f32;
             }
             if row < first + BLOCK && row < hessian.d {
-                out[row - first] += 1.0;
+                out[row - first] += hessian.scale as f32;
             }
         }
         if first > 0 {
@@ -266,7 +273,7 @@ impl Factor {
         });
     }
 
-    /// Does something to all rows of `q`, `[K, stride]`, on as many threads as that is worth. What becomes of a row does not
+    /// Does something to all rows of `q`, `[K, stride]`, on as many threads as that is worth; one row is one thread's. What becomes of a row does not
     /// depend on the others.
     fn each(&self, q: &mut [f32], work: impl Fn(&Factor, &mut [f32]) + Sync) {
         let (stride, n) = (self.stride, q.len() / self.stride);

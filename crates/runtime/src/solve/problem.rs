@@ -220,7 +220,7 @@ impl<'p> Problem<'p> {
         let total: f64 = biases.iter().map(|bias| (bias - top).exp()).sum();
         let log_total = top + total.ln();
         let p: Vec<f64> = biases.iter().map(|bias| (bias - log_total).exp()).collect();
-        let even = 1.0 - p.iter().map(|p| p * p).sum::<f64>();
+        let even = (1.0 - p.iter().map(|p| p * p).sum::<f64>()).max(0.0);
         let smooth: f64 = by.smooth.iter().zip(biases).map(|(s, b)| f64::from(*s) * b).sum();
         let sums = self.class_sums(&by.labels, k);
         let mut found = Evaluation {
@@ -254,30 +254,23 @@ impl<'p> Problem<'p> {
 
     /// Per class the sum of its prepared rows, `[K, stride]`.
     fn class_sums(&self, labels: &[u32], k: usize) -> Vec<f64> {
-        /// Rows that one thread adds up.
-        const ROWS: usize = 2048;
         let stride = self.rows.stride;
-        let mut of_class = vec![Vec::new(); k];
-        for (row, label) in labels.iter().enumerate() {
-            of_class[*label as usize].push(row);
-        }
-        let parts: Vec<(usize, &[usize])> = (0..k)
-            .flat_map(|class| of_class[class].chunks(ROWS).map(move |rows| (class, rows)))
-            .collect();
-        let of_part = |scratch: &mut Scratch, (class, rows): (usize, &[usize])| {
-            let mut sum = vec![0.0f64; stride];
-            for row in rows {
-                add(&mut sum, 1.0, self.rows.chunk(*row..*row + 1, scratch));
+        self.segments.each(&self.rooms, |range, room| {
+            room.sums.clear();
+            room.sums.resize(k * stride, 0.0);
+            for start in range.clone().step_by(self.rows.chunk_rows) {
+                let chunk = start..(start + self.rows.chunk_rows).min(range.end);
+                let labels = &labels[chunk.clone()];
+                let rows = self.rows.chunk(chunk, &mut room.scratch).chunks_exact(stride);
+                for (row, label) in rows.zip(labels) {
+                    add(&mut room.sums[*label as usize * stride..][..stride], 1.0, row);
+                }
             }
-            (class, sum)
-        };
-        let parts: Vec<(usize, Vec<f64>)> = parts
-            .into_par_iter()
-            .map_init(Scratch::default, of_part)
-            .collect();
+        });
         let mut sums = vec![0.0; k * stride];
-        for (class, part) in parts {
-            add(&mut sums[class * stride..(class + 1) * stride], 1.0, &part);
+        for room in &self.rooms {
+            let room = room.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            add(&mut sums, 1.0, &room.sums);
         }
         sums
     }

@@ -1,8 +1,8 @@
 //! How long a step should be, found on a sample of the rows before all of them are read.
 //!
 //! Along a direction the loss is a function of one number. What its slope is where the direction begins, all rows have told;
-//! how the slope changes from there, a few hundred rows tell nearly as well as all, and a step of the length where it is zero is
-//! seldom too long and never far too short. (The difference between a sample's slope and its own at the beginning, added to
+//! how the slope changes from there, a few hundred rows tell nearly as well as all, unless a few others are all that matters; the
+//! search sees that, and goes steps of length one. (The difference between a sample's slope and its own at the beginning, added to
 //! that of all rows: the control variate of Johnson and Zhang, "Accelerating stochastic gradient descent using predictive
 //! variance reduction", 2013.)
 
@@ -59,10 +59,10 @@ pub(super) struct Planned<'a> {
 /// One row of so many is in the sample.
 const ONE_OF: usize = 32;
 
-/// The least rows of a sample, as far as there are as many.
+/// The least rows of a sample, as far as there are as many and they do not have too many numbers.
 const LEAST: usize = 128;
 
-/// Numbers of a sample with its logits: 32 MiB.
+/// Numbers of a sample with its logits: 32 MiB, beside which are its labels.
 const MAX_NUMBERS: usize = 8 << 20;
 
 /// Logits from which on a second thread is worth waking, and multiplications.
@@ -84,7 +84,6 @@ impl Rehearsal {
             .min(rows.n_rows())
             .min(most.max(1));
         let chosen = spread(rows.n_rows(), n);
-        // An even number of parts, where there are enough rows, for any even number of threads.
         let each = n.div_ceil(8).next_multiple_of(LANES).min(MAX_CHUNK);
         let of_part = |chosen: &[usize]| {
             let mut scratch = Scratch::default();
@@ -125,7 +124,8 @@ impl Rehearsal {
 
     /// Multiplies the sample with the directions.
     fn try_on(&mut self, searches: &[usize], steps: &[Planned<'_>]) {
-        let directions: Vec<f64> = steps.iter().flat_map(|step| step.direction).copied().collect();
+        let directions: Vec<&[f64]> = steps.iter().map(|step| step.direction).collect();
+        let directions = directions.concat();
         let weights = Weights::new(&directions, self.stride);
         let each = self.outputs_each;
         let of_part = |room: &mut Vec<f32>, part: &mut Part| {
@@ -200,10 +200,10 @@ impl Rehearsal {
                 // As if the slope went on in a straight line from where the direction begins.
                 None => length * step.slope / (step.slope - here).min(-f64::MIN_POSITIVE),
             };
-            if next >= step.longest {
+            if length.min(next) >= step.longest {
                 return step.longest;
             }
-            length = next;
+            length = next.min(step.longest);
         }
         length
     }
@@ -273,8 +273,8 @@ mod tests {
     use crate::solve::problem::Precision;
     use crate::targets::{Targets, Task};
 
-    /// Goes along the steepest direction twice, and looks at the slope of all rows where it ends.
-    fn check(task: Task, n: usize, k: usize, digits: f64) {
+    /// Goes along the objective's steepest direction twice, and looks at the slope of all rows where it ends.
+    fn check(task: Task, n: usize, k: usize, c: f64, digits: f64) {
         let d = 20;
         let mut random = Random::new(9, "rehearsal test");
         let mut uniform = || random.below(1 << 16) as f64 / 65536.0 - 0.5;
@@ -296,7 +296,9 @@ mod tests {
         let features = Features::new(values.collect(), d).unwrap();
         let problem = Problem::new(&features, &targets, k, &SolverConfig::new(task));
         let (m, stride) = (problem.model.n_fitted, problem.rows.stride);
-        let outputs: Vec<usize> = (0..m).collect();
+        // With several labels, one is not searched for.
+        let outputs: Vec<usize> = (0..m).skip(usize::from(task == Task::MultiLabel)).collect();
+        let m = outputs.len();
         let each = if problem.model.is_separate() { 1 } else { m };
         let biases: Vec<f64> = (0..m).map(|_| uniform()).collect();
         let mut rehearsal = Rehearsal::new(&problem, outputs.clone(), &biases, each);
@@ -304,25 +306,31 @@ mod tests {
         (0..m).for_each(|k| theta[k * stride + d] = biases[k]);
         let mut gradient = problem.evaluate_biases(&outputs, &biases).gradient;
         for _ in 0..2 {
-            let directions: Vec<f64> = gradient.iter().map(|g| -g / n as f64).collect();
-            let slopes = |gradient: &[f64]| -> Vec<f64> {
-                let both = gradient
-                    .chunks_exact(each * stride)
-                    .zip(directions.chunks_exact(each * stride));
-                both.map(|(g, d)| dot(g, d)).collect()
+            let is_free = |at: usize| at % stride >= d;
+            let penalty = |theta: &[f64], at: usize| if is_free(at) { 0.0 } else { theta[at] };
+            let slope_at = |gradient: &[f64], theta: &[f64], at: usize| c * gradient[at] + penalty(theta, at);
+            let directions: Vec<f64> = (0..theta.len())
+                .map(|at| -slope_at(&gradient, &theta, at) / (1.0 + c * n as f64))
+                .collect();
+            let slopes = |gradient: &[f64], theta: &[f64]| -> Vec<f64> {
+                let of_search = |search: usize| {
+                    let all = search * each * stride..(search + 1) * each * stride;
+                    all.map(|at| directions[at] * slope_at(gradient, theta, at)).sum()
+                };
+                (0..m / each).map(of_search).collect()
             };
-            let before = slopes(&gradient);
-            let plan = |(direction, slope)| Planned {
-                direction,
-                slope,
-                stiffness: 0.0,
-                c: 1.0,
-                longest: f64::INFINITY,
-            };
-            let steps: Vec<Planned<'_>> = directions
-                .chunks_exact(each * stride)
-                .zip(before.iter().copied())
-                .map(plan)
+            let before = slopes(&gradient, &theta);
+            let steps = directions.chunks_exact(each * stride).zip(&before);
+            let steps: Vec<Planned<'_>> = steps
+                .map(|(direction, slope)| Planned {
+                    direction,
+                    slope: *slope,
+                    stiffness: (0..direction.len())
+                        .map(|at| penalty(direction, at).powi(2))
+                        .sum(),
+                    c,
+                    longest: f64::INFINITY,
+                })
                 .collect();
             let searches: Vec<usize> = (0..steps.len()).collect();
             let lengths = rehearsal.lengths(&searches, &steps);
@@ -333,7 +341,7 @@ mod tests {
                 both.for_each(|(theta, direction)| *theta += length * direction);
             }
             gradient = problem.evaluate(&theta, &outputs, Precision::Double).gradient;
-            for (before, after) in before.iter().zip(slopes(&gradient)) {
+            for (before, after) in before.iter().zip(slopes(&gradient, &theta)) {
                 assert!(after.abs() < digits * before.abs(), "{n} {k}: {before} {after}");
             }
         }
@@ -342,11 +350,16 @@ mod tests {
     #[test]
     fn steps_end_where_the_slope_of_all_rows_is_all_but_zero() {
         // The sample is all rows, and their slope zero to a tenth.
-        check(Task::SingleLabel, 120, 5, 0.1);
-        check(Task::SingleLabel, 120, 2, 0.1);
-        check(Task::MultiLabel, 120, 3, 0.1);
+        for c in [1.0, 0.01] {
+            check(Task::SingleLabel, 120, 5, c, 0.1);
+            check(Task::SingleLabel, 120, 2, c, 0.1);
+            check(Task::MultiLabel, 120, 3, c, 0.1);
+        }
+        // So strong a penalty that logits hardly change.
+        check(Task::SingleLabel, 120, 5, 1e-6, 0.01);
+        check(Task::MultiLabel, 120, 3, 1e-6, 0.01);
         // One row of 32.
-        check(Task::SingleLabel, 6400, 4, 0.4);
-        check(Task::MultiLabel, 6400, 3, 0.4);
+        check(Task::SingleLabel, 6400, 4, 1.0, 0.4);
+        check(Task::MultiLabel, 6400, 3, 1.0, 0.4);
     }
 }

@@ -211,7 +211,8 @@ pub(super) fn spread(n_rows: usize, n: usize) -> Vec<usize> {
     }
     let mut random = Random::new(0, "rows that stand for all");
     let of_run = |run: usize| {
-        let (first, end) = (run * n_rows / n, (run + 1) * n_rows / n);
+        let place = |run: usize| (run as u64 * n_rows as u64 / n as u64) as usize;
+        let (first, end) = (place(run), place(run + 1));
         first + random.below(end - first)
     };
     (0..n).map(of_run).collect()
@@ -221,7 +222,7 @@ pub(super) fn spread(n_rows: usize, n: usize) -> Vec<usize> {
 fn moments(features: &Features, about: &[f64]) -> (Vec<f64>, Vec<f64>) {
     let d = about.len();
     let (_, chunk_rows) = shape(d);
-    let segments = Segments::new(features.n_rows(), d, d);
+    let segments = Segments::new(features.n_rows(), d, 2 * d);
     let mut both = segments.sum(|rows| {
         let mut both = vec![0.0f64; 2 * d];
         let (sums, squares) = both.split_at_mut(d);
@@ -342,7 +343,7 @@ mod tests {
     #[test]
     fn centres_and_squares_are_those_of_all_rows() {
         // A large common offset, a constant column, and more rows than a first mean is taken of.
-        let (n, d) = (1500, 3);
+        let (n, d) = (30_000, 3);
         let mut random = Random::new(3, "rows test");
         let value = |at: usize, random: &mut Random| match at % d {
             0 => 1000.0 + random.below(100) as f32 / 100.0,

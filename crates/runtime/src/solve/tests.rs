@@ -396,6 +396,74 @@ fn the_same_bits_for_any_number_of_threads_and_wherever_features_lie() {
 }
 
 #[test]
+fn the_same_bits_where_products_samples_and_factors_are_shared_by_threads() {
+    // More features than two blocks of a factor, and outputs that go into panels; then labels, one of which all rows have.
+    let (n, d, k) = (2600, 300, 48);
+    let (features, classes) = data(n, d, k);
+    let has = |row: usize, label: usize| label == 1 || (classes[row] as usize + label).is_multiple_of(5);
+    let labels = (0..n * 6)
+        .map(|at| f32::from(u8::from(has(at / 6, at % 6))))
+        .collect();
+    let cases = [
+        (Task::SingleLabel, Targets::Classes(classes.clone()), k),
+        (Task::MultiLabel, Targets::dense(labels, 6).unwrap(), 6),
+    ];
+    for (task, targets, k) in cases {
+        let config = SolverConfig {
+            relative_gap: 1e-5,
+            max_passes: 6,
+            ..SolverConfig::new(task)
+        };
+        let run = |n| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(n).build().unwrap();
+            pool.install(|| path(&features, &targets, k, &[0.01, 1.0], &config, Monitor::none()).unwrap())
+        };
+        let one = run(1);
+        for n in [2, 3] {
+            assert_eq!(run(n), one, "{n} threads, {task:?}");
+        }
+        assert!(one.iter().all(|fitted| fitted.passes > 3));
+    }
+}
+
+#[test]
+fn a_sample_that_lacks_the_rows_that_matter_costs_little() {
+    // One label that four large rows have, in the sample or not. Fits of unit steps take 50 to 110 passes.
+    let (n, d) = (4000, 16);
+    let (features, _) = data(n, d, 4);
+    let values: Vec<f32> = features.values().to_vec();
+    for rare in [[17usize, 1017, 2017, 3017], [5, 1500, 2500, 3999]] {
+        let mut values = values.clone();
+        for row in rare {
+            values[row * d..(row + 1) * d].iter_mut().for_each(|x| *x *= 20.0);
+        }
+        let features = Features::new(values, d).unwrap();
+        let labels = (0..n as u32)
+            .map(|row| u32::from(rare.contains(&(row as usize))))
+            .collect();
+        let config = SolverConfig {
+            relative_gap: 1e-6,
+            ..SolverConfig::new(Task::SingleLabel)
+        };
+        for c in [0.01, 1.0, 100.0] {
+            let targets = Targets::Classes(Vec::clone(&labels));
+            let fitted = fit(&features, &targets, 2, c, &config, Monitor::none()).unwrap();
+            assert!(
+                fitted.converged && fitted.passes < 150,
+                "C {c}: {} passes",
+                fitted.passes
+            );
+            assert!(
+                fitted.gap_bound < 0.2 * fitted.objective,
+                "C {c}: {} of {}",
+                fitted.gap_bound,
+                fitted.objective
+            );
+        }
+    }
+}
+
+#[test]
 fn separable_rows_are_fitted_to_the_last_digits() {
     let (features, labels) = data(60, 20, 3);
     let targets = Targets::Classes(labels);
@@ -443,7 +511,7 @@ fn what_cannot_be_fitted_is_said() {
         3,
         1.0,
         &with(&[1.0, 0.0, 1.0], 0.0),
-        "the weight of class 1 is 0, not a positive number",
+        "the weight of class 1 is 0, not a positive number within float32's range",
     );
     check(
         &labels,
