@@ -138,8 +138,8 @@ impl<'p> Problem<'p> {
     /// Rows that second moments are made of.
     fn affordable_rows(&self) -> usize {
         /// Passes that they may cost: of those over few outputs, reading the rows is most.
-        const PASSES: usize = 3;
-        const FEW_OUTPUTS: usize = 16;
+        const PASSES: usize = 4;
+        const FEW_OUTPUTS: usize = 6;
         /// Rows for a feature: at the lower bound a fit takes two or three passes more than at three, which on 20,000 rows of
         /// 2,048 features are as dear as that third; ten are as good as fifty.
         const ROWS_PER_FEATURE: (usize, usize) = (2, 16);
