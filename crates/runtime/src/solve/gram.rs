@@ -16,8 +16,8 @@ pub(super) const FLUSH_ROWS: usize = 1000;
 const BAND: usize = 96;
 
 /// `Σ x xᵀ` over prepared rows, `[stride, stride]`, of which the lower triangle is filled; for a preconditioner, in
-/// float32 products. Where `max_rows` is less than N, as many rows stand for all. `weights`, `[N]`, are
-/// how much each row counts.
+/// float32 products. Where `max_rows` is less than N, as many rows stand for all. `weights`, `[N]`, are how much each row
+/// counts.
 pub(super) fn gram(rows: &Rows<'_>, max_rows: usize, weights: Option<&[f32]>) -> Vec<f64> {
     let stride = rows.stride;
     let used = spread(rows.n_rows(), max_rows.max(1));

@@ -273,8 +273,8 @@ impl Factor {
         });
     }
 
-    /// Does something to all rows of `q`, `[K, stride]`, on as many threads as that is worth; one row is one thread's. What becomes of a row does not
-    /// depend on the others.
+    /// Does something to all rows of `q`, `[K, stride]`, on as many threads as that is worth; one row is one thread's. What
+    /// becomes of a row does not depend on the others.
     fn each(&self, q: &mut [f32], work: impl Fn(&Factor, &mut [f32]) + Sync) {
         let (stride, n) = (self.stride, q.len() / self.stride);
         if n == 1 || q.len() * stride < 1 << 21 {
@@ -406,6 +406,14 @@ mod tests {
         for (row, column, value) in [(0, 0, 1e9), (1, 0, 1e9 + 10.0), (1, 1, 1e9), (2, 2, 1.0)] {
             gram[row * rows.stride + column] = value;
         }
+        let hessian = Hessian {
+            gram: &gram,
+            stride: rows.stride,
+            d: 2,
+            weight: 1e-9,
+            scale: 1e-9,
+        };
+        assert!(Factor::new(&hessian, 0.0).is_none(), "indefinite as it is");
         let mut q = vec![1.0; rows.stride];
         Preconditioner::dense(&gram, &rows, 1.0).unwrap().apply(&mut q);
         assert!(q.iter().all(|q| q.is_finite()));

@@ -513,6 +513,14 @@ fn what_cannot_be_fitted_is_said() {
         &with(&[1.0, 0.0, 1.0], 0.0),
         "the weight of class 1 is 0, not a positive number within float32's range",
     );
+    // Zero as float32, and all its rows: a search of what is left never ended.
+    check(
+        &labels,
+        3,
+        1.0,
+        &with(&[1.0, 1.0, 1e-60], 0.0),
+        "the weight of class 2 is 0.000000000000000000000000000000000000000000000000000000000001, not",
+    );
     check(
         &labels,
         3,
