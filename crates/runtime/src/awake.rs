@@ -1,7 +1,7 @@
 //! Pools whose threads do not fall asleep between the parts of a step.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rayon::{ThreadPool, Yield};
@@ -49,6 +49,54 @@ impl Awake {
             let _free = Free(&self.0);
             with_others(work)
         })
+    }
+}
+
+/// Calls `f` with each item on the threads of the pool that have nothing else to do, in any order. `items` says how many
+/// there are at least. The caller waits for the others' last ones without falling asleep: where items take microseconds,
+/// what wakes it would take longer.
+pub(crate) fn for_each<T: Send>(items: impl Iterator<Item = T> + Send, f: impl Fn(T) + Sync) {
+    /// How often the caller looks whether all is done before it lets others have the processor.
+    const LOOKS: usize = 1024;
+    let others = items
+        .size_hint()
+        .0
+        .min(rayon::current_num_threads())
+        .saturating_sub(1);
+    let (items, n_busy) = (Mutex::new(items), AtomicUsize::new(0));
+    let next = || items.lock().unwrap_or_else(PoisonError::into_inner).next();
+    let work = || {
+        // Before the first item is taken, so that whoever finds none left sees who has one.
+        n_busy.fetch_add(1, Ordering::Relaxed);
+        let _busy = Busy(&n_busy);
+        while let Some(item) = next() {
+            f(item);
+        }
+    };
+    rayon::in_place_scope(|scope| {
+        for _ in 0..others {
+            scope.spawn(|_| work());
+        }
+        work();
+        // Others' work is not done meanwhile: it may take longer than what is waited for.
+        while n_busy.load(Ordering::Acquire) > 0 {
+            for _ in 0..LOOKS {
+                if n_busy.load(Ordering::Acquire) == 0 {
+                    return;
+                }
+                std::hint::spin_loop();
+            }
+            std::thread::yield_now();
+        }
+    });
+}
+
+/// Who is at an item, also when that panics.
+struct Busy<'b>(&'b AtomicUsize);
+
+impl Drop for Busy<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Release);
     }
 }
 
@@ -117,6 +165,47 @@ mod tests {
                 });
                 assert_eq!(sum, 499_500 * round + n as u64);
             }
+        }
+    }
+
+    #[test]
+    fn each_item_is_done_once_and_all_are_done_at_the_end() {
+        for n_threads in [1, 2, 5] {
+            for n in [0, 1, 2, 3, 100] {
+                let mut counts = vec![0; n];
+                let work = || {
+                    // Within an item as well.
+                    for_each(counts.chunks_mut(7), |counts| {
+                        for_each(counts.iter_mut(), |count| *count += 1);
+                    });
+                };
+                Awake::new().run(&pool(n_threads), work);
+                assert_eq!(counts, vec![1; n]);
+            }
+        }
+    }
+
+    #[test]
+    fn items_are_done_by_more_than_one_thread() {
+        let (pool, here) = (pool(2), AtomicUsize::new(0));
+        Awake::new().run(&pool, || {
+            for_each(0..2, |_| {
+                // Each waits for the other.
+                here.fetch_add(1, Ordering::Relaxed);
+                while here.load(Ordering::Relaxed) < 2 {
+                    std::thread::yield_now();
+                }
+            });
+        });
+    }
+
+    #[test]
+    fn a_panic_of_an_item_is_the_callers() {
+        for culprit in 0..40 {
+            let outcome = std::panic::catch_unwind(|| {
+                pool(3).install(|| for_each(0..40, |item| assert_ne!(item, culprit, "on purpose")));
+            });
+            assert!(outcome.is_err());
         }
     }
 

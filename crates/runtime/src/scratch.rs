@@ -37,6 +37,44 @@ impl Aligned {
     }
 }
 
+/// So many numbers, of which the first begins a line of the cache.
+#[derive(Debug, Default)]
+pub(crate) struct Lines {
+    values: Aligned,
+    n: usize,
+}
+
+impl Lines {
+    /// `n` zeros.
+    pub(crate) fn zeros(n: usize) -> Lines {
+        let mut values = Aligned::default();
+        values.of(n);
+        Lines { values, n }
+    }
+}
+
+impl std::ops::Deref for Lines {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        self.values.get(self.n)
+    }
+}
+
+impl std::ops::DerefMut for Lines {
+    fn deref_mut(&mut self) -> &mut [f32] {
+        self.values.of(self.n)
+    }
+}
+
+impl Clone for Lines {
+    fn clone(&self) -> Lines {
+        let mut copy = Lines::zeros(self.n);
+        copy.copy_from_slice(self);
+        copy
+    }
+}
+
 /// Numbers of no meaning, which go back to the thread when they are dropped.
 pub(crate) struct Room {
     values: Aligned,

@@ -19,6 +19,8 @@ pub struct Features {
     order: Order,
     n_rows: usize,
     n_features: usize,
+    /// No number is larger in absolute value.
+    largest: f32,
 }
 
 /// Rows that lie one after another.
@@ -134,9 +136,9 @@ impl Features {
             order: Order::From(0),
             n_rows,
             n_features,
+            largest: 0.0,
         };
-        features.check_finite(|row| format!("row {row}"))?;
-        Ok(features)
+        features.measured(|row| format!("row {row}"))
     }
 
     /// The rows of one piece, in order.
@@ -149,9 +151,9 @@ impl Features {
             pieces: Arc::new([piece]),
             order: Order::From(0),
             n_features,
+            largest: 0.0,
         };
-        features.check_finite(|row| format!("row {row}"))?;
-        Ok(features)
+        features.measured(|row| format!("row {row}"))
     }
 
     /// The rows that `picked` lists as piece and row; `name` is how an error calls one.
@@ -169,9 +171,9 @@ impl Features {
             pieces,
             order: Order::Picked(picked.into()),
             n_features,
+            largest: 0.0,
         };
-        features.check_finite(name)?;
-        Ok(features)
+        features.measured(name)
     }
 
     /// N.
@@ -232,7 +234,23 @@ impl Features {
             order: Order::Picked(indices.iter().map(|&row| self.place(row)).collect()),
             n_rows: indices.len(),
             n_features: self.n_features,
+            largest: self.largest,
         }
+    }
+
+    /// A row, where it lies as float32.
+    pub(crate) fn row(&self, row: usize) -> Option<&[f32]> {
+        let (piece, row) = self.place(row);
+        let row = row as usize;
+        match self.pieces[piece as usize].slice(row..row + 1, self.n_features) {
+            Stretch::Ready(values) => Some(values),
+            Stretch::Raw(..) => None,
+        }
+    }
+
+    /// What no number exceeds in absolute value.
+    pub(crate) fn largest(&self) -> f32 {
+        self.largest
     }
 
     /// All numbers after one another.
@@ -265,18 +283,21 @@ impl Features {
         }
     }
 
-    fn check_finite(&self, name: impl Fn(usize) -> String) -> Result<(), Error> {
+    /// With the largest absolute value of all rows, once all are found to be finite.
+    fn measured(mut self, name: impl Fn(usize) -> String) -> Result<Features, Error> {
         const CHUNK_NUMBERS: usize = 1 << 16;
         /// Rows that an error names.
         const MAX_NAMED: usize = 5;
         let step = (CHUNK_NUMBERS / self.n_features).max(1);
         let mut scratch = Vec::new();
-        let (mut named, mut n_bad) = (Vec::new(), 0);
+        let (mut named, mut n_bad, mut largest) = (Vec::new(), 0, 0.0f32);
         for start in (0..self.n_rows).step_by(step) {
             let end = (start + step).min(self.n_rows);
             let values = self.rows(start..end, &mut scratch);
             // One pass without a branch a number.
-            if !values.iter().fold(false, |bad, value| bad | !value.is_finite()) {
+            let top = max_abs(values);
+            if top.is_finite() {
+                largest = largest.max(top);
                 continue;
             }
             for (row, values) in values.chunks_exact(self.n_features).enumerate() {
@@ -289,7 +310,10 @@ impl Features {
             }
         }
         match n_bad - named.len() {
-            _ if n_bad == 0 => Ok(()),
+            _ if n_bad == 0 => {
+                self.largest = largest;
+                Ok(self)
+            }
             0 => Err(Error::Features(named.join(", "))),
             more => Err(Error::Features(format!(
                 "{}, and {more} more rows",
@@ -297,6 +321,17 @@ impl Features {
             ))),
         }
     }
+}
+
+/// The largest absolute value; one that is not a number is larger than all.
+#[inline(always)]
+pub(crate) fn max_abs(values: &[f32]) -> f32 {
+    // The bits of positive numbers are in the order of the numbers, with infinity and then NaN behind them. One plain loop:
+    // over lanes it is compiled to gathers.
+    let largest = values
+        .iter()
+        .fold(0, |largest, value| value.abs().to_bits().max(largest));
+    f32::from_bits(largest)
 }
 
 impl PartialEq for Features {
@@ -312,6 +347,16 @@ impl PartialEq for Features {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_largest_of_numbers_is_found() {
+        let values: Vec<f32> = (1..=37).map(|i| 10.0 - i as f32).collect();
+        assert_eq!(max_abs(&values), 27.0);
+        assert!(max_abs(&[1.0, f32::NAN, f32::INFINITY]).is_nan());
+        let features = Features::new(values, 37).unwrap();
+        assert_eq!(features.largest(), 27.0);
+        assert_eq!(features.select(&[0, 0]).largest(), 27.0);
+    }
 
     fn piece(values: &[f32], dtype: FeatureType) -> Piece {
         let bytes = match dtype {

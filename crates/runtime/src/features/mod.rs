@@ -35,7 +35,7 @@ pub use job::{Finalized, Job, JobStatus, Plan};
 pub use key::{Difference, FeatureType, Key, KeySpec, Recipe, ViewKey};
 pub use manifest::{Header, Labelled, Line, Manifest, save_manifest};
 pub use matrix::Features;
-pub(crate) use matrix::Piece;
+pub(crate) use matrix::{Piece, max_abs};
 pub(crate) use pipeline::{Kept, Pipeline, Spent};
 pub use pool::Pool;
 pub(crate) use recompute::{Recomputed, Wanted};

@@ -6,8 +6,8 @@ use super::counter::{AT_ONCE, Counter};
 use super::dense::stride;
 use super::kernel::Matrix;
 use super::loss::{RowLoss, Wanted};
-use super::math::max_abs;
-use crate::features::Features;
+use crate::features::{Features, max_abs};
+use crate::scratch::Lines;
 use crate::targets::Targets;
 
 /// Rows that a thread takes at once, at most: enough for the products' tiles, few enough for its caches.
@@ -170,7 +170,17 @@ pub(super) fn wanted_class(labels: &[u32], first: usize, mixed: Option<(f32, usi
     }
 }
 
-impl Batch<'_> {
+impl<'b> Batch<'b> {
+    /// Its rows where they lie; none where one of them is to be changed or converted.
+    pub(super) fn apart(&self) -> Vec<&'b [f32]> {
+        if self.changes.is_some() || self.source.scale.is_some() {
+            return Vec::new();
+        }
+        let features = self.source.features;
+        let rows = self.rows.iter().map(|&row| features.row(row));
+        rows.collect::<Option<_>>().unwrap_or_default()
+    }
+
     /// The partner of a row of the batch, with λ.
     pub(super) fn mixed(&self, at: usize) -> Option<(f32, usize)> {
         let (share, partners) = self.changes?.mixup?;
@@ -184,11 +194,11 @@ pub(super) struct Block {
     /// The first row's place in the batch.
     pub(super) first: usize,
     pub(super) n: usize,
-    pub(super) inputs: Vec<f32>,
+    pub(super) inputs: Lines,
     pub(super) input_stride: usize,
     pub(super) hidden: Vec<HiddenRows>,
     /// Logits of all heads, and then residuals.
-    pub(super) outputs: Vec<f32>,
+    pub(super) outputs: Lines,
     pub(super) output_stride: usize,
     /// `[n, heads]`.
     pub(super) losses: Vec<RowLoss>,
@@ -205,11 +215,11 @@ pub(super) struct Block {
 pub(super) struct HiddenRows {
     pub(super) stride: usize,
     /// What the linear layer gave; normalised, where there is a norm.
-    pub(super) inner: Vec<f32>,
+    pub(super) inner: Lines,
     pub(super) inverse: Vec<f32>,
     /// What the next layer takes.
-    pub(super) outer: Vec<f32>,
-    pub(super) gradient: Vec<f32>,
+    pub(super) outer: Lines,
+    pub(super) gradient: Lines,
 }
 
 impl Block {
@@ -221,7 +231,7 @@ impl Block {
         n_outputs: usize,
         heads: usize,
     ) -> Block {
-        let room = |n: usize| vec![0.0; n_rows * stride(n)];
+        let room = |n: usize| Lines::zeros(n_rows * stride(n));
         let hidden = hidden.iter().map(|&width| HiddenRows {
             stride: stride(width),
             inner: room(width),
@@ -240,21 +250,14 @@ impl Block {
         }
     }
 
-    /// What layer `layer` takes.
-    pub(super) fn input_of(&self, layer: usize) -> Matrix<'_> {
+    /// What layer `layer` takes; `apart` are the batch's rows where they were not copied.
+    pub(super) fn input_of<'b>(&'b self, layer: usize, apart: &'b [&'b [f32]]) -> Matrix<'b> {
         match layer.checked_sub(1) {
-            None => Matrix {
-                values: &self.inputs,
-                stride: self.input_stride,
-                n: self.n,
-            },
+            None if !apart.is_empty() => Matrix::apart(&apart[self.first..][..self.n]),
+            None => Matrix::even(&self.inputs, self.input_stride, self.n),
             Some(before) => {
                 let rows = &self.hidden[before];
-                Matrix {
-                    values: &rows.outer,
-                    stride: rows.stride,
-                    n: self.n,
-                }
+                Matrix::even(&rows.outer, rows.stride, self.n)
             }
         }
     }
@@ -262,35 +265,34 @@ impl Block {
     /// The gradient by what layer `layer` gives.
     pub(super) fn residual_of(&self, layer: usize) -> Matrix<'_> {
         match self.hidden.get(layer) {
-            None => Matrix {
-                values: &self.outputs,
-                stride: self.output_stride,
-                n: self.n,
-            },
-            Some(rows) => Matrix {
-                values: &rows.gradient,
-                stride: rows.stride,
-                n: self.n,
-            },
+            None => Matrix::even(&self.outputs, self.output_stride, self.n),
+            Some(rows) => Matrix::even(&rows.gradient, rows.stride, self.n),
         }
     }
 
-    /// Takes rows `first..first + n` of a batch.
-    pub(super) fn fill(&mut self, arch: Arch, batch: &Batch<'_>, first: usize, n: usize) {
+    /// Takes rows `first..first + n` of a batch, and copies them where they are not read where they lie.
+    pub(super) fn fill(&mut self, arch: Arch, batch: &Batch<'_>, apart: &[&[f32]], first: usize, n: usize) {
         (self.first, self.n) = (first, n);
-        arch.dispatch(Fill { block: self, batch });
+        if apart.is_empty() {
+            arch.dispatch(Fill { block: self, batch });
+        } else {
+            self.largest_input = batch.source.features.largest().max(1.0);
+        }
     }
 
     /// Notes how large the products of a layer's gradient can be.
     pub(super) fn measure(&mut self, arch: Arch) {
         let mut largest = std::mem::take(&mut self.largest);
         largest.clear();
-        let of = |matrix: Matrix<'_>| arch.dispatch(MaxAbs(&matrix.values[..matrix.n * matrix.stride]));
+        let of = |matrix: Matrix<'_>| {
+            let (values, stride) = matrix.as_even().expect("in this block");
+            arch.dispatch(MaxAbs(&values[..matrix.n * stride]))
+        };
         for layer in 0..=self.hidden.len() {
             let input = if layer == 0 {
                 self.largest_input
             } else {
-                of(self.input_of(layer))
+                of(self.input_of(layer, &[]))
             };
             largest.push(input * of(self.residual_of(layer)));
         }
@@ -411,7 +413,7 @@ mod tests {
             changes: Some(changes),
         };
         let mut block = Block::new(2, 1, &[], 1, 1);
-        block.fill(Arch::new(), &batch, 0, 2);
+        block.fill(Arch::new(), &batch, &[], 0, 2);
         for at in 0..2 {
             let mut numbers = Vec::new();
             let Wanted::Numbers(wanted) = source.wanted(batch.rows[at], batch.mixed(at), &mut numbers) else {

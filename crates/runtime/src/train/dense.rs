@@ -6,12 +6,12 @@
 use std::ops::Range;
 
 use pulp::{Arch, Simd, WithSimd};
-use rayon::prelude::*;
 
 use super::kernel::{Dot, LANES, Matrix, OUTER_HEIGHT, OUTER_PANELS, Outer};
 use super::optimiser::{Rule, Scalars, State};
+use crate::awake;
 use crate::panels::{Place, Product};
-use crate::scratch;
+use crate::scratch::{self, Lines};
 
 /// Outputs of a head below which lanes are filled by its inputs instead: sixteen lanes for two classes would be mostly idle.
 pub(super) const NARROW: usize = 13;
@@ -47,11 +47,11 @@ pub(super) struct Dense {
     is_narrow: bool,
     m: usize,
     n_panels: usize,
-    arrays: [Vec<f32>; 4],
+    arrays: [Lines; 4],
     /// Where it must be known whole before the update.
-    gradient: Vec<f32>,
+    gradient: Lines,
     /// Panels over the inputs of a layer that is not narrow: `[stride / 16, n_out, 16]`.
-    transposed: Vec<f32>,
+    transposed: Lines,
 }
 
 /// What one call learns from.
@@ -75,7 +75,7 @@ impl Dense {
         } else {
             (k, n_out.div_ceil(LANES))
         };
-        let array = |is_there: bool| vec![0.0; if is_there { m * n_panels * LANES } else { 0 }];
+        let array = |is_there: bool| Lines::zeros(if is_there { m * n_panels * LANES } else { 0 });
         Dense {
             n_in,
             n_out,
@@ -88,14 +88,19 @@ impl Dense {
                 array(n_moments > 1),
                 array(has_ema),
             ],
-            gradient: Vec::new(),
-            transposed: Vec::new(),
+            gradient: Lines::default(),
+            transposed: Lines::default(),
         }
     }
 
     /// Whether the lanes of its panels are inputs.
     pub(super) fn is_narrow(&self) -> bool {
         self.is_narrow
+    }
+
+    /// Whether it takes rows without a one behind them.
+    pub(super) fn takes_rows_apart(&self) -> bool {
+        self.is_narrow && self.n_in.is_multiple_of(LANES)
     }
 
     /// Panels of sixteen outputs, or of sixteen inputs where it is narrow.
@@ -145,9 +150,7 @@ impl Dense {
         let panels = &self.arrays[0][..];
         if self.is_narrow {
             arch.dispatch(Dot {
-                a: x.values,
-                a_stride: x.stride,
-                n: x.n,
+                a: x,
                 panels,
                 m: self.m,
                 out,
@@ -174,7 +177,9 @@ impl Dense {
             return;
         }
         let k = stride(self.n_in);
-        self.transposed.resize(k * self.n_out, 0.0);
+        if self.transposed.is_empty() {
+            self.transposed = Lines::zeros(k * self.n_out);
+        }
         let weights = &self.arrays[0];
         for (panel, out) in self.transposed.chunks_exact_mut(self.n_out * LANES).enumerate() {
             for (output, out) in out.chunks_exact_mut(LANES).enumerate() {
@@ -202,25 +207,14 @@ impl Dense {
     {
         let grid = self.grid(lesson.is_parallel);
         let strips = Strips::new(grid, pairs.clone());
-        grid.walk(
-            self.state(),
-            0..grid.n_panels,
-            0..grid.m,
-            &|state, panels, rows| {
-                let part = Part {
-                    grid,
-                    panels,
-                    rows,
-                    state,
-                };
-                lesson.arch.dispatch(Learn {
-                    part,
-                    pairs: pairs.clone(),
-                    strips: strips.as_ref(),
-                    lesson: Some(lesson),
-                });
-            },
-        );
+        grid.walk(self.state(), &|part| {
+            lesson.arch.dispatch(Learn {
+                part,
+                pairs: pairs.clone(),
+                strips: strips.as_ref(),
+                lesson: Some(lesson),
+            });
+        });
     }
 
     /// Writes the gradient of `pairs` down.
@@ -229,20 +223,15 @@ impl Dense {
         I: Iterator<Item = (Matrix<'m>, Matrix<'m>)> + Clone + Sync,
     {
         let grid = self.grid(is_parallel);
-        self.gradient.resize(self.arrays[0].len(), 0.0);
+        if self.gradient.is_empty() {
+            self.gradient = Lines::zeros(self.arrays[0].len());
+        }
         let strips = Strips::new(grid, pairs.clone());
         let state = State {
             weights: &mut self.gradient,
-            moments: [&mut [], &mut []],
-            ema: &mut [],
+            ..State::nothing()
         };
-        grid.walk(state, 0..grid.n_panels, 0..grid.m, &|state, panels, rows| {
-            let part = Part {
-                grid,
-                panels,
-                rows,
-                state,
-            };
+        grid.walk(state, &|part| {
             arch.dispatch(Learn {
                 part,
                 pairs: pairs.clone(),
@@ -256,24 +245,13 @@ impl Dense {
     pub(super) fn apply(&mut self, lesson: Lesson<'_>) {
         let grid = self.grid(lesson.is_parallel);
         let gradient = std::mem::take(&mut self.gradient);
-        grid.walk(
-            self.state(),
-            0..grid.n_panels,
-            0..grid.m,
-            &|state, panels, rows| {
-                let part = Part {
-                    grid,
-                    panels,
-                    rows,
-                    state,
-                };
-                lesson.arch.dispatch(Apply {
-                    part,
-                    gradient: &gradient,
-                    lesson,
-                });
-            },
-        );
+        grid.walk(self.state(), &|part| {
+            lesson.arch.dispatch(Apply {
+                part,
+                gradient: &gradient,
+                lesson,
+            });
+        });
         self.gradient = gradient;
     }
 
@@ -322,9 +300,10 @@ fn product<'p>(
     out: &'p mut [f32],
     out_stride: usize,
 ) -> Product<'p> {
+    let (a, a_row) = x.as_even().expect("only narrow layers take rows that lie apart");
     Product {
-        a: x.values,
-        a_row: x.stride,
+        a,
+        a_row,
         a_panel: LANES,
         n_rows: x.n,
         depth,
@@ -361,35 +340,93 @@ impl Grid {
     /// Rows of sixteen weights that are worth a thread's while.
     const ROWS: usize = 128;
 
-    fn walk<'s>(
-        &self,
-        state: State<'s>,
-        panels: Range<usize>,
-        rows: Range<usize>,
-        leaf: &(impl Fn(State<'s>, Range<usize>, Range<usize>) + Sync),
-    ) {
-        let fewest = if self.n_panels < 8 {
-            1
+    /// Calls `leaf` with all parts.
+    fn walk(&self, state: State<'_>, leaf: &(impl Fn(Part<'_>) + Sync)) {
+        if self.is_parallel {
+            awake::for_each(Parts::new(*self, state), leaf);
         } else {
-            OUTER_PANELS.max(2 * Grid::ROWS / self.m)
-        };
-        if self.is_parallel && panels.len() > fewest {
-            let middle = panels.start + panels.len() / 2;
-            let (left, right) = state.split((middle - panels.start) * self.m * LANES);
-            rayon::join(
-                || self.walk(left, panels.start..middle, rows.clone(), leaf),
-                || self.walk(right, middle..panels.end, rows.clone(), leaf),
-            );
-        } else if self.is_parallel && panels.len() == 1 && rows.len() > Grid::ROWS {
-            let middle = rows.start + (rows.len() / 2).next_multiple_of(OUTER_HEIGHT);
-            let (left, right) = state.split((middle - rows.start) * LANES);
-            rayon::join(
-                || self.walk(left, panels.clone(), rows.start..middle, leaf),
-                || self.walk(right, panels.clone(), middle..rows.end, leaf),
-            );
-        } else {
-            leaf(state, panels, rows);
+            leaf(Part {
+                grid: *self,
+                panels: 0..self.n_panels,
+                rows: 0..self.m,
+                state,
+            });
         }
+    }
+}
+
+/// What is left to be dealt out.
+struct Parts<'s> {
+    grid: Grid,
+    /// Panels of a part, and rows of them.
+    size: [usize; 2],
+    /// Where the next part begins.
+    panel: usize,
+    row: usize,
+    state: State<'s>,
+}
+
+impl<'s> Parts<'s> {
+    fn new(grid: Grid, state: State<'s>) -> Parts<'s> {
+        /// Parts for each thread: one that comes late gets fewer.
+        const PER_THREAD: usize = 4;
+        let n_parts = PER_THREAD * rayon::current_num_threads();
+        let size = if grid.n_panels < OUTER_PANELS {
+            [1, Grid::ROWS]
+        } else if grid.m > Grid::ROWS {
+            [GATHERED_PANELS, grid.m]
+        } else {
+            [
+                grid.n_panels.div_ceil(n_parts).next_multiple_of(OUTER_PANELS),
+                grid.m,
+            ]
+        };
+        Parts {
+            grid,
+            size,
+            panel: 0,
+            row: 0,
+            state,
+        }
+    }
+}
+
+impl<'s> Iterator for Parts<'s> {
+    type Item = Part<'s>;
+
+    fn next(&mut self) -> Option<Part<'s>> {
+        let Parts {
+            grid,
+            size: [n_panels, n_rows],
+            panel,
+            row,
+            ..
+        } = *self;
+        if panel == grid.n_panels {
+            return None;
+        }
+        let panels = panel..(panel + n_panels).min(grid.n_panels);
+        let rows = row..(row + n_rows).min(grid.m);
+        let rest = std::mem::replace(&mut self.state, State::nothing());
+        let (state, rest) = rest.split(panels.len() * rows.len() * LANES);
+        self.state = rest;
+        self.row = rows.end % grid.m;
+        if self.row == 0 {
+            self.panel = panels.end;
+        }
+        Some(Part {
+            grid,
+            panels,
+            rows,
+            state,
+        })
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        let [n_panels, n_rows] = self.size;
+        let across = (self.grid.n_panels - self.panel).div_ceil(n_panels);
+        let left = across * self.grid.m.div_ceil(n_rows) - self.row / n_rows;
+        (left, Some(left))
     }
 }
 
@@ -429,7 +466,7 @@ impl Strips {
         pairs: impl Iterator<Item = (Matrix<'m>, Matrix<'m>)> + Clone + Sync,
     ) -> Option<Strips> {
         let n = pairs.clone().map(|(x, _)| x.n).sum::<usize>();
-        if grid.n_panels <= OUTER_PANELS || grid.m <= 2 * OUTER_HEIGHT || n < OUTER_HEIGHT {
+        if grid.n_panels <= GATHERED_PANELS || grid.m <= 2 * OUTER_HEIGHT || n < OUTER_HEIGHT {
             return None;
         }
         let mut room = scratch::take(n * grid.m);
@@ -439,7 +476,7 @@ impl Strips {
         };
         let size = n * OUTER_HEIGHT;
         if grid.is_parallel {
-            room.as_mut().par_chunks_mut(size).enumerate().for_each(strip);
+            awake::for_each(room.as_mut().chunks_mut(size).enumerate(), strip);
         } else {
             room.as_mut().chunks_mut(size).enumerate().for_each(strip);
         }
@@ -448,11 +485,8 @@ impl Strips {
 
     /// The strip that begins with a row of the grid.
     fn of(&self, row: usize, height: usize) -> Matrix<'_> {
-        Matrix {
-            values: &self.room.as_ref()[row * self.n..][..height * self.n],
-            stride: height,
-            n: self.n,
-        }
+        let values = &self.room.as_ref()[row * self.n..][..height * self.n];
+        Matrix::even(values, height, self.n)
     }
 }
 
@@ -461,7 +495,7 @@ fn gather<'m>(matrices: impl Iterator<Item = Matrix<'m>>, at: usize, n_columns: 
     let mut out = out.chunks_exact_mut(n_columns);
     for matrix in matrices {
         for row in 0..matrix.n {
-            let from = &matrix.values[row * matrix.stride + at..][..n_columns];
+            let from = &matrix.row(row)[at..][..n_columns];
             let to = out.next().expect("as many rows");
             let ((from, from_rest), (to, to_rest)) = (from.as_chunks::<LANES>(), to.as_chunks_mut());
             to.iter_mut().zip(from).for_each(|(to, from)| *to = *from);
@@ -469,6 +503,9 @@ fn gather<'m>(matrices: impl Iterator<Item = Matrix<'m>>, at: usize, n_columns: 
         }
     }
 }
+
+/// Panels whose side is gathered at once: it stays in the innermost cache while all strips meet it.
+const GATHERED_PANELS: usize = 4;
 
 /// Room for what one [`Outer`] gives.
 type Gradient = [f32; OUTER_PANELS * OUTER_HEIGHT * LANES];
@@ -495,41 +532,56 @@ impl<'m, I: Iterator<Item = (Matrix<'m>, Matrix<'m>)> + Clone> WithSimd for Lear
         let is_narrow = part.grid.is_narrow;
         let mut gradient: Gradient = [0.0; _];
         let pairs = pairs.map(|(x, r)| if is_narrow { (r, x) } else { (x, r) });
-        let Some(strips) = strips else {
-            // A strip is small and is used for all panels before the next one's turn.
-            for row in part.rows.clone().step_by(OUTER_HEIGHT) {
-                for panel in part.panels.clone().step_by(OUTER_PANELS) {
+        // What is behind rows that lie apart is the last panel of a narrow layer.
+        let is_apart = pairs.clone().any(|(_, b)| b.is_apart());
+        let end = part.grid.n_panels - usize::from(is_apart);
+        let all = part.panels.clone();
+        for (panels, is_behind) in [
+            (all.start..all.end.min(end), false),
+            (all.start.max(end)..all.end, true),
+        ] {
+            let pairs = pairs
+                .clone()
+                .map(|(a, b)| if is_behind { (a, Matrix::ones(b.n)) } else { (a, b) });
+            let first = if is_behind { panels.start } else { 0 };
+            let Some(strips) = strips else {
+                // A strip is small and is used for all panels before the next one's turn.
+                for row in part.rows.clone().step_by(OUTER_HEIGHT) {
+                    for panel in panels.clone().step_by(OUTER_PANELS) {
+                        part.strip(
+                            simd,
+                            lesson,
+                            pairs.clone(),
+                            row,
+                            panel..panels.end.min(panel + OUTER_PANELS),
+                            [row, (panel - first) * LANES],
+                            &mut gradient,
+                        );
+                    }
+                }
+                continue;
+            };
+            let n = strips.n;
+            let mut room = scratch::take(n * GATHERED_PANELS * LANES);
+            for panel in panels.clone().step_by(GATHERED_PANELS) {
+                let panels = panel..panels.end.min(panel + GATHERED_PANELS);
+                let width = panels.len() * LANES;
+                let b = &mut room.as_mut()[..n * width];
+                gather(pairs.clone().map(|(_, b)| b), (panel - first) * LANES, width, b);
+                let b = Matrix::even(b, width, n);
+                // Rows of a panel lie one after the other, and so do their weights and moments.
+                for row in part.rows.clone().step_by(OUTER_HEIGHT) {
+                    let a = strips.of(row, OUTER_HEIGHT.min(part.grid.m - row));
                     part.strip(
                         simd,
                         lesson,
-                        pairs.clone(),
-                        [row, panel],
-                        [row, panel * LANES],
+                        std::iter::once((a, b)),
+                        row,
+                        panels.clone(),
+                        [0, 0],
                         &mut gradient,
                     );
                 }
-            }
-            return;
-        };
-        let n = strips.n;
-        let mut room = scratch::take(n * OUTER_PANELS * LANES);
-        for panel in part.panels.clone().step_by(OUTER_PANELS) {
-            let width = OUTER_PANELS.min(part.panels.end - panel) * LANES;
-            let b = &mut room.as_mut()[..n * width];
-            gather(pairs.clone().map(|(_, b)| b), panel * LANES, width, b);
-            let (values, stride) = (&*b, width);
-            // Rows of a panel lie one after the other, and so do their weights and moments.
-            for row in part.rows.clone().step_by(OUTER_HEIGHT) {
-                let a = strips.of(row, OUTER_HEIGHT.min(part.grid.m - row));
-                let pair = (a, Matrix { values, stride, n });
-                part.strip(
-                    simd,
-                    lesson,
-                    std::iter::once(pair),
-                    [row, panel],
-                    [0, 0],
-                    &mut gradient,
-                );
             }
         }
     }
@@ -543,12 +595,13 @@ impl Part<'_> {
         simd: S,
         lesson: Option<Lesson<'_>>,
         pairs: impl Iterator<Item = (Matrix<'m>, Matrix<'m>)> + Clone,
-        [row, panel]: [usize; 2],
+        row: usize,
+        panels: Range<usize>,
         [a_at, b_at]: [usize; 2],
         room: &mut Gradient,
     ) {
         let height = OUTER_HEIGHT.min(self.rows.end - row);
-        let n_panels = OUTER_PANELS.min(self.panels.end - panel);
+        let n_panels = panels.len();
         let out = &mut room[..n_panels * height * LANES];
         Outer {
             pairs,
@@ -559,11 +612,11 @@ impl Part<'_> {
             out: &mut *out,
         }
         .with_simd(simd);
-        for (i, gradient) in out.chunks_exact(height * LANES).enumerate() {
+        for (panel, gradient) in panels.zip(out.chunks_exact(height * LANES)) {
             match lesson {
-                Some(lesson) => self.update(simd, lesson, panel + i, row, gradient),
+                Some(lesson) => self.update(simd, lesson, panel, row, gradient),
                 None => {
-                    let at = self.at(panel + i, row);
+                    let at = self.at(panel, row);
                     self.state.weights[at..at + gradient.len()].copy_from_slice(gradient);
                 }
             }
@@ -600,6 +653,48 @@ mod tests {
     use super::*;
 
     #[test]
+    fn parts_are_all_there_is_and_are_counted() {
+        for (m, n_panels) in [
+            (2, 129),
+            (10, 49),
+            (104, 49),
+            (520, 49),
+            (2064, 1),
+            (500, 7),
+            (3, 8),
+        ] {
+            let grid = Grid {
+                m,
+                n_panels,
+                is_narrow: true,
+                is_parallel: true,
+            };
+            let mut weights = vec![0.0f32; m * n_panels * LANES];
+            let state = State {
+                weights: &mut weights,
+                ..State::nothing()
+            };
+            let mut parts = Parts::new(grid, state);
+            let (mut left, mut n_parts) = (parts.size_hint().0, 0);
+            while let Some(part) = parts.next() {
+                (left, n_parts) = (left - 1, n_parts + 1);
+                assert_eq!(parts.size_hint(), (left, Some(left)));
+                assert_eq!(
+                    part.state.weights.len(),
+                    part.panels.len() * part.rows.len() * LANES
+                );
+                let at = (part.panels.start * m + part.rows.start) * LANES;
+                for (i, weight) in part.state.weights.iter_mut().enumerate() {
+                    *weight += (at + i) as f32;
+                }
+            }
+            assert_eq!(left, 0);
+            assert!(n_parts > 1 || m * n_panels <= Grid::ROWS, "{m} {n_panels}");
+            assert!(weights.iter().enumerate().all(|(i, weight)| *weight == i as f32));
+        }
+    }
+
+    #[test]
     fn gradients_do_not_depend_on_how_their_inputs_are_brought_together() {
         // Inputs of many outputs are gathered into strips, those of a few outputs are read where they lie.
         let (n, n_in, n_out) = (37, 70, 5 * LANES + 7);
@@ -609,7 +704,7 @@ mod tests {
         };
         let (x, r) = (numbers(n * k, 31), numbers(n * stride_out, 57));
         fn matrix(values: &[f32], stride: usize, n: usize) -> Matrix<'_> {
-            Matrix { values, stride, n }
+            Matrix::even(values, stride, n)
         }
         let gradient = |first: usize, n_out: usize, is_parallel: bool| {
             let mut dense = Dense::new(n_in, n_out, false, 0, false);
@@ -626,7 +721,7 @@ mod tests {
                 .iter()
                 .map(|(x, r, n)| (matrix(&x[..], k, *n), matrix(&r[..], stride_out - first, *n)));
             dense.differentiate(Arch::new(), is_parallel, pairs);
-            dense.gradient
+            dense.gradient.to_vec()
         };
         let whole = gradient(0, n_out, false);
         assert_eq!(whole, gradient(0, n_out, true));

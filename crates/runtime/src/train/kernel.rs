@@ -15,20 +15,86 @@ pub(crate) use crate::panels::LANES;
 use crate::panels::in_memory;
 use crate::scratch;
 
+/// Rows of a product: `n`, each with a one behind it that stands for the bias, and zeros up to a multiple of sixteen.
+#[derive(Clone, Copy)]
+pub(super) struct Matrix<'a> {
+    rows: Rows<'a>,
+    pub(super) n: usize,
+}
+
+#[derive(Clone, Copy)]
+enum Rows<'a> {
+    Even {
+        values: &'a [f32],
+        stride: usize,
+    },
+    /// Where each lies; without what is behind it.
+    Apart(&'a [&'a [f32]]),
+}
+
+/// What is behind a row of whole panels.
+static ONE: [f32; LANES] = [1.0, 0., 0., 0., 0., 0., 0., 0., 0., 0., 0., 0., 0., 0., 0., 0.];
+
+impl<'a> Matrix<'a> {
+    /// `n` rows, `stride` numbers from one to the next.
+    pub(super) fn even(values: &'a [f32], stride: usize, n: usize) -> Matrix<'a> {
+        Matrix {
+            rows: Rows::Even { values, stride },
+            n,
+        }
+    }
+
+    /// Rows of a multiple of sixteen numbers without what is behind them.
+    pub(super) fn apart(rows: &'a [&'a [f32]]) -> Matrix<'a> {
+        Matrix {
+            rows: Rows::Apart(rows),
+            n: rows.len(),
+        }
+    }
+
+    /// What is behind `n` rows.
+    pub(super) fn ones(n: usize) -> Matrix<'static> {
+        Matrix::even(&ONE, 0, n)
+    }
+
+    /// Numbers of the rows that lie together, and from one to the next.
+    pub(super) fn as_even(&self) -> Option<(&'a [f32], usize)> {
+        match self.rows {
+            Rows::Even { values, stride } => Some((values, stride)),
+            Rows::Apart(_) => None,
+        }
+    }
+
+    /// Whether what is behind the rows is missing.
+    pub(super) fn is_apart(&self) -> bool {
+        matches!(self.rows, Rows::Apart(_))
+    }
+
+    /// A row, which may go on into the next ones.
+    #[inline(always)]
+    pub(super) fn row(&self, row: usize) -> &'a [f32] {
+        match self.rows {
+            Rows::Even { values, stride } => &values[row * stride..],
+            Rows::Apart(rows) => rows[row],
+        }
+    }
+}
+
 /// `out[b, c] = Σ_p Σ_lane a[b, 16·p + lane] · panels[p, c, lane]` for `n` rows and `m` outputs.
 pub(super) struct Dot<'a> {
-    pub(super) a: &'a [f32],
-    pub(super) a_stride: usize,
-    pub(super) n: usize,
+    pub(super) a: Matrix<'a>,
     pub(super) panels: &'a [f32],
     pub(super) m: usize,
     pub(super) out: &'a mut [f32],
     pub(super) out_stride: usize,
 }
 
-/// Panels and outputs of a [`Dot`] that all rows meet before the next ones' turn: their weights stay in the innermost cache.
-const PANELS: usize = 32;
+/// Outputs of a [`Dot`] that all rows meet before the next ones' turn, with so many panels of them that their weights stay
+/// near: vectors of half a line are read twice as often as they can be from the second cache.
 const OUTPUTS: usize = 12;
+const fn panels_at_once(lanes: usize) -> usize {
+    if lanes == LANES { 160 } else { 32 }
+}
 
 impl WithSimd for Dot<'_> {
     type Output = ();
@@ -36,6 +102,8 @@ impl WithSimd for Dot<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(mut self, simd: S) {
         match S::F32_LANES {
+            16 if self.m <= 2 => self.parts::<S, 8, 2, 1>(simd),
+            16 if self.m == 3 => self.parts::<S, 6, 3, 1>(simd),
             16 => self.parts::<S, 4, 6, 1>(simd),
             8 => self.parts::<S, 2, 2, 2>(simd),
             4 => self.parts::<S, 2, 2, 4>(simd),
@@ -56,14 +124,15 @@ impl Dot<'_> {
     #[inline(always)]
     fn parts<S: Simd, const R: usize, const Q: usize, const V: usize>(&mut self, simd: S) {
         let n_panels = self.panels.len() / (self.m * LANES);
-        let n_chains = if n_panels > PANELS {
-            self.n * self.m * LANES
+        let at_once = panels_at_once(S::F32_LANES);
+        let n_chains = if n_panels > at_once {
+            self.a.n * self.m * LANES
         } else {
             0
         };
         let mut chains = scratch::take(n_chains);
-        for start in (0..n_panels).step_by(PANELS) {
-            let panels = start..(start + PANELS).min(n_panels);
+        for start in (0..n_panels).step_by(at_once) {
+            let panels = start..(start + at_once).min(n_panels);
             let mut part = DotPart {
                 is_last: panels.end == n_panels,
                 panels,
@@ -72,11 +141,19 @@ impl Dot<'_> {
             for block in (0..self.m).step_by(OUTPUTS) {
                 let outputs = block..(block + OUTPUTS).min(self.m);
                 let mut row = 0;
-                while row + R <= self.n {
+                while row + R <= self.a.n {
                     self.outputs::<S, R, Q, V>(simd, &mut part, row, outputs.clone());
                     row += R;
                 }
-                while row < self.n {
+                if R > 4 && row + 4 <= self.a.n {
+                    self.outputs::<S, 4, Q, V>(simd, &mut part, row, outputs.clone());
+                    row += 4;
+                }
+                if R > 2 && row + 2 <= self.a.n {
+                    self.outputs::<S, 2, Q, V>(simd, &mut part, row, outputs.clone());
+                    row += 2;
+                }
+                while row < self.a.n {
                     self.outputs::<S, 1, Q, V>(simd, &mut part, row, outputs.clone());
                     row += 1;
                 }
@@ -93,20 +170,19 @@ impl Dot<'_> {
         outputs: Range<usize>,
     ) {
         let mut output = outputs.start;
-        while output + Q <= outputs.end {
-            self.tile::<S, R, Q, V>(simd, part, row, output);
-            output += Q;
-        }
-        if Q > 4 && output + 4 <= outputs.end {
-            self.tile::<S, R, 4, V>(simd, part, row, output);
-            output += 4;
-        }
-        while output + 2 <= outputs.end {
-            self.tile::<S, R, 2, V>(simd, part, row, output);
-            output += 2;
-        }
-        if output < outputs.end {
-            self.tile::<S, R, 1, V>(simd, part, row, output);
+        while output < outputs.end {
+            // Tiles of about one size: a pass over the rows for what is left over would take as long as for all.
+            let left = outputs.end - output;
+            let n = left.div_ceil(left.div_ceil(Q));
+            match n {
+                1 => self.tile::<S, R, 1, V>(simd, part, row, output),
+                2 if Q >= 2 => self.tile::<S, R, 2, V>(simd, part, row, output),
+                3 if Q >= 3 => self.tile::<S, R, 3, V>(simd, part, row, output),
+                4 if Q >= 4 => self.tile::<S, R, 4, V>(simd, part, row, output),
+                5 if Q >= 5 => self.tile::<S, R, 5, V>(simd, part, row, output),
+                _ => self.tile::<S, R, Q, V>(simd, part, row, output),
+            }
+            output += n;
         }
     }
 
@@ -119,14 +195,18 @@ impl Dot<'_> {
         output: usize,
     ) {
         let panels = part.panels.clone();
-        let mut a = [S::as_simd_f32s(&self.a[..0]).0; R];
-        for r in 0..R {
-            let at = (row + r) * self.a_stride;
-            a[r] = S::as_simd_f32s(&self.a[at + panels.start * LANES..at + panels.end * LANES]).0;
-        }
-        let mut sums = self.open::<S, R, Q, V>(simd, part, row, output);
         let size = self.m * LANES;
         let weights = &self.panels[panels.start * size..panels.end * size];
+        // What is behind the rows comes last where it does not lie there.
+        let lacks_one = part.is_last && self.a.is_apart();
+        let (weights, behind) = weights.split_at(weights.len() - if lacks_one { size } else { 0 });
+        let n_panels = panels.len() - usize::from(lacks_one);
+        let mut a = [S::as_simd_f32s(&[]).0; R];
+        for r in 0..R {
+            let values = &self.a.row(row + r)[panels.start * LANES..][..n_panels * LANES];
+            a[r] = S::as_simd_f32s(values).0;
+        }
+        let mut sums = self.open::<S, R, Q, V>(simd, part, row, output);
         for (panel, weights) in weights.chunks_exact(size).enumerate() {
             let (weights, _) = S::as_simd_f32s(&weights[output * LANES..][..Q * LANES]);
             for r in 0..R {
@@ -134,6 +214,17 @@ impl Dot<'_> {
                 for q in 0..Q {
                     for v in 0..V {
                         sums[r][q][v] = simd.mul_add_f32s(a[v], weights[q * V + v], sums[r][q][v]);
+                    }
+                }
+            }
+        }
+        for weights in behind.chunks_exact(size) {
+            let (weights, _) = S::as_simd_f32s(&weights[output * LANES..][..Q * LANES]);
+            let (one, _) = S::as_simd_f32s(&ONE);
+            for r in 0..R {
+                for q in 0..Q {
+                    for v in 0..V {
+                        sums[r][q][v] = simd.mul_add_f32s(one[v], weights[q * V + v], sums[r][q][v]);
                     }
                 }
             }
@@ -225,16 +316,8 @@ pub(super) fn tree_sum(lanes: &[f32; LANES]) -> f32 {
     sums[0]
 }
 
-/// Rows of a product that are at hand: `n` rows of `values`, `stride` apart.
-#[derive(Clone, Copy)]
-pub(super) struct Matrix<'a> {
-    pub(super) values: &'a [f32],
-    pub(super) stride: usize,
-    pub(super) n: usize,
-}
-
 /// `out[p, r, lane] = Σ_b a[b, a_at + r] · b[b, b_at + 16·p + lane]` for all rows of all pairs in order;
-/// `out` is `[n_panels, height, 16]`, at most `[4, 16, 16]`.
+/// `out` is `[n_panels, height, 16]`, at most `[8, 16, 16]`.
 pub(super) struct Outer<'a, I> {
     pub(super) pairs: I,
     pub(super) a_at: usize,
@@ -245,63 +328,65 @@ pub(super) struct Outer<'a, I> {
 }
 
 /// Panels and rows that one [`Outer`] takes at most.
-pub(super) const OUTER_PANELS: usize = 4;
+pub(super) const OUTER_PANELS: usize = 8;
 pub(super) const OUTER_HEIGHT: usize = 16;
 
 impl<'m, I: Iterator<Item = (Matrix<'m>, Matrix<'m>)> + Clone> WithSimd for Outer<'_, I> {
     type Output = ();
 
     #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
-        match S::F32_LANES {
-            16 => self.run::<S, 8, 8, 4, 2, 2, 4>(simd),
-            8 => self.run::<S, 6, 4, 2, 2, 2, 4>(simd),
-            4 => self.run::<S, 6, 4, 2, 4, 4, 4>(simd),
-            _ => self.run::<S, 1, 1, 1, 16, 16, 16>(simd),
+    fn with_simd<S: Simd>(mut self, simd: S) {
+        let mut row = 0;
+        while row < self.height {
+            // As for a [`Dot`], and such tiles that there are enough chains to hide the latency of an addition.
+            let left = self.height - row;
+            let n = left.div_ceil(left.div_ceil(Self::highest(S::F32_LANES)));
+            match (S::F32_LANES, n) {
+                (16, 1) => self.panels::<S, 1, 8>(simd, row),
+                (16, 2) => self.panels::<S, 2, 8>(simd, row),
+                (16, 3) => self.panels::<S, 3, 8>(simd, row),
+                (16, 4) => self.panels::<S, 4, 4>(simd, row),
+                (16, 5) => self.panels::<S, 5, 4>(simd, row),
+                (16, 6) => self.panels::<S, 6, 4>(simd, row),
+                (16, 7) => self.panels::<S, 7, 2>(simd, row),
+                (16, 8) => self.panels::<S, 8, 2>(simd, row),
+                (16, 9) => self.panels::<S, 9, 2>(simd, row),
+                (16, 10) => self.panels::<S, 10, 2>(simd, row),
+                (16, 11) => self.panels::<S, 11, 2>(simd, row),
+                (16, _) => self.panels::<S, 12, 2>(simd, row),
+                (8, 1) => self.panels::<S, 1, 8>(simd, row),
+                (8, 2) => self.panels::<S, 2, 4>(simd, row),
+                (8, 3) => self.panels::<S, 3, 4>(simd, row),
+                (8, 4) => self.panels::<S, 4, 2>(simd, row),
+                (8, 5) => self.panels::<S, 5, 2>(simd, row),
+                (8, _) => self.panels::<S, 6, 2>(simd, row),
+                (4, 1) => self.panels::<S, 1, 8>(simd, row),
+                (4, 2) => self.panels::<S, 2, 4>(simd, row),
+                (4, 3) => self.panels::<S, 3, 4>(simd, row),
+                (4, 4) => self.panels::<S, 4, 4>(simd, row),
+                (4, 5) => self.panels::<S, 5, 4>(simd, row),
+                (4, _) => self.panels::<S, 6, 4>(simd, row),
+                _ => self.panels::<S, 1, 16>(simd, row),
+            }
+            row += n;
         }
     }
 }
 
 impl<'m, I: Iterator<Item = (Matrix<'m>, Matrix<'m>)> + Clone> Outer<'_, I> {
-    /// High, middle and low tiles with the vectors that are beside each other in each: low ones take several panels, so
-    /// that there are enough chains to hide the latency of an addition.
-    #[inline(always)]
-    fn run<
-        S: Simd,
-        const R: usize,
-        const M: usize,
-        const L: usize,
-        const V: usize,
-        const VM: usize,
-        const VL: usize,
-    >(
-        mut self,
-        simd: S,
-    ) {
-        let per_panel = LANES / S::F32_LANES;
-        let mut row = 0;
-        while row < self.height {
-            let left = self.height - row;
-            let height = if left >= R {
-                self.panels::<S, R, V>(simd, row, V / per_panel);
-                R
-            } else if left >= M {
-                self.panels::<S, M, VM>(simd, row, VM / per_panel);
-                M
-            } else if left >= L {
-                self.panels::<S, L, VL>(simd, row, VL / per_panel);
-                L
-            } else {
-                self.panels::<S, 1, VL>(simd, row, VL / per_panel);
-                1
-            };
-            row += height;
+    /// Rows of a tile, at most.
+    const fn highest(lanes: usize) -> usize {
+        match lanes {
+            16 => 12,
+            8 | 4 => 6,
+            _ => 1,
         }
     }
 
+    /// Tiles of `R` rows and `W` vectors.
     #[inline(always)]
-    fn panels<S: Simd, const R: usize, const W: usize>(&mut self, simd: S, row: usize, at_once: usize) {
-        let mut panel = 0;
+    fn panels<S: Simd, const R: usize, const W: usize>(&mut self, simd: S, row: usize) {
+        let (mut panel, at_once) = (0, W * S::F32_LANES / LANES);
         while panel + at_once <= self.n_panels {
             self.tile::<S, R, W>(simd, row, panel);
             panel += at_once;
@@ -323,8 +408,8 @@ impl<'m, I: Iterator<Item = (Matrix<'m>, Matrix<'m>)> + Clone> Outer<'_, I> {
         for (a, b) in self.pairs.clone() {
             let (a_at, b_at) = (self.a_at + row, self.b_at + panel * LANES);
             for i in 0..a.n {
-                let factors = &a.values[i * a.stride + a_at..][..R];
-                let (b, _) = S::as_simd_f32s(&b.values[i * b.stride + b_at..][..W * S::F32_LANES]);
+                let factors = &a.row(i)[a_at..][..R];
+                let (b, _) = S::as_simd_f32s(&b.row(i)[b_at..][..W * S::F32_LANES]);
                 for r in 0..R {
                     let factor = simd.splat_f32s(factors[r]);
                     for w in 0..W {
@@ -367,13 +452,14 @@ mod tests {
 
     #[test]
     fn dot_products_are_their_definition_to_the_bit_with_and_without_vectors() {
+        const AT_ONCE: usize = panels_at_once(LANES);
         // The last ones have chains that go on from memory, and outputs in several blocks.
         for (n, m, n_panels) in [
             (1, 16, 1),
             (5, 3, 2),
             (15, 40, 3),
-            (6, 10, 2 * PANELS + 3),
-            (9, 31, PANELS + 1),
+            (6, 10, 2 * AT_ONCE + 3),
+            (9, 31, AT_ONCE + 1),
         ] {
             let panels = numbers(n_panels * m * LANES, 2);
             let x = numbers(n * (n_panels * LANES + 16), 3);
@@ -395,9 +481,7 @@ mod tests {
             let dot = |fast: bool| {
                 let mut out = vec![9.0; n * out_stride];
                 let op = Dot {
-                    a: &x,
-                    a_stride: x_stride,
-                    n,
+                    a: Matrix::even(&x, x_stride, n),
                     panels: &panels,
                     m,
                     out: &mut out,
@@ -419,14 +503,9 @@ mod tests {
         for (height, n_panels) in [(1, 1), (2, 4), (5, 3), (16, 2), (9, 4)] {
             let (a_stride, b_stride) = (height + 2, n_panels * LANES + 8);
             let blocks = [4, 3].map(|n| (n, numbers(n * a_stride, n), numbers(n * b_stride, n + 1)));
-            let pairs = blocks.iter().map(|(n, a, b)| {
-                let matrix = |values, stride| Matrix {
-                    values,
-                    stride,
-                    n: *n,
-                };
-                (matrix(a, a_stride), matrix(b, b_stride))
-            });
+            let pairs = blocks
+                .iter()
+                .map(|(n, a, b)| (Matrix::even(a, a_stride, *n), Matrix::even(b, b_stride, *n)));
             let expected: Vec<f64> = (0..n_panels * height * LANES)
                 .map(|at| {
                     let (panel, row, lane) = (at / (height * LANES), at / LANES % height, at % LANES);

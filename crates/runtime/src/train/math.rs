@@ -224,17 +224,6 @@ pub(super) fn max(values: &[f32]) -> f32 {
     top
 }
 
-/// The largest absolute value; one that is not a number is larger than all.
-#[inline(always)]
-pub(super) fn max_abs(values: &[f32]) -> f32 {
-    // The bits of positive numbers are in the order of the numbers, with infinity and then NaN behind them. One plain loop:
-    // over lanes it is compiled to gathers.
-    let largest = values
-        .iter()
-        .fold(0, |largest, value| value.abs().to_bits().max(largest));
-    f32::from_bits(largest)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -269,6 +258,5 @@ mod tests {
         assert_eq!(sum(&values), 333.0);
         assert_eq!(dot(&values, &values), values.iter().map(|v| v * v).sum::<f32>());
         assert_eq!(max(&values), 27.0);
-        assert_eq!(max_abs(&values.iter().map(|v| -v).collect::<Vec<_>>()), 27.0);
     }
 }

@@ -15,6 +15,15 @@ pub(crate) struct State<'s> {
 }
 
 impl<'s> State<'s> {
+    /// Of no weights.
+    pub(crate) fn nothing() -> State<'s> {
+        State {
+            weights: &mut [],
+            moments: [&mut [], &mut []],
+            ema: &mut [],
+        }
+    }
+
     /// Both sides of a cut behind `at` weights.
     pub(crate) fn split(self, at: usize) -> (State<'s>, State<'s>) {
         fn cut(values: &mut [f32], at: usize) -> (&mut [f32], &mut [f32]) {

@@ -1,7 +1,5 @@
 //! One step of a network: forward, back and on; and its losses on rows that it does not learn from.
 
-use rayon::prelude::*;
-
 use super::batch::{BLOCK_ROWS, Batch, Block, HiddenRows, wanted_class};
 use super::config::{Norm, Optimiser};
 use super::dense::{self, Lesson};
@@ -10,6 +8,7 @@ use super::kernel::LANES;
 use super::loss::{Loss, Outputs, RowLoss};
 use super::network::{Hidden, Network};
 use super::optimiser::{HeadStep, Rule, Scalars, Update};
+use crate::awake;
 use crate::targets::Targets;
 
 /// A gradient of which one number could be larger is taken for one that is not finite: its square would overflow in Adam's
@@ -17,7 +16,7 @@ use crate::targets::Targets;
 const LARGEST: f32 = 1e18;
 
 /// Work of a step from which on threads are worth their wake-up: multiplications, and what else takes as long.
-const PARALLEL_FROM: usize = 6 << 20;
+const PARALLEL_FROM: usize = 2 << 20;
 
 /// What a step is made with.
 pub(super) struct Step<'s> {
@@ -100,12 +99,16 @@ impl Network {
 
     /// Rows of a block: as many as stay in the second cache from one product to the next, unless the weights are so many that
     /// they had better be read for more rows at once.
-    fn block_rows(&self) -> usize {
+    fn block_rows(&self, apart: bool, is_parallel: bool) -> usize {
+        /// What is read where it lies.
+        const SHARED: usize = 16;
         const NEAR: usize = 1 << 15;
         const MANY_WEIGHTS: usize = 1 << 16;
         const LEAST: usize = 12;
         let width = dense::stride(self.output.n_in);
-        if !self.hidden.is_empty() || self.output.n_out * width > MANY_WEIGHTS {
+        if apart && is_parallel {
+            SHARED
+        } else if apart || !self.hidden.is_empty() || self.output.n_out * width > MANY_WEIGHTS {
             BLOCK_ROWS
         } else {
             (NEAR / width).clamp(LEAST, BLOCK_ROWS) / 2 * 2
@@ -124,6 +127,16 @@ impl Network {
             blocks = vec![block; n.div_ceil(rows)];
         }
         blocks
+    }
+
+    /// The rows of a batch where they lie, if the first layer takes them like that.
+    fn rows_apart<'b>(&self, batch: &Batch<'b>) -> Vec<&'b [f32]> {
+        let first = self.hidden.first().map_or(&self.output, |hidden| &hidden.dense);
+        if first.takes_rows_apart() {
+            batch.apart()
+        } else {
+            Vec::new()
+        }
     }
 
     /// Makes a step with a batch. Nothing has changed where it gives an error.
@@ -145,8 +158,9 @@ impl Network {
             1
         };
         let of_thread = n.div_ceil(threads);
-        let parts = of_thread.div_ceil(self.block_rows());
-        let rows = of_thread.div_ceil(parts).next_multiple_of(2).min(BLOCK_ROWS);
+        let apart = self.rows_apart(batch);
+        let parts = of_thread.div_ceil(self.block_rows(!apart.is_empty(), is_parallel));
+        let rows = of_thread.div_ceil(parts).next_multiple_of(4).min(BLOCK_ROWS);
         let mut buffer = self.make_room(n, rows);
         let blocks = &mut buffer[..n.div_ceil(rows)];
         let denominator = self.denominator(batch, step.loss);
@@ -156,6 +170,7 @@ impl Network {
         self.forward(
             blocks,
             batch,
+            &apart,
             rows,
             is_parallel,
             mode,
@@ -165,7 +180,7 @@ impl Network {
         let checked = self.check_losses(blocks, step.heads);
         let outcome = checked.and_then(|()| {
             self.backward(blocks, is_parallel, step.step as u64);
-            self.learn(blocks, is_parallel, step)
+            self.learn(blocks, &apart, is_parallel, step)
         });
         if outcome.is_ok() {
             totals.add(blocks, self.heads);
@@ -200,7 +215,17 @@ impl Network {
             let mut buffer = self.make_room(rows.len(), BLOCK_ROWS.min(batch.rows.len()));
             let size = buffer[0].inputs.len() / buffer[0].input_stride;
             let blocks = &mut buffer[..rows.len().div_ceil(size)];
-            self.forward(blocks, &part, size, is_parallel, Mode::Evaluate, &step, 1.0);
+            let apart = self.rows_apart(&part);
+            self.forward(
+                blocks,
+                &part,
+                &apart,
+                size,
+                is_parallel,
+                Mode::Evaluate,
+                &step,
+                1.0,
+            );
             totals.add(blocks, self.heads);
             self.blocks = buffer;
         }
@@ -221,6 +246,7 @@ impl Network {
         &mut self,
         blocks: &mut [Block],
         batch: &Batch<'_>,
+        apart: &[&[f32]],
         rows: usize,
         is_parallel: bool,
         mode: Mode,
@@ -231,9 +257,9 @@ impl Network {
         let is_linear = self.hidden.is_empty();
         each(blocks, is_parallel, |at, block| {
             let first = at * rows;
-            block.fill(self.arch, batch, first, rows.min(n - first));
+            block.fill(self.arch, batch, apart, first, rows.min(n - first));
             if is_linear {
-                self.finish(block, batch, step, scale, mode);
+                self.finish(block, batch, apart, step, scale, mode);
             }
         });
         for layer in 0..self.hidden.len() {
@@ -242,7 +268,7 @@ impl Network {
                 let stride = block.hidden[layer].stride;
                 self.hidden[layer]
                     .dense
-                    .forward(self.arch, block.input_of(layer), &mut inner, stride);
+                    .forward(self.arch, block.input_of(layer, apart), &mut inner, stride);
                 block.hidden[layer].inner = inner;
             });
             if let (Mode::Train { .. }, Some(norms)) = (mode, &mut self.hidden[layer].norms)
@@ -260,7 +286,7 @@ impl Network {
                 self.view(rows, &mut outer, layer, first, n, mode).forward();
                 rows.outer = outer;
                 if layer + 1 == self.hidden.len() {
-                    self.finish(block, batch, step, scale, mode);
+                    self.finish(block, batch, apart, step, scale, mode);
                 }
             });
         }
@@ -300,11 +326,19 @@ impl Network {
     }
 
     /// Logits, and from them losses and residuals.
-    fn finish(&self, block: &mut Block, batch: &Batch<'_>, step: &Step<'_>, scale: f32, mode: Mode) {
+    fn finish(
+        &self,
+        block: &mut Block,
+        batch: &Batch<'_>,
+        apart: &[&[f32]],
+        step: &Step<'_>,
+        scale: f32,
+        mode: Mode,
+    ) {
         let mut outputs = std::mem::take(&mut block.outputs);
         self.output.forward(
             self.arch,
-            block.input_of(self.hidden.len()),
+            block.input_of(self.hidden.len(), apart),
             &mut outputs,
             block.output_stride,
         );
@@ -373,7 +407,13 @@ impl Network {
     }
 
     /// Updates all weights.
-    fn learn(&mut self, blocks: &[Block], is_parallel: bool, step: &Step<'_>) -> Result<(), NotFinite> {
+    fn learn(
+        &mut self,
+        blocks: &[Block],
+        apart: &[&[f32]],
+        is_parallel: bool,
+        step: &Step<'_>,
+    ) -> Result<(), NotFinite> {
         let arch = self.arch;
         let rule = Rule::new(step.optimiser, step.momentum, step.step, step.ema);
         let n_rows = blocks.iter().map(|block| block.n).sum::<usize>() as f32;
@@ -384,7 +424,7 @@ impl Network {
         let pairs = |layer: usize| {
             blocks
                 .iter()
-                .map(move |block| (block.input_of(layer), block.residual_of(layer)))
+                .map(move |block| (block.input_of(layer, apart), block.residual_of(layer)))
         };
         let mut clips = vec![1.0; if step.clip_norm.is_some() { self.heads } else { 0 }];
         let is_written = step.clip_norm.is_some() || !is_safe;
@@ -571,11 +611,7 @@ impl pulp::NullaryFnOnce for Finish<'_> {
 /// Does something with each block and its place, on many threads where that is worth it.
 fn each(blocks: &mut [Block], is_parallel: bool, f: impl Fn(usize, &mut Block) + Sync) {
     if is_parallel && blocks.len() > 1 {
-        blocks
-            .par_iter_mut()
-            .enumerate()
-            .with_max_len(1)
-            .for_each(|(at, block)| f(at, block));
+        awake::for_each(blocks.iter_mut().enumerate(), |(at, block)| f(at, block));
     } else {
         blocks.iter_mut().enumerate().for_each(|(at, block)| f(at, block));
     }

@@ -11,7 +11,7 @@ use super::network::Network;
 use super::step::{Step, Totals};
 use super::*;
 use crate::error::Error;
-use crate::features::{Features, Labelled};
+use crate::features::{FeatureType, Features, Labelled, Piece};
 use crate::head::{Head, Layer};
 use crate::monitor::Monitor;
 use crate::random::Random;
@@ -355,7 +355,12 @@ fn the_same_bytes_for_any_number_of_threads() {
         clip_norm: Some(0.1),
         ..wide.clone()
     };
-    for (d, k, config) in [(700, 40, wide), (4000, 3, clipped), (100, 5, deep)] {
+    for (d, k, config) in [
+        (700, 40, wide.clone()),
+        (4000, 3, clipped),
+        (2048, 10, wide),
+        (100, 5, deep),
+    ] {
         let rows = data(320, d, k, Task::SingleLabel);
         let run = |threads| {
             let pool = rayon::ThreadPoolBuilder::new()
@@ -369,6 +374,59 @@ fn the_same_bytes_for_any_number_of_threads() {
             let many = run(threads);
             assert_eq!(bits(&many.last), bits(&one.last), "{threads} threads");
             assert_eq!(many, one);
+        }
+    }
+}
+
+#[test]
+fn rows_that_are_read_where_they_lie_give_the_same_as_copies() {
+    for (d, k, hidden) in [
+        (32, 1, vec![]),
+        (16, 2, vec![]),
+        (208, 3, vec![]),
+        (2048, 7, vec![]),
+        (48, 12, vec![]),
+        (64, 20, vec![5]),
+    ] {
+        let mut rows = data(90, d, k.max(2), Task::SingleLabel);
+        if k == 1 {
+            rows.targets =
+                Targets::dense((0..90).map(|i| f32::from(u8::from(i % 3 == 0))).collect(), 1).unwrap();
+        }
+        let task = if k == 1 {
+            Task::MultiLabel
+        } else {
+            Task::SingleLabel
+        };
+        let bytes = rows
+            .features
+            .values()
+            .iter()
+            .flat_map(|value| half::f16::from_f32(*value).to_le_bytes())
+            .collect();
+        // Must be converted, and so copied.
+        let piece = Piece::stored(pth::Storage::owned(bytes), FeatureType::Float16, d).unwrap();
+        let copied = Labelled {
+            features: Features::of_piece(piece, d).unwrap(),
+            ..rows.clone()
+        };
+        let apart = Labelled {
+            features: Features::new(copied.features.values().into_owned(), d).unwrap(),
+            ..rows.clone()
+        };
+        assert!(apart.features.row(0).is_some() && copied.features.row(0).is_none());
+        for batch_size in [7, 64] {
+            let config = TrainerConfig {
+                hidden: hidden.clone(),
+                batch_size,
+                clip_norm: (batch_size == 7).then_some(0.5),
+                ..config(task)
+            };
+            assert_eq!(
+                train(&apart, &apart, &config, k),
+                train(&copied, &copied, &config, k),
+                "{d} -> {k}, {batch_size} at once"
+            );
         }
     }
 }
