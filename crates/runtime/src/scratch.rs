@@ -39,21 +39,36 @@ impl Aligned {
 
 /// So many numbers, of which the first begins a line of the cache.
 #[derive(Debug, Default)]
-pub(crate) struct Lines {
+pub(crate) struct AlignedVec {
     values: Aligned,
     n: usize,
 }
 
-impl Lines {
+impl AlignedVec {
     /// `n` zeros.
-    pub(crate) fn zeros(n: usize) -> Lines {
-        let mut values = Aligned::default();
-        values.of(n);
-        Lines { values, n }
+    pub(crate) fn zeros(n: usize) -> AlignedVec {
+        let mut lines = AlignedVec::default();
+        lines.resize(n);
+        lines
+    }
+
+    /// Makes them `n`, of no meaning where there were others.
+    pub(crate) fn resize(&mut self, n: usize) {
+        self.values.of(n);
+        self.n = n;
     }
 }
 
-impl std::ops::Deref for Lines {
+impl FromIterator<f32> for AlignedVec {
+    fn from_iter<I: IntoIterator<Item = f32>>(values: I) -> AlignedVec {
+        let values: Vec<f32> = values.into_iter().collect();
+        let mut lines = AlignedVec::zeros(values.len());
+        lines.copy_from_slice(&values);
+        lines
+    }
+}
+
+impl std::ops::Deref for AlignedVec {
     type Target = [f32];
 
     fn deref(&self) -> &[f32] {
@@ -61,15 +76,15 @@ impl std::ops::Deref for Lines {
     }
 }
 
-impl std::ops::DerefMut for Lines {
+impl std::ops::DerefMut for AlignedVec {
     fn deref_mut(&mut self) -> &mut [f32] {
         self.values.of(self.n)
     }
 }
 
-impl Clone for Lines {
-    fn clone(&self) -> Lines {
-        let mut copy = Lines::zeros(self.n);
+impl Clone for AlignedVec {
+    fn clone(&self) -> AlignedVec {
+        let mut copy = AlignedVec::zeros(self.n);
         copy.copy_from_slice(self);
         copy
     }

@@ -5,6 +5,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::linalg::{dot, matmul_transposed};
+use crate::panels::vectorised;
 
 /// Rows of a block: its own factor is small beside the products with all others.
 const BLOCK: usize = 64;
@@ -82,22 +83,29 @@ impl Cholesky {
 
     /// `L⁻¹`, lower triangular, `[d, d]`; for few columns.
     pub(super) fn inverse(&self) -> Vec<f64> {
-        let n = self.d;
-        let mut inverse = vec![0.0; n * n];
-        for row in 0..n {
-            let (above, current) = inverse.split_at_mut(row * n);
+        let mut inverse = vec![0.0; self.d * self.d];
+        invert(&self.lower, self.d, &mut inverse);
+        inverse
+    }
+}
+
+vectorised! {
+    /// The inverse of a lower-triangular matrix, `[d, d]`, in place of zeros.
+    fn invert(lower: &'a [f64], d: usize, inverse: &'a mut [f64]) {
+        for row in 0..d {
+            let (above, current) = inverse.split_at_mut(row * d);
             let current = &mut current[..=row];
             current[row] = 1.0;
-            let lower = &self.lower[row * n..][..row + 1];
-            for (other, l) in above.chunks_exact(n).zip(lower) {
-                current
-                    .iter_mut()
-                    .zip(other)
-                    .for_each(|(x, other)| *x -= l * other);
+            let lower = &lower[row * d..][..row + 1];
+            for (other, l) in above.chunks_exact(d).zip(lower) {
+                for (x, other) in current.iter_mut().zip(other) {
+                    *x -= l * other;
+                }
             }
-            current.iter_mut().for_each(|x| *x /= lower[row]);
+            for x in current {
+                *x /= lower[row];
+            }
         }
-        inverse
     }
 }
 

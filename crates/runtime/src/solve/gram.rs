@@ -6,7 +6,7 @@ use super::kernel::LANES;
 use super::linalg::transposed_matmul;
 use super::rows::{Rows, Scratch, Segments, spread};
 use crate::panels::{Outer, Place, pack};
-use crate::scratch;
+use crate::scratch::{self, AlignedVec};
 
 /// Rows whose products are added in float32 before they go into float64; no power of two, so that panels of them do not meet in
 /// the same places of a cache.
@@ -22,14 +22,15 @@ pub(super) fn gram(rows: &Rows<'_>, max_rows: usize, weights: Option<&[f32]>) ->
     let stride = rows.stride;
     let used = spread(rows.n_rows(), max_rows.max(1));
     let mut sums = vec![0.0f64; stride * stride];
-    let (mut block, mut panels, mut weighted) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut block, mut panels, mut weighted) = (Vec::new(), AlignedVec::default(), AlignedVec::default());
     for (part, which) in used.chunks(FLUSH_ROWS).enumerate() {
         gather(rows, which, &mut block);
         let n = which.len();
         put_into_panels(&block, stride, &mut panels);
         if let Some(weights) = weights {
             let here: Vec<f32> = which.iter().map(|row| weights[*row]).collect();
-            weighted.clone_from(&panels);
+            weighted.resize(panels.len());
+            weighted.copy_from_slice(&panels);
             weighted.par_chunks_exact_mut(n * LANES).for_each(|panel| {
                 for (row, weight) in panel.chunks_exact_mut(LANES).zip(&here) {
                     row.iter_mut().for_each(|x| *x *= weight);
@@ -105,11 +106,11 @@ fn gather(rows: &Rows<'_>, which: &[usize], block: &mut Vec<f32>) {
 }
 
 /// `[n, stride]` in panels of columns.
-fn put_into_panels(block: &[f32], stride: usize, out: &mut Vec<f32>) {
+fn put_into_panels(block: &[f32], stride: usize, out: &mut AlignedVec) {
     /// Columns that one thread moves at once: whole lines of the cache.
     const COLUMNS: usize = 8 * LANES;
     let n = block.len() / stride;
-    out.resize(block.len(), 0.0);
+    out.resize(block.len());
     out.par_chunks_mut(COLUMNS * n).enumerate().for_each(|(at, out)| {
         let n_columns = out.len() / n;
         pack(&block[at * COLUMNS..], stride, n, n_columns, out);

@@ -10,9 +10,8 @@ use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::rows::{MANY_CHUNK, MAX_CHUNK};
-use super::vector::narrow;
 use crate::panels::{Place, Product, pack, pack_transposed};
-use crate::scratch;
+use crate::scratch::{self, AlignedVec};
 
 /// Rows of features and of weights are padded to a multiple of this: the widest vector.
 pub(super) const LANES: usize = crate::panels::LANES;
@@ -22,10 +21,10 @@ const MANY: usize = 32;
 
 /// The weights of a pass, `[outputs, stride]`, and both products with them.
 pub(super) struct Weights {
-    values: Vec<f32>,
+    values: AlignedVec,
     stride: usize,
     /// Those of the first outputs, a multiple of [`LANES`], in panels over the outputs; none where all are few.
-    panels: Vec<f32>,
+    panels: AlignedVec,
 }
 
 /// Rows of a pass, `[n, stride]`, on their way through its products.
@@ -37,14 +36,14 @@ pub(super) struct Chunk<'c> {
 
 impl Weights {
     pub(super) fn new(theta: &[f64], stride: usize) -> Weights {
-        let values = narrow(theta);
+        let values: AlignedVec = theta.iter().map(|x| *x as f32).collect();
         let n_outputs = values.len() / stride;
         let n = if n_outputs < MANY {
             0
         } else {
             n_outputs / LANES * LANES
         };
-        let mut panels = vec![0.0; n * stride];
+        let mut panels = AlignedVec::zeros(n * stride);
         panels
             .par_chunks_mut(LANES * stride)
             .zip(values.par_chunks(LANES * stride))
@@ -68,14 +67,14 @@ impl Weights {
     }
 
     /// What both products want of some rows; `room` is for it.
-    pub(super) fn chunk<'c>(&self, rows: &'c [f32], room: &'c mut Vec<f32>) -> Chunk<'c> {
+    pub(super) fn chunk<'c>(&self, rows: &'c [f32], room: &'c mut AlignedVec) -> Chunk<'c> {
         let stride = self.stride;
         let n = if self.panels.is_empty() {
             0
         } else {
             rows.len() / stride / LANES * LANES
         };
-        room.resize(n * stride, 0.0);
+        room.resize(n * stride);
         if n > 0 {
             pack(rows, stride, n, stride, room);
         }
@@ -403,7 +402,7 @@ mod tests {
             let weight: Vec<f64> = (0..n_outputs * stride).map(value(11)).map(f64::from).collect();
             let mut out = vec![0.0; n_outputs * out_stride];
             let weights = Weights::new(&weight, stride);
-            let mut room = Vec::new();
+            let mut room = AlignedVec::default();
             let chunk = weights.chunk(&rows, &mut room);
             weights.logits(&chunk, &mut out, out_stride);
             let mut product = vec![1.0; n_outputs * stride];

@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 
 use super::rehearsal::Planned;
-use super::vector::{add, combine, dot, each_chunk};
+use super::vector::{add, add_and_dot, combine, dot, each_chunk, multiply};
 
 /// A step and the change of the objective's gradient over it. Rounded to float32 they are those of a problem that differs
 /// by as much, and as definite.
@@ -179,11 +179,16 @@ impl Search {
 
     /// The first half of the way to a direction: a vector that the preconditioner is to be applied to.
     pub(super) fn begin(&mut self) -> Vec<f64> {
-        let mut q: Vec<f64> = self.slope_vector.iter().map(|g| -g).collect();
+        let mut q = combine(&self.slope_vector, &self.slope_vector, |g, _| -g);
         self.alphas.clear();
-        for pair in self.pairs.iter().rev() {
-            let alpha = pair.inverse * dot(&pair.step, &q);
-            add(&mut q, -alpha, &pair.change);
+        let mut pairs = self.pairs.iter().rev().peekable();
+        let mut product = pairs.peek().map_or(0.0, |pair| dot(&pair.step, &q));
+        while let Some(pair) = pairs.next() {
+            let alpha = pair.inverse * product;
+            match pairs.peek() {
+                Some(next) => product = add_and_dot(&mut q, -alpha, &pair.change, &next.step),
+                None => add(&mut q, -alpha, &pair.change),
+            }
             self.alphas.push(alpha);
         }
         q
@@ -196,12 +201,18 @@ impl Search {
             Some(pair) => 1.0 / (pair.inverse * pair.square),
             None => 1.0,
         };
-        q.iter_mut().for_each(|q| *q *= gamma);
-        for (pair, alpha) in self.pairs.iter().zip(self.alphas.iter().rev()) {
-            let beta = pair.inverse * dot(&pair.change, &q);
-            add(&mut q, alpha - beta, &pair.step);
-        }
+        multiply(&mut q, gamma);
+        let mut pairs = self.pairs.iter().zip(self.alphas.iter().rev()).peekable();
+        let mut product = pairs.peek().map_or(0.0, |(pair, _)| dot(&pair.change, &q));
         self.slope = dot(&q, &self.slope_vector);
+        while let Some((pair, alpha)) = pairs.next() {
+            let factor = alpha - pair.inverse * product;
+            product = match pairs.peek() {
+                Some((next, _)) => add_and_dot(&mut q, factor, &pair.step, &next.change),
+                None => add_and_dot(&mut q, factor, &pair.step, &self.slope_vector),
+            };
+            self.slope = product;
+        }
         self.direction = q;
         self.length = 1.0;
         self.first = 1.0;

@@ -12,10 +12,10 @@ use rayon::prelude::*;
 use super::cholesky::Cholesky;
 use super::kernel::LANES;
 use super::rows::Rows;
-use super::vector::{add, dot, narrow};
+use super::vector::{dot, narrow, set};
 use crate::error::Error;
 use crate::panels::{Place, Product, fair};
-use crate::scratch;
+use crate::scratch::{self, AlignedVec};
 
 /// Features up to which the whole matrix is factored, in memory and time that grow as its square and cube.
 pub(crate) const MAX_DENSE: usize = 4096;
@@ -40,9 +40,9 @@ struct Hessian<'g> {
 #[derive(Debug)]
 pub(super) struct Factor {
     /// L; in place of its blocks on the diagonal, minus their inverses.
-    lower: Vec<f32>,
+    lower: AlignedVec,
     /// Minus the transpose of L; in place of its blocks on the diagonal, their inverses'.
-    upper: Vec<f32>,
+    upper: AlignedVec,
     stride: usize,
     /// The Hessian's own.
     scale: f64,
@@ -110,10 +110,38 @@ impl Preconditioner {
                     factor.solve(rows);
                     factor.solve_transposed(rows);
                 });
-                q.fill(0.0);
-                add(q, factor.scale, &whole);
+                set(q, factor.scale, &whole);
             }
         }
+    }
+
+    /// About [`squares`](Preconditioner::squares): where there are hundreds of rows, a hundred or two of them stand for all, by
+    /// the ratio of both metrics.
+    pub(super) fn about_squares(&self, y: &[f32], rows_each: usize) -> Vec<f64> {
+        /// Rows that are enough.
+        const ENOUGH: usize = 128;
+        let Preconditioner::Dense(Factor { stride, .. }) = self else {
+            return self.squares(y, rows_each);
+        };
+        let every = rows_each / ENOUGH;
+        if every < 2 {
+            return self.squares(y, rows_each);
+        }
+        let of_block = |y: &[f32]| {
+            let some: Vec<f32> = y
+                .chunks_exact(*stride)
+                .step_by(every)
+                .flatten()
+                .copied()
+                .collect();
+            let ratio = dot(y, y) / dot(&some, &some);
+            if ratio.is_finite() {
+                ratio * self.squares(&some, some.len() / stride)[0]
+            } else {
+                self.squares(y, rows_each)[0]
+            }
+        };
+        y.chunks_exact(rows_each * stride).map(of_block).collect()
     }
 
     /// Per row of `y` its square in this metric, summed over `rows_each` rows.
@@ -148,14 +176,20 @@ impl Factor {
     fn new(hessian: &Hessian<'_>, extra: f64) -> Option<Factor> {
         let (stride, n) = (hessian.stride, hessian.d + 1);
         let mut factor = Factor {
-            lower: vec![0.0; stride * stride],
-            upper: vec![0.0; stride * stride],
+            lower: AlignedVec::zeros(stride * stride),
+            upper: AlignedVec::zeros(stride * stride),
             stride,
             scale: hessian.scale,
         };
+        let mut left = vec![0.0; n * BLOCK];
         for first in (0..n).step_by(BLOCK) {
             let width = BLOCK.min(n - first);
-            let own: Vec<f32> = factor.left_of(hessian, first..first + width, first);
+            let each = fair(n - first, ROWS);
+            left.truncate((n - first) * BLOCK);
+            left.par_chunks_mut(each * BLOCK)
+                .enumerate()
+                .for_each(|(part, left)| factor.left_of(hessian, first + part * each, first, left));
+            let (own, below) = left.split_at(width * BLOCK);
             let mut block = vec![0.0; width * width];
             for (row, (out, own)) in block
                 .chunks_exact_mut(width)
@@ -174,41 +208,39 @@ impl Factor {
                     factor.upper[place(stride, first + column, first + row)] = *value as f32;
                 }
             }
-            let below = first + width..n;
-            let each = fair(below.len().max(1), ROWS);
-            let starts: Vec<usize> = below.clone().step_by(each).collect();
-            let parts: Vec<Vec<f32>> = starts
-                .into_par_iter()
-                .map(|start| factor.solved(hessian, start..(start + each).min(n), first))
+            let parts: Vec<Vec<f32>> = below
+                .par_chunks(each * BLOCK)
+                .map(|left| factor.solved(left, first))
                 .collect();
             factor.put(&parts, first + width, first);
         }
         Some(factor)
     }
 
-    /// What is left of some rows of the Hessian in the block of columns from `first` on, `[rows, BLOCK]`.
-    fn left_of(&self, hessian: &Hessian<'_>, rows: Range<usize>, first: usize) -> Vec<f32> {
+    /// What is left of the Hessian's rows from `row` on in the block of columns from `first` on, `[rows, BLOCK]`.
+    fn left_of(&self, hessian: &Hessian<'_>, row: usize, first: usize, left: &mut [f32]) {
         let stride = self.stride;
-        let mut left = vec![0.0f32; rows.len() * BLOCK];
-        for (row, out) in rows.clone().zip(left.chunks_exact_mut(BLOCK)) {
+        for (row, out) in (row..).zip(left.chunks_exact_mut(BLOCK)) {
             let end = (first + BLOCK).min(row + 1);
-            for (out, moment) in out.iter_mut().zip(&hessian.gram[row * stride..][first..end]) {
+            let (own, rest) = out.split_at_mut(end - first);
+            for (out, moment) in own.iter_mut().zip(&hessian.gram[row * stride..][first..end]) {
                 *out = (hessian.weight * moment) as f32;
             }
+            rest.fill(0.0);
             if row < first + BLOCK && row < hessian.d {
                 out[row - first] += hessian.scale as f32;
             }
         }
         if first > 0 {
             Product {
-                a: &self.lower[rows.start * LANES..],
+                a: &self.lower[row * LANES..],
                 a_row: LANES,
                 a_panel: stride * LANES,
-                n_rows: rows.len(),
+                n_rows: left.len() / BLOCK,
                 depth: first,
                 b: &self.upper[first * stride..],
                 b_panel: stride * LANES,
-                out: &mut left,
+                out: left,
                 place: Place {
                     row: BLOCK,
                     panel: LANES,
@@ -218,19 +250,17 @@ impl Factor {
             }
             .run();
         }
-        left
     }
 
-    /// Some rows of L below the block on the diagonal from `first` on, `[rows, BLOCK]`.
-    fn solved(&self, hessian: &Hessian<'_>, rows: Range<usize>, first: usize) -> Vec<f32> {
-        let left = self.left_of(hessian, rows.clone(), first);
+    /// Rows of L below the block on the diagonal from `first` on, of what was left of the Hessian's; both `[rows, BLOCK]`.
+    fn solved(&self, left: &[f32], first: usize) -> Vec<f32> {
         let mut out = vec![0.0; left.len()];
         let n_columns = BLOCK.min(self.stride - first);
         Product {
-            a: &left,
+            a: left,
             a_row: BLOCK,
             a_panel: LANES,
-            n_rows: rows.len(),
+            n_rows: left.len() / BLOCK,
             depth: n_columns,
             b: &self.upper[first * self.stride + first * LANES..],
             b_panel: self.stride * LANES,
@@ -395,6 +425,31 @@ mod tests {
         }
         let want: f64 = q[..7 * stride].iter().zip(&x).map(|(q, x)| q * x).sum();
         assert!((squares[0] / want - 1.0).abs() < 1e-5 && squares.len() == 2);
+    }
+
+    #[test]
+    fn some_of_many_outputs_stand_for_all_in_a_square() {
+        let (n, d, k) = (300, 24, 700);
+        let mut random = Random::new(3, "precondition test");
+        let mut uniform = || random.below(1000) as f32 / 500.0 - 1.0;
+        let features =
+            Features::new((0..n * d).map(|i| uniform() * (i % d + 1) as f32).collect(), d).unwrap();
+        let rows = Rows::new(&features, false);
+        let inverse = Preconditioner::dense(&exact_gram(&rows), &rows, 0.01).unwrap();
+        // Two blocks, the second of zeros in all outputs that would stand for it.
+        let mut y = vec![0.0; 2 * k * rows.stride];
+        for (at, y) in y.chunks_exact_mut(rows.stride).enumerate() {
+            let is_there = at < k || at % 5 == 1;
+            y[..=d]
+                .iter_mut()
+                .for_each(|y| *y = if is_there { uniform() } else { 0.0 });
+        }
+        let (about, exact) = (inverse.about_squares(&y, k), inverse.squares(&y, k));
+        assert!((about[0] / exact[0] - 1.0).abs() < 0.05 && about[0] != exact[0]);
+        assert_eq!(about[1], exact[1]);
+        // Few are all there.
+        let few = &y[..255 * rows.stride];
+        assert_eq!(inverse.about_squares(few, 255), inverse.squares(few, 255));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! One pass over the data: the losses at some weights, and their gradient.
 
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use rayon::prelude::*;
 
@@ -12,9 +12,11 @@ use super::loss::{Share, sigmoid, sigmoid_wide, softmax, softmax_wide};
 use super::precondition::{MAX_DENSE, Preconditioner};
 use super::rows::{Rows, Scratch, Segments};
 use super::targets::{Likelihood, Model};
-use super::vector::add;
+use super::vector::{add, total};
 use crate::error::Error;
 use crate::features::Features;
+use crate::panels::vectorised;
+use crate::scratch::AlignedVec;
 use crate::targets::Targets;
 
 /// What products are made in; sums of rows are always float64.
@@ -61,9 +63,9 @@ pub(super) struct Problem<'p> {
 #[derive(Debug, Default)]
 struct Room {
     scratch: Scratch,
-    panels: Vec<f32>,
-    logits: Vec<f32>,
-    product: Vec<f32>,
+    panels: AlignedVec,
+    logits: AlignedVec,
+    product: AlignedVec,
     wide_rows: Vec<f64>,
     wide_logits: Vec<f64>,
     wide_product: Vec<f64>,
@@ -180,7 +182,6 @@ impl<'p> Problem<'p> {
         };
         let n_losses = if self.model.is_separate() { k } else { 1 };
         self.segments.each(&self.rooms, |range, room| {
-            room.sums.clear();
             room.sums.resize(k * stride, 0.0);
             room.losses.clear();
             room.losses.resize(n_losses, 0.0);
@@ -190,19 +191,13 @@ impl<'p> Problem<'p> {
                 Precision::Double => self.wide_pass(theta, outputs, range, room),
             }
         });
-        let mut total = Evaluation {
-            losses: vec![0.0; n_losses],
-            gradient: vec![0.0; k * stride],
-            curvature: 0.0,
-        };
-        for room in &self.rooms {
-            let room = room.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            add(&mut total.losses, 1.0, &room.losses);
-            add(&mut total.gradient, 1.0, &room.sums);
-            total.curvature += room.curvature;
+        let rooms = self.rooms();
+        let curvature: f64 = rooms.iter().map(|room| room.curvature).sum();
+        Evaluation {
+            losses: total_of(&rooms, |room| &room.losses),
+            gradient: total_of(&rooms, |room| &room.sums),
+            curvature: curvature / (self.rows.n_rows() * n_losses) as f64,
         }
-        total.curvature /= (self.rows.n_rows() * n_losses) as f64;
-        total
     }
 
     /// [`evaluate`](Problem::evaluate) where outputs have no weights yet, at their biases. Of a softmax, all rows of
@@ -241,13 +236,11 @@ impl<'p> Problem<'p> {
         found.curvature /= self.rows.n_rows() as f64;
         let outputs = found.gradient.par_chunks_exact_mut(stride).enumerate();
         outputs.for_each(|(class, out)| {
-            add(out, p[class], &weighted);
-            add(out, -f64::from(by.smooth[class]), &all);
-            add(
-                out,
-                -f64::from(by.main[class]),
-                &sums[class * stride..(class + 1) * stride],
-            );
+            let own = &sums[class * stride..(class + 1) * stride];
+            let (main, smooth) = (f64::from(by.main[class]), f64::from(by.smooth[class]));
+            for (out, ((weighted, all), own)) in out.iter_mut().zip(weighted.iter().zip(&all).zip(own)) {
+                *out = p[class] * weighted - smooth * all - main * own;
+            }
         });
         found
     }
@@ -267,22 +260,25 @@ impl<'p> Problem<'p> {
                 }
             }
         });
-        let mut sums = vec![0.0; k * stride];
-        for room in &self.rooms {
-            let room = room.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            add(&mut sums, 1.0, &room.sums);
-        }
-        sums
+        total_of(&self.rooms(), |room| &room.sums)
+    }
+
+    /// What the segments worked in.
+    fn rooms(&self) -> Vec<MutexGuard<'_, Room>> {
+        let rooms = self.rooms.iter();
+        rooms
+            .map(|room| room.lock().unwrap_or_else(PoisonError::into_inner))
+            .collect()
     }
 
     fn pass(&self, weights: &Weights, outputs: &[usize], range: std::ops::Range<usize>, room: &mut Room) {
         let stride = self.rows.stride;
         let chunk_rows = weights.chunk_rows(self.rows.chunk_rows);
         let k = outputs.len();
-        room.logits.resize(k * chunk_rows, 0.0);
-        room.product.clear();
-        room.product.resize(k * stride, 0.0);
-        let mut n_unflushed = 0;
+        room.logits.resize(k * chunk_rows);
+        room.product.resize(k * stride);
+        room.product.fill(0.0);
+        let (mut n_unflushed, mut is_first) = (0, true);
         for start in range.clone().step_by(chunk_rows) {
             let end = (start + chunk_rows).min(range.end);
             let n = end - start;
@@ -307,12 +303,11 @@ impl<'p> Problem<'p> {
             }
             chunk.accumulate(z, chunk_rows, stride, &mut room.product);
             n_unflushed += n;
-            if n_unflushed >= FLUSH_ROWS || end == range.end {
-                for (sum, product) in room.sums.iter_mut().zip(&mut room.product) {
-                    *sum += f64::from(*product);
-                    *product = 0.0;
-                }
-                n_unflushed = 0;
+            // A few rows more are not worth going through the sums once more.
+            let is_enough = n_unflushed >= FLUSH_ROWS && range.end - end > FLUSH_ROWS / 2;
+            if is_enough || end == range.end {
+                flush(&mut room.product, &mut room.sums, is_first);
+                (n_unflushed, is_first) = (0, false);
             }
         }
     }
@@ -326,7 +321,7 @@ impl<'p> Problem<'p> {
             .enumerate()
             .for_each_init(Room::default, |room, (chunk, out)| {
                 let start = chunk * chunk_rows;
-                room.logits.resize(k * chunk_rows, 0.0);
+                room.logits.resize(k * chunk_rows);
                 let rows = self.rows.chunk(start..start + out.len(), &mut room.scratch);
                 let chunk = weights.chunk(rows, &mut room.panels);
                 weights.logits(&chunk, &mut room.logits, chunk_rows);
@@ -343,6 +338,7 @@ impl<'p> Problem<'p> {
         let (stride, chunk_rows) = (self.rows.stride, self.rows.chunk_rows);
         let k = outputs.len();
         room.wide_product.resize(k * stride, 0.0);
+        room.sums.fill(0.0);
         for start in range.clone().step_by(chunk_rows) {
             let end = (start + chunk_rows).min(range.end);
             let n = end - start;
@@ -374,6 +370,21 @@ impl<'p> Problem<'p> {
             transposed_matmul(z, &room.wide_rows, &mut room.wide_product, k, stride);
             let sums = room.sums.iter_mut().zip(&room.wide_product);
             sums.for_each(|(sum, product)| *sum += product);
+        }
+    }
+}
+
+fn total_of(rooms: &[MutexGuard<'_, Room>], of: impl Fn(&Room) -> &[f64]) -> Vec<f64> {
+    let vectors: Vec<&[f64]> = rooms.iter().map(|room| of(room)).collect();
+    total(&vectors)
+}
+
+vectorised! {
+    /// Adds float32 sums to those in float64, or puts them there where they are the first, and begins them anew.
+    fn flush(product: &'a mut [f32], sums: &'a mut [f64], is_first: bool) {
+        for (sum, product) in sums.iter_mut().zip(product) {
+            *sum = f64::from(*product) + if is_first { 0.0 } else { *sum };
+            *product = 0.0;
         }
     }
 }

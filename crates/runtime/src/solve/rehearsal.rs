@@ -15,12 +15,13 @@ use super::rows::{MAX_CHUNK, Scratch, spread};
 use super::targets::{Likelihood, Model};
 use super::vector::dot;
 use crate::panels::vectorised;
+use crate::scratch::AlignedVec;
 
 /// Rows of one search's sample.
 #[derive(Debug)]
 struct Part {
     /// `[n, stride]`.
-    rows: Vec<f32>,
+    rows: AlignedVec,
     n: usize,
     /// Of these rows.
     model: Model,
@@ -87,9 +88,9 @@ impl Rehearsal {
         let each = n.div_ceil(8).next_multiple_of(LANES).min(MAX_CHUNK);
         let of_part = |chosen: &[usize]| {
             let mut scratch = Scratch::default();
-            let mut own = Vec::with_capacity(chosen.len() * stride);
-            for row in chosen {
-                own.extend_from_slice(rows.chunk(*row..*row + 1, &mut scratch));
+            let mut own = AlignedVec::zeros(chosen.len() * stride);
+            for (row, out) in chosen.iter().zip(own.chunks_exact_mut(stride)) {
+                out.copy_from_slice(rows.chunk(*row..*row + 1, &mut scratch));
             }
             let n = chosen.len();
             let logits = biases
@@ -128,7 +129,7 @@ impl Rehearsal {
         let directions = directions.concat();
         let weights = Weights::new(&directions, self.stride);
         let each = self.outputs_each;
-        let of_part = |room: &mut Vec<f32>, part: &mut Part| {
+        let of_part = |room: &mut AlignedVec, part: &mut Part| {
             let n = part.n;
             let mut found = vec![0.0; searches.len() * each * n];
             let chunk = weights.chunk(&part.rows, room);
@@ -139,10 +140,12 @@ impl Rehearsal {
         };
         let n_rows: usize = self.parts.iter().map(|part| part.n).sum();
         if n_rows * directions.len() < FEW {
-            let mut room = Vec::new();
+            let mut room = AlignedVec::default();
             self.parts.iter_mut().for_each(|part| of_part(&mut room, part));
         } else {
-            self.parts.par_iter_mut().for_each_init(Vec::new, of_part);
+            self.parts
+                .par_iter_mut()
+                .for_each_init(AlignedVec::default, of_part);
         }
     }
 

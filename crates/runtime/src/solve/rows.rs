@@ -13,6 +13,7 @@ use super::kernel::LANES;
 use crate::features::Features;
 use crate::panels::vectorised;
 use crate::random::Random;
+use crate::scratch::AlignedVec;
 
 /// Numbers up to which prepared rows are kept, 32 MiB: what the last cache may hold. Beyond, every pass prepares them
 /// again, and memory does not grow with the features.
@@ -44,14 +45,14 @@ pub(super) struct Rows<'f> {
     pub(super) stride: usize,
     /// Rows that are prepared at once where outputs are few.
     pub(super) chunk_rows: usize,
-    ready: Option<Vec<f32>>,
+    ready: Option<AlignedVec>,
 }
 
 /// Room for rows that are being prepared.
 #[derive(Debug, Default)]
 pub(super) struct Scratch {
     raw: Vec<f32>,
-    rows: Vec<f32>,
+    rows: AlignedVec,
 }
 
 impl<'f> Rows<'f> {
@@ -120,7 +121,7 @@ impl<'f> Rows<'f> {
         if n * stride > MAX_READY {
             return;
         }
-        let mut ready = vec![0.0; n * stride];
+        let mut ready = AlignedVec::zeros(n * stride);
         let n_numbers = chunk_rows * stride;
         let fill = |(chunk, out): (usize, &mut [f32])| {
             let first = chunk * chunk_rows;
@@ -149,7 +150,7 @@ impl<'f> Rows<'f> {
         if let Some(ready) = &self.ready {
             return &ready[rows.start * self.stride..rows.end * self.stride];
         }
-        scratch.rows.resize(rows.len() * self.stride, 0.0);
+        scratch.rows.resize(rows.len() * self.stride);
         self.prepare(rows, &mut scratch.raw, &mut scratch.rows);
         &scratch.rows
     }
@@ -241,7 +242,24 @@ vectorised! {
     fn add_moments(values: &'a [f32], about: &'a [f64], sums: &'a mut [f64], squares: &'a mut [f64]) {
         let d = about.len();
         let (sums, squares) = (&mut sums[..d], &mut squares[..d]);
-        for row in values.chunks_exact(d) {
+        // Four rows at once, since sums of many columns are further away than the innermost cache.
+        let mut fours = values.chunks_exact(4 * d);
+        for rows in &mut fours {
+            let (first, rest) = rows.split_at(d);
+            let (second, rest) = rest.split_at(d);
+            let (third, fourth) = rest.split_at(d);
+            let fourth = &fourth[..d];
+            for j in 0..d {
+                let (mut sum, mut square) = (sums[j], squares[j]);
+                for x in [first[j], second[j], third[j], fourth[j]] {
+                    let above = f64::from(x) - about[j];
+                    sum += above;
+                    square += above * above;
+                }
+                (sums[j], squares[j]) = (sum, square);
+            }
+        }
+        for row in fours.remainder().chunks_exact(d) {
             for j in 0..d {
                 let above = f64::from(row[j]) - about[j];
                 sums[j] += above;

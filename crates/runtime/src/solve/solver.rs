@@ -205,7 +205,7 @@ impl<'s> Solver<'s> {
         for search in &mut self.searches {
             let square = search
                 .newest_change()
-                .map(|y| made.squares(y, self.outputs_each)[0]);
+                .map(|y| made.about_squares(y, self.outputs_each)[0]);
             square
                 .into_iter()
                 .for_each(|square| search.set_newest_square(square));
@@ -226,14 +226,16 @@ impl<'s> Solver<'s> {
     fn aim(&mut self, active: &[usize]) {
         let mut left: Vec<usize> = active.to_vec();
         while !left.is_empty() {
-            let mut q = Vec::new();
-            left.iter()
-                .for_each(|&search| q.append(&mut self.searches[search].begin()));
+            let mut q = self.searches[left[0]].begin();
+            for &search in &left[1..] {
+                q.append(&mut self.searches[search].begin());
+            }
             self.metric().apply(&mut q);
             let each = self.outputs_each * self.layout.stride;
-            let parts = std::mem::take(&mut left).into_iter().zip(q.chunks_exact(each));
-            for (search, q) in parts {
-                if !self.searches[search].finish(q.to_vec()) {
+            let of_last = q.split_off(q.len() - each);
+            let parts = q.chunks_exact(each).map(<[f64]>::to_vec).chain([of_last]);
+            for (search, q) in std::mem::take(&mut left).into_iter().zip(parts) {
+                if !self.searches[search].finish(q) {
                     left.push(search);
                 }
             }
@@ -277,7 +279,7 @@ impl<'s> Solver<'s> {
                 owners.push(search);
             }
         }
-        let squares = self.metric().squares(&changes, self.outputs_each);
+        let squares = self.metric().about_squares(&changes, self.outputs_each);
         for (search, square) in owners.into_iter().zip(squares) {
             self.searches[search].set_newest_square(square);
         }

@@ -30,6 +30,68 @@ pub(super) fn add<X: Number>(out: &mut [f64], factor: f64, x: &[X]) {
     out.par_chunks_mut(PART).zip(x.par_chunks(PART)).for_each(of_part);
 }
 
+/// `out += factor · x`, and then the sum of products of `out` and `y`: one reading of `out` for both.
+pub(super) fn add_and_dot<X: Number, Y: Number>(out: &mut [f64], factor: f64, x: &[X], y: &[Y]) -> f64 {
+    assert!(out.len() == x.len() && out.len() == y.len());
+    let of_part = |((out, x), y): ((&mut [f64], &[X]), &[Y])| {
+        pulp::Arch::new().dispatch(Add {
+            out: &mut *out,
+            factor,
+            x,
+        });
+        pulp::Arch::new().dispatch(Dot { a: y, b: &*out })
+    };
+    if out.len() <= PART {
+        return of_part(((out, x), y));
+    }
+    let parts = out
+        .par_chunks_mut(PART)
+        .zip(x.par_chunks(PART))
+        .zip(y.par_chunks(PART));
+    parts.map(of_part).collect::<Vec<f64>>().iter().sum()
+}
+
+/// `out *= factor`.
+pub(super) fn multiply(out: &mut [f64], factor: f64) {
+    let of_part = |out: &mut [f64]| out.iter_mut().for_each(|out| *out *= factor);
+    if out.len() <= PART {
+        return of_part(out);
+    }
+    out.par_chunks_mut(PART).for_each(of_part);
+}
+
+/// `out = factor · x`.
+pub(super) fn set(out: &mut [f64], factor: f64, x: &[f32]) {
+    assert_eq!(out.len(), x.len());
+    let of_part = |(out, x): (&mut [f64], &[f32])| {
+        let both = out.iter_mut().zip(x);
+        both.for_each(|(out, x)| *out = factor * f64::from(*x));
+    };
+    if out.len() <= PART {
+        return of_part((out, x));
+    }
+    out.par_chunks_mut(PART).zip(x.par_chunks(PART)).for_each(of_part);
+}
+
+/// The sum of vectors, in their order. None of it is read before it is written: a page of fresh zeros would be made twice.
+pub(super) fn total(vectors: &[&[f64]]) -> Vec<f64> {
+    let mut out = vec![0.0; vectors.first().map_or(0, |first| first.len())];
+    out.par_chunks_mut(PART).enumerate().for_each(|(part, out)| {
+        for (at, vector) in vectors.iter().enumerate() {
+            let x = &vector[part * PART..][..out.len()];
+            match at {
+                0 => out.copy_from_slice(x),
+                _ => pulp::Arch::new().dispatch(Add {
+                    out: &mut *out,
+                    factor: 1.0,
+                    x,
+                }),
+            }
+        }
+    });
+    out
+}
+
 /// In float32.
 pub(super) fn narrow(x: &[f64]) -> Vec<f32> {
     combine(x, x, |x, _| x as f32)
@@ -108,6 +170,17 @@ mod tests {
         assert!((0..n).all(|i| out[i] == a[i] + 2.0 * f64::from(b[i])));
         let differences: Vec<f32> = combine(&out, &a, |out, a| (out - a) as f32);
         assert!((0..n).all(|i| differences[i] == 2.0 * b[i]));
+        let mut again = a.clone();
+        assert_eq!(add_and_dot(&mut again, 2.0, &b, &b), dot(&b, &out));
+        assert_eq!(again, out);
+        set(&mut again, 0.5, &b);
+        assert!((0..n).all(|i| again[i] == 0.5 * f64::from(b[i])));
+        assert_eq!(
+            total(&[&a, &out, &a]),
+            (0..n).map(|i| a[i] + out[i] + a[i]).collect::<Vec<_>>()
+        );
+        multiply(&mut again, 4.0);
+        assert!((0..n).all(|i| again[i] == 2.0 * f64::from(b[i])));
         each_chunk(&mut out[..n - 11], &a[..n - 11], 4, |out, a| out[0] = a[3]);
         assert!((0..n / 4 - 3).all(|i| out[4 * i] == a[4 * i + 3]));
     }

@@ -7,7 +7,7 @@ use super::dense::stride;
 use super::kernel::Matrix;
 use super::loss::{RowLoss, Wanted};
 use crate::features::{Features, max_abs};
-use crate::scratch::Lines;
+use crate::scratch::AlignedVec;
 use crate::targets::Targets;
 
 /// Rows that a thread takes at once, at most: enough for the products' tiles, few enough for its caches.
@@ -194,11 +194,11 @@ pub(super) struct Block {
     /// The first row's place in the batch.
     pub(super) first: usize,
     pub(super) n: usize,
-    pub(super) inputs: Lines,
+    pub(super) inputs: AlignedVec,
     pub(super) input_stride: usize,
     pub(super) hidden: Vec<HiddenRows>,
     /// Logits of all heads, and then residuals.
-    pub(super) outputs: Lines,
+    pub(super) outputs: AlignedVec,
     pub(super) output_stride: usize,
     /// `[n, heads]`.
     pub(super) losses: Vec<RowLoss>,
@@ -215,11 +215,11 @@ pub(super) struct Block {
 pub(super) struct HiddenRows {
     pub(super) stride: usize,
     /// What the linear layer gave; normalised, where there is a norm.
-    pub(super) inner: Lines,
+    pub(super) inner: AlignedVec,
     pub(super) inverse: Vec<f32>,
     /// What the next layer takes.
-    pub(super) outer: Lines,
-    pub(super) gradient: Lines,
+    pub(super) outer: AlignedVec,
+    pub(super) gradient: AlignedVec,
 }
 
 impl Block {
@@ -231,7 +231,7 @@ impl Block {
         n_outputs: usize,
         heads: usize,
     ) -> Block {
-        let room = |n: usize| Lines::zeros(n_rows * stride(n));
+        let room = |n: usize| AlignedVec::zeros(n_rows * stride(n));
         let hidden = hidden.iter().map(|&width| HiddenRows {
             stride: stride(width),
             inner: room(width),

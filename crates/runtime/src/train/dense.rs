@@ -11,7 +11,7 @@ use super::kernel::{Dot, LANES, Matrix, OUTER_HEIGHT, OUTER_PANELS, Outer};
 use super::optimiser::{Rule, Scalars, State};
 use crate::awake;
 use crate::panels::{Place, Product};
-use crate::scratch::{self, Lines};
+use crate::scratch::{self, AlignedVec};
 
 /// Outputs of a head below which lanes are filled by its inputs instead: sixteen lanes for two classes would be mostly idle.
 pub(super) const NARROW: usize = 13;
@@ -47,11 +47,11 @@ pub(super) struct Dense {
     is_narrow: bool,
     m: usize,
     n_panels: usize,
-    arrays: [Lines; 4],
+    arrays: [AlignedVec; 4],
     /// Where it must be known whole before the update.
-    gradient: Lines,
+    gradient: AlignedVec,
     /// Panels over the inputs of a layer that is not narrow: `[stride / 16, n_out, 16]`.
-    transposed: Lines,
+    transposed: AlignedVec,
 }
 
 /// What one call learns from.
@@ -75,7 +75,7 @@ impl Dense {
         } else {
             (k, n_out.div_ceil(LANES))
         };
-        let array = |is_there: bool| Lines::zeros(if is_there { m * n_panels * LANES } else { 0 });
+        let array = |is_there: bool| AlignedVec::zeros(if is_there { m * n_panels * LANES } else { 0 });
         Dense {
             n_in,
             n_out,
@@ -88,8 +88,8 @@ impl Dense {
                 array(n_moments > 1),
                 array(has_ema),
             ],
-            gradient: Lines::default(),
-            transposed: Lines::default(),
+            gradient: AlignedVec::default(),
+            transposed: AlignedVec::default(),
         }
     }
 
@@ -178,7 +178,7 @@ impl Dense {
         }
         let k = stride(self.n_in);
         if self.transposed.is_empty() {
-            self.transposed = Lines::zeros(k * self.n_out);
+            self.transposed = AlignedVec::zeros(k * self.n_out);
         }
         let weights = &self.arrays[0];
         for (panel, out) in self.transposed.chunks_exact_mut(self.n_out * LANES).enumerate() {
@@ -224,7 +224,7 @@ impl Dense {
     {
         let grid = self.grid(is_parallel);
         if self.gradient.is_empty() {
-            self.gradient = Lines::zeros(self.arrays[0].len());
+            self.gradient = AlignedVec::zeros(self.arrays[0].len());
         }
         let strips = Strips::new(grid, pairs.clone());
         let state = State {
@@ -552,8 +552,7 @@ impl<'m, I: Iterator<Item = (Matrix<'m>, Matrix<'m>)> + Clone> WithSimd for Lear
                             simd,
                             lesson,
                             pairs.clone(),
-                            row,
-                            panel..panels.end.min(panel + OUTER_PANELS),
+                            (row, panel..panels.end.min(panel + OUTER_PANELS)),
                             [row, (panel - first) * LANES],
                             &mut gradient,
                         );
@@ -576,8 +575,7 @@ impl<'m, I: Iterator<Item = (Matrix<'m>, Matrix<'m>)> + Clone> WithSimd for Lear
                         simd,
                         lesson,
                         std::iter::once((a, b)),
-                        row,
-                        panels.clone(),
+                        (row, panels.clone()),
                         [0, 0],
                         &mut gradient,
                     );
@@ -595,8 +593,7 @@ impl Part<'_> {
         simd: S,
         lesson: Option<Lesson<'_>>,
         pairs: impl Iterator<Item = (Matrix<'m>, Matrix<'m>)> + Clone,
-        row: usize,
-        panels: Range<usize>,
+        (row, panels): (usize, Range<usize>),
         [a_at, b_at]: [usize; 2],
         room: &mut Gradient,
     ) {
