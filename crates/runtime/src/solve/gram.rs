@@ -22,7 +22,11 @@ pub(super) fn gram(rows: &Rows<'_>, max_rows: usize, weights: Option<&[f32]>) ->
     let stride = rows.stride;
     let used = spread(rows.n_rows(), max_rows.max(1));
     let mut sums = vec![0.0f64; stride * stride];
-    let (mut block, mut panels, mut weighted) = (Vec::new(), AlignedVec::default(), AlignedVec::default());
+    let (mut block, mut panels, mut weighted) = (
+        AlignedVec::default(),
+        AlignedVec::default(),
+        AlignedVec::default(),
+    );
     for (part, which) in used.chunks(FLUSH_ROWS).enumerate() {
         gather(rows, which, &mut block);
         let n = which.len();
@@ -87,9 +91,9 @@ pub(super) fn gram(rows: &Rows<'_>, max_rows: usize, weights: Option<&[f32]>) ->
     sums
 }
 
-fn gather(rows: &Rows<'_>, which: &[usize], block: &mut Vec<f32>) {
+fn gather(rows: &Rows<'_>, which: &[usize], block: &mut AlignedVec) {
     let stride = rows.stride;
-    block.resize(which.len() * stride, 0.0);
+    block.resize(which.len() * stride);
     block
         .par_chunks_mut(rows.chunk_rows * stride)
         .zip(which.par_chunks(rows.chunk_rows))

@@ -11,7 +11,7 @@ use super::linalg::{matmul_transposed, transposed_matmul};
 use super::loss::{Share, sigmoid, sigmoid_wide, softmax, softmax_wide};
 use super::precondition::{MAX_DENSE, Preconditioner};
 use super::rows::{Rows, Scratch, Segments};
-use super::targets::{Likelihood, Model};
+use super::targets::{Likelihood, Model, Sigmoid};
 use super::vector::{add, total};
 use crate::error::Error;
 use crate::features::Features;
@@ -82,8 +82,8 @@ impl<'p> Problem<'p> {
         n_outputs: usize,
         config: &SolverConfig,
     ) -> Problem<'p> {
-        let rows = Rows::new(features, config.standardise);
         let model = Model::new(targets, n_outputs, config);
+        let rows = Rows::with_classes(features, config.standardise, model.classes());
         Problem::of(rows, model, Arc::default())
     }
 
@@ -100,7 +100,7 @@ impl<'p> Problem<'p> {
             return Problem::new(features, targets, n_outputs, config);
         }
         let model = Model::new(targets, n_outputs, config);
-        let rows = Rows::centred(features, self.rows.centre.clone());
+        let rows = Rows::centred(features, self.rows.centre.clone(), model.classes());
         Problem::of(rows, model, Arc::clone(&self.gram))
     }
 
@@ -200,10 +200,15 @@ impl<'p> Problem<'p> {
         }
     }
 
-    /// [`evaluate`](Problem::evaluate) where outputs have no weights yet, at their biases. Of a softmax, all rows of
-    /// a class have the same residuals there: their sum is enough.
+    /// [`evaluate`](Problem::evaluate) where outputs have no weights yet, at their biases. All rows of a class have the same
+    /// residuals there: their sum is enough.
     pub(super) fn evaluate_biases(&self, outputs: &[usize], biases: &[f64]) -> Evaluation {
         let (stride, d, k) = (self.rows.stride, self.rows.n_features(), biases.len());
+        if let (Likelihood::Sigmoid(Sigmoid::Classes { masses, .. }), Some(sums)) =
+            (&self.model.likelihood, self.rows.class_sums())
+        {
+            return self.evaluate_bias(masses, biases[0], sums);
+        }
         let Likelihood::Softmax(by) = &self.model.likelihood else {
             let mut theta = vec![0.0; k * stride];
             for (theta, bias) in theta.chunks_exact_mut(stride).zip(biases) {
@@ -245,8 +250,29 @@ impl<'p> Problem<'p> {
         found
     }
 
+    /// Of two classes that one output tells apart.
+    fn evaluate_bias(&self, masses: &[(f32, f32); 2], bias: f64, sums: &[f64]) -> Evaluation {
+        let (stride, d) = (self.rows.stride, self.rows.n_features());
+        let mut found = Evaluation {
+            losses: vec![0.0],
+            gradient: vec![0.0; stride],
+            curvature: 0.0,
+        };
+        for (sums, (yes, no)) in sums.chunks_exact(stride).zip(*masses) {
+            let (residual, share) = sigmoid_wide(bias, yes, no);
+            found.losses[0] += sums[d] * share.loss;
+            found.curvature += sums[d] * share.curvature;
+            add(&mut found.gradient, residual, sums);
+        }
+        found.curvature /= self.rows.n_rows() as f64;
+        found
+    }
+
     /// Per class the sum of its prepared rows, `[K, stride]`.
     fn class_sums(&self, labels: &[u32], k: usize) -> Vec<f64> {
+        if let Some(sums) = self.rows.class_sums() {
+            return sums.to_vec();
+        }
         let stride = self.rows.stride;
         self.segments.each(&self.rooms, |range, room| {
             room.sums.clear();

@@ -46,7 +46,12 @@ pub(super) struct Rows<'f> {
     /// Rows that are prepared at once where outputs are few.
     pub(super) chunk_rows: usize,
     ready: Option<AlignedVec>,
+    /// Per class the sum of its prepared rows, `[K, stride]`, where they are known.
+    class_sums: Option<Vec<f64>>,
 }
+
+/// The class of each row, and how many there are.
+pub(super) type Classes<'c> = (&'c [u32], usize);
 
 /// Room for rows that are being prepared.
 #[derive(Debug, Default)]
@@ -57,6 +62,15 @@ pub(super) struct Scratch {
 
 impl<'f> Rows<'f> {
     pub(super) fn new(features: &'f Features, standardise: bool) -> Rows<'f> {
+        Rows::with_classes(features, standardise, None)
+    }
+
+    /// Also adds up the rows of each class, where these are few, while they are being read anyway.
+    pub(super) fn with_classes(
+        features: &'f Features,
+        standardise: bool,
+        classes: Option<Classes<'_>>,
+    ) -> Rows<'f> {
         let (n, d) = (features.n_rows(), features.n_features());
         // About the mean of a few rows, which loses no digits where a common offset is large.
         let few = spread(n, FEW_ROWS);
@@ -72,8 +86,9 @@ impl<'f> Rows<'f> {
         about
             .iter_mut()
             .for_each(|sum| *sum = f64::from((*sum / few.len() as f64) as f32));
-        let (sums, squares) = moments(features, &about);
-        let mut rows = Rows::bare(features, vec![0.0; d], squares);
+        let moments = moments(features, &about, classes);
+        let sums = moments.sums();
+        let mut rows = Rows::bare(features, vec![0.0; d], moments.squares.clone());
         for (j, square) in rows.squares.iter_mut().enumerate() {
             let mean = about[j] + sums[j] / n as f64;
             rows.centre[j] = mean as f32;
@@ -90,15 +105,21 @@ impl<'f> Rows<'f> {
                 *square *= f64::from(rows.scale[j]).powi(2);
             }
         }
+        rows.class_sums = rows.prepared_sums(&moments, &about);
         rows.make_ready();
         rows
     }
 
-    /// About a given centre, not scaled.
-    pub(super) fn centred(features: &'f Features, centre: Vec<f32>) -> Rows<'f> {
+    /// About a given centre, not scaled; see [`with_classes`](Rows::with_classes).
+    pub(super) fn centred(
+        features: &'f Features,
+        centre: Vec<f32>,
+        classes: Option<Classes<'_>>,
+    ) -> Rows<'f> {
         let about: Vec<f64> = centre.iter().map(|x| f64::from(*x)).collect();
-        let (_, squares) = moments(features, &about);
-        let mut rows = Rows::bare(features, centre, squares);
+        let moments = moments(features, &about, classes);
+        let mut rows = Rows::bare(features, centre, moments.squares.clone());
+        rows.class_sums = rows.prepared_sums(&moments, &about);
         rows.make_ready();
         rows
     }
@@ -113,7 +134,29 @@ impl<'f> Rows<'f> {
             stride,
             chunk_rows,
             ready: None,
+            class_sums: None,
         }
+    }
+
+    /// Per class the sum of its prepared rows, from those about other numbers.
+    fn prepared_sums(&self, moments: &Moments, about: &[f64]) -> Option<Vec<f64>> {
+        let d = about.len();
+        let counts = moments.counts.as_ref()?;
+        let mut out = vec![0.0; counts.len() * self.stride];
+        let of_classes = moments.class_sums.chunks_exact(d).zip(counts);
+        for (out, (sums, n)) in out.chunks_exact_mut(self.stride).zip(of_classes) {
+            for (j, sum) in sums.iter().enumerate() {
+                let off = f64::from(self.centre[j]) - about[j];
+                out[j] = (sum - n * off) * f64::from(self.scale[j]);
+            }
+            out[d] = *n;
+        }
+        Some(out)
+    }
+
+    /// Per class the sum of its prepared rows, `[K, stride]`, where it was told the classes and they are few.
+    pub(super) fn class_sums(&self) -> Option<&[f64]> {
+        self.class_sums.as_deref()
     }
 
     fn make_ready(&mut self) {
@@ -219,36 +262,75 @@ pub(super) fn spread(n_rows: usize, n: usize) -> Vec<usize> {
     (0..n).map(of_run).collect()
 }
 
-/// Per column the sum of what lies above `about`, and of its square.
-fn moments(features: &Features, about: &[f64]) -> (Vec<f64>, Vec<f64>) {
+/// Sums over rows of what lies above some numbers.
+struct Moments {
+    /// `[K, D]`, of all rows where there are no classes.
+    class_sums: Vec<f64>,
+    /// `[D]`: of the squares.
+    squares: Vec<f64>,
+    /// `[K]`: rows of each class.
+    counts: Option<Vec<f64>>,
+}
+
+impl Moments {
+    /// `[D]`: over all rows.
+    fn sums(&self) -> Vec<f64> {
+        let mut sums = vec![0.0; self.squares.len()];
+        for of_class in self.class_sums.chunks_exact(sums.len()) {
+            let both = sums.iter_mut().zip(of_class);
+            both.for_each(|(sum, of_class)| *sum += of_class);
+        }
+        sums
+    }
+}
+
+/// Per column the sum of what lies above `about`, and of its square; by class, where there are so few that the sums stay in
+/// the second cache.
+fn moments(features: &Features, about: &[f64], classes: Option<Classes<'_>>) -> Moments {
+    /// Numbers of sums by class.
+    const FEW: usize = 1 << 15;
     let d = about.len();
     let (_, chunk_rows) = shape(d);
-    let segments = Segments::new(features.n_rows(), d, 2 * d);
-    let mut both = segments.sum(|rows| {
-        let mut both = vec![0.0f64; 2 * d];
-        let (sums, squares) = both.split_at_mut(d);
+    let classes = classes.filter(|(_, k)| k * d <= FEW);
+    let k = classes.map_or(1, |(_, k)| k);
+    let segments = Segments::new(features.n_rows(), d, (k + 1) * d);
+    let mut class_sums = segments.sum(|rows| {
+        let mut both = vec![0.0f64; (k + 1) * d];
+        let (sums, squares) = both.split_at_mut(k * d);
         let mut raw = Vec::new();
         for start in rows.clone().step_by(chunk_rows) {
-            let values = features.rows(start..(start + chunk_rows).min(rows.end), &mut raw);
-            add_moments(values, about, sums, squares);
+            let chunk = start..(start + chunk_rows).min(rows.end);
+            let values = features.rows(chunk.clone(), &mut raw);
+            for (class, sums) in sums.chunks_exact_mut(d).enumerate() {
+                let is_own = |at: usize| classes.is_none_or(|(labels, _)| labels[start + at] == class as u32);
+                let own = values.chunks_exact(d).enumerate();
+                let own: Vec<&[f32]> = own.filter(|(at, _)| is_own(*at)).map(|(_, row)| row).collect();
+                add_moments(&own, about, sums, squares);
+            }
         }
         both
     });
-    let squares = both.split_off(d);
-    (both, squares)
+    let squares = class_sums.split_off(k * d);
+    let counts = classes.map(|(labels, k)| {
+        let mut counts = vec![0.0; k];
+        labels.iter().for_each(|label| counts[*label as usize] += 1.0);
+        counts
+    });
+    Moments {
+        class_sums,
+        squares,
+        counts,
+    }
 }
 
 vectorised! {
-    fn add_moments(values: &'a [f32], about: &'a [f64], sums: &'a mut [f64], squares: &'a mut [f64]) {
+    fn add_moments(rows: &'a [&'a [f32]], about: &'a [f64], sums: &'a mut [f64], squares: &'a mut [f64]) {
         let d = about.len();
         let (sums, squares) = (&mut sums[..d], &mut squares[..d]);
         // Four rows at once, since sums of many columns are further away than the innermost cache.
-        let mut fours = values.chunks_exact(4 * d);
-        for rows in &mut fours {
-            let (first, rest) = rows.split_at(d);
-            let (second, rest) = rest.split_at(d);
-            let (third, fourth) = rest.split_at(d);
-            let fourth = &fourth[..d];
+        let (fours, rest) = rows.as_chunks::<4>();
+        for rows in fours {
+            let [first, second, third, fourth] = rows.map(|row| &row[..d]);
             for j in 0..d {
                 let (mut sum, mut square) = (sums[j], squares[j]);
                 for x in [first[j], second[j], third[j], fourth[j]] {
@@ -259,7 +341,8 @@ vectorised! {
                 (sums[j], squares[j]) = (sum, square);
             }
         }
-        for row in fours.remainder().chunks_exact(d) {
+        for row in rest {
+            let row = &row[..d];
             for j in 0..d {
                 let above = f64::from(row[j]) - about[j];
                 sums[j] += above;
@@ -370,8 +453,29 @@ mod tests {
         };
         let values: Vec<f32> = (0..n * d).map(|at| value(at, &mut random)).collect();
         let features = Features::new(values.clone(), d).unwrap();
+        // The last class has no row.
+        let labels: Vec<u32> = (0..n as u32).map(|row| (row * row) % 3).collect();
         for standardise in [false, true] {
-            let rows = Rows::new(&features, standardise);
+            let rows = Rows::with_classes(&features, standardise, Some((&labels, 3)));
+            let centre = rows.centre.clone();
+            let about = Rows::centred(&features, centre, Some((&labels, 3)));
+            for rows in [&rows, &about] {
+                let mut scratch = Scratch::default();
+                let prepared = rows.chunk(0..n, &mut scratch);
+                let sums = rows.class_sums().unwrap().chunks_exact(rows.stride);
+                for (class, sums) in sums.enumerate() {
+                    for (j, sum) in sums.iter().enumerate() {
+                        let own = prepared.chunks_exact(rows.stride).zip(&labels);
+                        let own = own.filter(|(_, label)| **label == class as u32);
+                        let terms: Vec<f64> = own.map(|(row, _)| f64::from(row[j])).collect();
+                        let size: f64 = terms.iter().map(|x| x.abs()).sum();
+                        assert!(
+                            (terms.iter().sum::<f64>() - sum).abs() <= 1e-6 * size,
+                            "{class} {j}"
+                        );
+                    }
+                }
+            }
             for j in 0..d {
                 let column = || values.iter().skip(j).step_by(d).map(|x| f64::from(*x));
                 let mean = column().sum::<f64>() / n as f64;

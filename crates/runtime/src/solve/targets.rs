@@ -3,6 +3,7 @@
 use super::config::{ClassWeights, SolverConfig};
 use super::fit::NEVER;
 use super::loss::{sigmoid_wide, softmax_wide};
+use super::rows::Classes;
 use crate::targets::Targets;
 
 /// Cross-entropy of the softmax against a target distribution that depends on the label alone:
@@ -84,6 +85,15 @@ impl Model {
         match targets {
             Targets::Classes(labels) => Model::of_classes(labels, n_outputs, config),
             Targets::Dense { values, n_outputs } => Model::of_labels(values, *n_outputs, config),
+        }
+    }
+
+    /// The class of each row where that is all that its loss depends on.
+    pub(super) fn classes(&self) -> Option<Classes<'_>> {
+        match &self.likelihood {
+            Likelihood::Softmax(by) => Some((&by.labels, self.n_fitted)),
+            Likelihood::Sigmoid(Sigmoid::Classes { labels, .. }) => Some((labels, 2)),
+            Likelihood::Sigmoid(Sigmoid::Dense { .. }) => None,
         }
     }
 
