@@ -52,29 +52,38 @@ impl Awake {
     }
 }
 
-/// Calls `f` with each item on the threads of the pool that have nothing else to do, in any order. `items` says how many
-/// there are at least. The caller waits for the others' last ones without falling asleep: where items take microseconds,
-/// what wakes it would take longer.
-pub(crate) fn for_each<T: Send>(items: impl Iterator<Item = T> + Send, f: impl Fn(T) + Sync) {
+/// Calls `f` with each item on the threads of the pool that have nothing else to do, in any order. A thread begins with its
+/// own share of them, the same in every round, so that it has near what it had before; then it helps the others. The caller
+/// waits for the others' last items without falling asleep: where items take microseconds, what wakes it would take longer.
+pub(crate) fn for_each<T: Send>(items: impl Iterator<Item = T>, f: impl Fn(T) + Sync) {
     /// How often the caller looks whether all is done before it lets others have the processor.
     const LOOKS: usize = 1024;
-    let others = items
-        .size_hint()
-        .0
-        .min(rayon::current_num_threads())
-        .saturating_sub(1);
-    let (items, n_busy) = (Mutex::new(items), AtomicUsize::new(0));
-    let next = || items.lock().unwrap_or_else(PoisonError::into_inner).next();
+    let items: Vec<Mutex<Option<T>>> = items.map(|item| Mutex::new(Some(item))).collect();
+    let n_shares = rayon::current_num_threads().min(items.len());
+    let begin = |share: usize| share * items.len() / n_shares;
+    let next: Vec<AtomicUsize> = (0..n_shares)
+        .map(|share| AtomicUsize::new(begin(share)))
+        .collect();
+    let n_busy = AtomicUsize::new(0);
     let work = || {
         // Before the first item is taken, so that whoever finds none left sees who has one.
         n_busy.fetch_add(1, Ordering::Relaxed);
         let _busy = Busy(&n_busy);
-        while let Some(item) = next() {
-            f(item);
+        let own = rayon::current_thread_index().unwrap_or(0) % n_shares.max(1);
+        for share in (own..n_shares).chain(0..own) {
+            let end = begin(share + 1);
+            loop {
+                let at = next[share].fetch_add(1, Ordering::Relaxed);
+                if at >= end {
+                    break;
+                }
+                let item = items[at].lock().unwrap_or_else(PoisonError::into_inner).take();
+                item.into_iter().for_each(&f);
+            }
         }
     };
     rayon::in_place_scope(|scope| {
-        for _ in 0..others {
+        for _ in 1..n_shares {
             scope.spawn(|_| work());
         }
         work();

@@ -147,18 +147,52 @@ impl Dense {
 
     /// `out[b, :n_out]` for the rows of `x`; behind that, up to the next multiple of sixteen, zeros where it is not narrow.
     pub(super) fn forward(&self, arch: Arch, x: Matrix<'_>, out: &mut [f32], out_stride: usize) {
-        let panels = &self.arrays[0][..];
         if self.is_narrow {
-            arch.dispatch(Dot {
-                a: x,
-                panels,
-                m: self.m,
-                out,
-                out_stride,
-            });
+            for span in 0..self.n_spans() {
+                arch.dispatch(self.dot(x, span, out, out_stride, span > 0));
+            }
         } else {
-            arch.dispatch(product(x, panels, self.m, out, out_stride));
+            arch.dispatch(product(x, &self.arrays[0], self.m, out, out_stride));
         }
+    }
+
+    /// What one span of the inputs of a narrow layer adds to [`forward`](Dense::forward).
+    pub(super) fn forward_span(
+        &self,
+        arch: Arch,
+        x: Matrix<'_>,
+        span: usize,
+        out: &mut [f32],
+        out_stride: usize,
+    ) {
+        arch.dispatch(self.dot(x, span, out, out_stride, false));
+    }
+
+    fn dot<'d>(
+        &'d self,
+        a: Matrix<'d>,
+        span: usize,
+        out: &'d mut [f32],
+        out_stride: usize,
+        is_added: bool,
+    ) -> Dot<'d> {
+        let spans = Spans::new(self.n_panels);
+        let panels = spans.begin(span)..spans.begin(span + 1);
+        let size = self.m * LANES;
+        Dot {
+            a,
+            first: panels.start,
+            panels: &self.arrays[0][panels.start * size..panels.end * size],
+            is_added,
+            m: self.m,
+            out,
+            out_stride,
+        }
+    }
+
+    /// Spans of the inputs of a narrow layer, whose sums are added in this order.
+    pub(super) fn n_spans(&self) -> usize {
+        Spans::new(self.n_panels).n
     }
 
     /// `out[b, :n_in] = r · weight` for residuals `r [b, n_out]`; behind that up to the stride are numbers without meaning.
@@ -319,6 +353,34 @@ fn product<'p>(
     }
 }
 
+/// Panels over the inputs of a narrow layer in spans of about the same size, which only their number decides. A thread that
+/// has a span's features and weights for a product of the way forward has them near for the one of the way back.
+#[derive(Clone, Copy)]
+struct Spans {
+    n: usize,
+    n_panels: usize,
+}
+
+impl Spans {
+    fn new(n_panels: usize) -> Spans {
+        /// 1,024 features.
+        const PANELS: usize = 64;
+        Spans {
+            n: ((n_panels + PANELS / 2) / PANELS).max(1),
+            n_panels,
+        }
+    }
+
+    /// The first panel of a span, or what is behind the last one.
+    fn begin(self, span: usize) -> usize {
+        if span == self.n {
+            self.n_panels
+        } else {
+            span * self.n_panels / self.n / OUTER_PANELS * OUTER_PANELS
+        }
+    }
+}
+
 /// Panels and their rows, and how they are dealt out.
 #[derive(Clone, Copy)]
 struct Grid {
@@ -358,8 +420,10 @@ impl Grid {
 /// What is left to be dealt out.
 struct Parts<'s> {
     grid: Grid,
-    /// Panels of a part, and rows of them.
+    /// Panels of a part, at most, and rows of them.
     size: [usize; 2],
+    /// Where parts end in any case.
+    spans: Spans,
     /// Where the next part begins.
     panel: usize,
     row: usize,
@@ -381,9 +445,18 @@ impl<'s> Parts<'s> {
                 grid.m,
             ]
         };
+        let spans = if grid.is_narrow {
+            Spans::new(grid.n_panels)
+        } else {
+            Spans {
+                n: 1,
+                n_panels: grid.n_panels,
+            }
+        };
         Parts {
             grid,
             size,
+            spans,
             panel: 0,
             row: 0,
             state,
@@ -398,14 +471,15 @@ impl<'s> Iterator for Parts<'s> {
         let Parts {
             grid,
             size: [n_panels, n_rows],
+            spans,
             panel,
             row,
             ..
         } = *self;
-        if panel == grid.n_panels {
-            return None;
-        }
-        let panels = panel..(panel + n_panels).min(grid.n_panels);
+        let end = (1..=spans.n)
+            .map(|span| spans.begin(span))
+            .find(|end| *end > panel)?;
+        let panels = panel..(panel + n_panels).min(end);
         let rows = row..(row + n_rows).min(grid.m);
         let rest = std::mem::replace(&mut self.state, State::nothing());
         let (state, rest) = rest.split(panels.len() * rows.len() * LANES);
@@ -420,13 +494,6 @@ impl<'s> Iterator for Parts<'s> {
             rows,
             state,
         })
-    }
-
-    fn size_hint(&self) -> (usize, Option<usize>) {
-        let [n_panels, n_rows] = self.size;
-        let across = (self.grid.n_panels - self.panel).div_ceil(n_panels);
-        let left = across * self.grid.m.div_ceil(n_rows) - self.row / n_rows;
-        (left, Some(left))
     }
 }
 
@@ -650,7 +717,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn parts_are_all_there_is_and_are_counted() {
+    fn parts_are_all_there_is() {
         for (m, n_panels) in [
             (2, 129),
             (10, 49),
@@ -671,11 +738,9 @@ mod tests {
                 weights: &mut weights,
                 ..State::nothing()
             };
-            let mut parts = Parts::new(grid, state);
-            let (mut left, mut n_parts) = (parts.size_hint().0, 0);
-            while let Some(part) = parts.next() {
-                (left, n_parts) = (left - 1, n_parts + 1);
-                assert_eq!(parts.size_hint(), (left, Some(left)));
+            let mut n_parts = 0;
+            for part in Parts::new(grid, state) {
+                n_parts += 1;
                 assert_eq!(
                     part.state.weights.len(),
                     part.panels.len() * part.rows.len() * LANES
@@ -685,7 +750,6 @@ mod tests {
                     *weight += (at + i) as f32;
                 }
             }
-            assert_eq!(left, 0);
             assert!(n_parts > 1 || m * n_panels <= Grid::ROWS, "{m} {n_panels}");
             assert!(weights.iter().enumerate().all(|(i, weight)| *weight == i as f32));
         }

@@ -80,20 +80,25 @@ impl<'a> Matrix<'a> {
     }
 }
 
-/// `out[b, c] = Σ_p Σ_lane a[b, 16·p + lane] · panels[p, c, lane]` for `n` rows and `m` outputs.
+/// `out[b, c] = Σ_p Σ_lane a[b, 16·(first + p) + lane] · panels[p, c, lane]` for `n` rows and `m` outputs, or that much more.
 pub(super) struct Dot<'a> {
     pub(super) a: Matrix<'a>,
+    /// Where in the rows the first of the panels stands.
+    pub(super) first: usize,
     pub(super) panels: &'a [f32],
+    pub(super) is_added: bool,
     pub(super) m: usize,
     pub(super) out: &'a mut [f32],
     pub(super) out_stride: usize,
 }
 
-/// Outputs of a [`Dot`] that all rows meet before the next ones' turn, with so many panels of them that their weights stay
-/// near: vectors of half a line are read twice as often as they can be from the second cache.
+/// Outputs of a [`Dot`] that all rows meet before the next ones' turn.
 const OUTPUTS: usize = 12;
-const fn panels_at_once(lanes: usize) -> usize {
-    if lanes == LANES { 160 } else { 32 }
+
+/// Panels that all rows meet with those outputs: their weights stay in the innermost cache.
+fn panels_at_once(m: usize) -> usize {
+    const WEIGHTS: usize = 32 * OUTPUTS;
+    WEIGHTS / m.min(OUTPUTS)
 }
 
 impl WithSimd for Dot<'_> {
@@ -104,6 +109,8 @@ impl WithSimd for Dot<'_> {
         match S::F32_LANES {
             16 if self.m <= 2 => self.parts::<S, 8, 2, 1>(simd),
             16 if self.m == 3 => self.parts::<S, 6, 3, 1>(simd),
+            // Rows come from far away: they are read once.
+            16 if (7..=OUTPUTS).contains(&self.m) => self.parts::<S, 2, OUTPUTS, 1>(simd),
             16 => self.parts::<S, 4, 6, 1>(simd),
             8 => self.parts::<S, 2, 2, 2>(simd),
             4 => self.parts::<S, 2, 2, 4>(simd),
@@ -124,7 +131,7 @@ impl Dot<'_> {
     #[inline(always)]
     fn parts<S: Simd, const R: usize, const Q: usize, const V: usize>(&mut self, simd: S) {
         let n_panels = self.panels.len() / (self.m * LANES);
-        let at_once = panels_at_once(S::F32_LANES);
+        let at_once = panels_at_once(self.m);
         let n_chains = if n_panels > at_once {
             self.a.n * self.m * LANES
         } else {
@@ -180,6 +187,11 @@ impl Dot<'_> {
                 3 if Q >= 3 => self.tile::<S, R, 3, V>(simd, part, row, output),
                 4 if Q >= 4 => self.tile::<S, R, 4, V>(simd, part, row, output),
                 5 if Q >= 5 => self.tile::<S, R, 5, V>(simd, part, row, output),
+                7 if Q >= 7 => self.tile::<S, R, 7, V>(simd, part, row, output),
+                8 if Q >= 8 => self.tile::<S, R, 8, V>(simd, part, row, output),
+                9 if Q >= 9 => self.tile::<S, R, 9, V>(simd, part, row, output),
+                10 if Q >= 10 => self.tile::<S, R, 10, V>(simd, part, row, output),
+                11 if Q >= 11 => self.tile::<S, R, 11, V>(simd, part, row, output),
                 _ => self.tile::<S, R, Q, V>(simd, part, row, output),
             }
             output += n;
@@ -198,18 +210,31 @@ impl Dot<'_> {
         let size = self.m * LANES;
         let weights = &self.panels[panels.start * size..panels.end * size];
         // What is behind the rows comes last where it does not lie there.
-        let lacks_one = part.is_last && self.a.is_apart();
+        let at = (self.first + panels.start) * LANES;
+        let lacks_one = self.a.is_apart() && at + panels.len() * LANES > self.a.row(row).len();
         let (weights, behind) = weights.split_at(weights.len() - if lacks_one { size } else { 0 });
         let n_panels = panels.len() - usize::from(lacks_one);
         let mut a = [S::as_simd_f32s(&[]).0; R];
         for r in 0..R {
-            let values = &self.a.row(row + r)[panels.start * LANES..][..n_panels * LANES];
+            let values = &self.a.row(row + r)[at..][..n_panels * LANES];
             a[r] = S::as_simd_f32s(values).0;
+        }
+        // The next rows come from far away while these are at work; of two rows there is enough to do for that.
+        let is_fetched = R == 2 && V == 1;
+        let mut ahead = a;
+        if is_fetched && row + 2 * R <= self.a.n {
+            for r in 0..R {
+                let values = &self.a.row(row + R + r)[at..][..n_panels * LANES];
+                ahead[r] = S::as_simd_f32s(values).0;
+            }
         }
         let mut sums = self.open::<S, R, Q, V>(simd, part, row, output);
         for (panel, weights) in weights.chunks_exact(size).enumerate() {
             let (weights, _) = S::as_simd_f32s(&weights[output * LANES..][..Q * LANES]);
             for r in 0..R {
+                if is_fetched {
+                    fetch(&ahead[r][panel * V..]);
+                }
                 let a = &a[r][panel * V..][..V];
                 for q in 0..Q {
                     for v in 0..V {
@@ -237,7 +262,12 @@ impl Dot<'_> {
                 }
             }
             for (r, totals) in totals.iter().enumerate() {
-                self.out[(row + r) * self.out_stride + output..][..Q].copy_from_slice(totals);
+                let out = &mut self.out[(row + r) * self.out_stride + output..][..Q];
+                if self.is_added {
+                    out.iter_mut().zip(totals).for_each(|(out, total)| *out += total);
+                } else {
+                    out.copy_from_slice(totals);
+                }
             }
         } else {
             for (r, chains) in in_memory::<S, R, Q, V>(sums).iter().enumerate() {
@@ -273,6 +303,15 @@ impl Dot<'_> {
             }
         }
         sums
+    }
+}
+
+/// Has a line of the cache brought near, where the processor can be asked for that.
+#[inline(always)]
+fn fetch<T>(line: &[T]) {
+    #[cfg(target_arch = "x86_64")]
+    if let Some(sse) = pulp::core_arch::x86::Sse::try_new() {
+        sse._mm_prefetch::<{ core::arch::x86_64::_MM_HINT_T0 }>(line.as_ptr().cast());
     }
 }
 
@@ -452,14 +491,14 @@ mod tests {
 
     #[test]
     fn dot_products_are_their_definition_to_the_bit_with_and_without_vectors() {
-        const AT_ONCE: usize = panels_at_once(LANES);
+        let at_once = panels_at_once(OUTPUTS);
         // The last ones have chains that go on from memory, and outputs in several blocks.
         for (n, m, n_panels) in [
             (1, 16, 1),
             (5, 3, 2),
             (15, 40, 3),
-            (6, 10, 2 * AT_ONCE + 3),
-            (9, 31, AT_ONCE + 1),
+            (6, 10, 2 * at_once + 3),
+            (9, 31, at_once + 1),
         ] {
             let panels = numbers(n_panels * m * LANES, 2);
             let x = numbers(n * (n_panels * LANES + 16), 3);
@@ -478,23 +517,31 @@ mod tests {
                     }
                 })
                 .collect();
-            let dot = |fast: bool| {
-                let mut out = vec![9.0; n * out_stride];
-                let op = Dot {
-                    a: Matrix::even(&x, x_stride, n),
-                    panels: &panels,
-                    m,
-                    out: &mut out,
-                    out_stride,
+            // As a whole, and what the second half of the panels adds to the first half's.
+            for middle in [0, n_panels / 2] {
+                let spans = [0..middle, middle..n_panels];
+                let dot = |fast: bool| {
+                    let mut out = vec![9.0; n * out_stride];
+                    for span in &spans {
+                        let op = Dot {
+                            a: Matrix::even(&x, x_stride, n),
+                            first: span.start,
+                            panels: &panels[span.start * m * LANES..span.end * m * LANES],
+                            is_added: span.start > 0,
+                            m,
+                            out: &mut out,
+                            out_stride,
+                        };
+                        if fast {
+                            pulp::Arch::new().dispatch(op);
+                        } else {
+                            op.with_simd(pulp::Scalar);
+                        }
+                    }
+                    out
                 };
-                if fast {
-                    pulp::Arch::new().dispatch(op);
-                } else {
-                    op.with_simd(pulp::Scalar);
-                }
-                out
-            };
-            check(dot, &expected);
+                check(dot, &expected);
+            }
         }
     }
 

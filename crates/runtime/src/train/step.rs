@@ -4,11 +4,12 @@ use super::batch::{BLOCK_ROWS, Batch, Block, HiddenRows, wanted_class};
 use super::config::{Norm, Optimiser};
 use super::dense::{self, Lesson};
 use super::hidden::{Dropout, Norms, Rows};
-use super::kernel::LANES;
+use super::kernel::{LANES, Matrix};
 use super::loss::{Loss, Outputs, RowLoss};
 use super::network::{Hidden, Network};
 use super::optimiser::{HeadStep, Rule, Scalars, Update};
 use crate::awake;
+use crate::scratch;
 use crate::targets::Targets;
 
 /// A gradient of which one number could be larger is taken for one that is not finite: its square would overflow in Adam's
@@ -255,6 +256,10 @@ impl Network {
     ) {
         let n = batch.rows.len();
         let is_linear = self.hidden.is_empty();
+        let n_spans = self.output.n_spans();
+        if is_linear && is_parallel && !apart.is_empty() && n_spans > 1 {
+            return self.forward_in_spans(blocks, batch, apart, rows, mode, step, scale);
+        }
         each(blocks, is_parallel, |at, block| {
             let first = at * rows;
             block.fill(self.arch, batch, apart, first, rows.min(n - first));
@@ -290,6 +295,48 @@ impl Network {
                 }
             });
         }
+    }
+
+    /// As [`forward`](Network::forward) of a linear head: a thread takes some columns of the features and the weights, which
+    /// it meets again in [`learn`](Network::learn), where other threads would have to fetch them from its cache.
+    #[expect(clippy::too_many_arguments, reason = "the parts of a step, each used once")]
+    fn forward_in_spans(
+        &self,
+        blocks: &mut [Block],
+        batch: &Batch<'_>,
+        apart: &[&[f32]],
+        rows: usize,
+        mode: Mode,
+        step: &Step<'_>,
+        scale: f32,
+    ) {
+        let (n, n_blocks, stride) = (batch.rows.len(), blocks.len(), blocks[0].output_stride);
+        let size = rows * stride;
+        // `[n_spans, n_blocks, rows, stride]`
+        let mut sums = scratch::take(self.output.n_spans() * n_blocks * size);
+        let items = sums.as_mut().chunks_exact_mut(size).enumerate();
+        awake::for_each(items, |(at, out)| {
+            let (span, first) = (at / n_blocks, at % n_blocks * rows);
+            let x = Matrix::apart(&apart[first..n.min(first + rows)]);
+            self.output.forward_span(self.arch, x, span, out, stride);
+        });
+        let sums = sums.as_ref();
+        each(blocks, true, |at, block| {
+            let first = at * rows;
+            block.fill(self.arch, batch, apart, first, rows.min(n - first));
+            for (span, sums) in sums.chunks_exact(n_blocks * size).enumerate() {
+                let sums = sums[at * size..].chunks_exact(stride);
+                for (out, sums) in block.outputs.chunks_exact_mut(stride).zip(sums).take(block.n) {
+                    let pairs = out[..self.output.n_out].iter_mut().zip(sums);
+                    if span == 0 {
+                        pairs.for_each(|(out, sum)| *out = *sum);
+                    } else {
+                        pairs.for_each(|(out, sum)| *out += sum);
+                    }
+                }
+            }
+            self.judge(block, batch, step, scale, mode);
+        });
     }
 
     fn view<'r>(
@@ -343,7 +390,12 @@ impl Network {
             block.output_stride,
         );
         block.outputs = outputs;
-        self.arch.dispatch(Finish {
+        self.judge(block, batch, step, scale, mode);
+    }
+
+    /// From logits to losses and residuals.
+    fn judge(&self, block: &mut Block, batch: &Batch<'_>, step: &Step<'_>, scale: f32, mode: Mode) {
+        self.arch.dispatch(Judge {
             network: self,
             block,
             batch,
@@ -546,7 +598,7 @@ impl Network {
 }
 
 /// Losses and residuals of a block.
-struct Finish<'f> {
+struct Judge<'f> {
     network: &'f Network,
     block: &'f mut Block,
     batch: &'f Batch<'f>,
@@ -554,12 +606,12 @@ struct Finish<'f> {
     scale: f32,
 }
 
-impl pulp::NullaryFnOnce for Finish<'_> {
+impl pulp::NullaryFnOnce for Judge<'_> {
     type Output = ();
 
     #[inline(always)]
     fn call(self) {
-        let Finish {
+        let Judge {
             network,
             block,
             batch,
