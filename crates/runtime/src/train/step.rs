@@ -102,7 +102,7 @@ impl Network {
     /// they had better be read for more rows at once.
     fn block_rows(&self, apart: bool, is_parallel: bool) -> usize {
         /// What is read where it lies.
-        const SHARED: usize = 16;
+        const SHARED: usize = 32;
         const NEAR: usize = 1 << 15;
         const MANY_WEIGHTS: usize = 1 << 16;
         const LEAST: usize = 12;
