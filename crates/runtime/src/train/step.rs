@@ -16,8 +16,9 @@ use crate::targets::Targets;
 /// second moment, and its product with a learning rate in the weights.
 const LARGEST: f32 = 1e18;
 
-/// Work of a step from which on threads are worth their wake-up: multiplications, and what else takes as long.
-const PARALLEL_FROM: usize = 2 << 20;
+/// Work of a step from which on threads are worth it, also where their caches are far from each other: multiplications, and what
+/// else takes as long.
+const PARALLEL_FROM: usize = 3 << 20;
 
 /// What a step is made with.
 pub(super) struct Step<'s> {
