@@ -188,6 +188,10 @@ def data(task, n, d, k, seed):
     return features, features @ torch.randn(d, k) * 0.1
 
 
+# Features in spans, on several threads.
+WIDE = "2,048 features, "
+
+
 def cases():
     for (name, optim), decay in itertools.product((SGD | ADAM).items(), [0.0, 0.05]):
         lr = 0.05 if name in SGD else 0.003
@@ -204,6 +208,9 @@ def cases():
                 "schedule": {"curve": curve, "unit": unit, "warmup": warmup, "warmup_start": 0.1}}
     yield "one-cycle with adamw", {"optimiser": ADAM["adamw"], "lr": 0.01,
                                    "schedule": BASE["schedule"] | {"curve": CURVES["one-cycle"], "unit": "step"}}
+    # The larger eps keeps Adam from dividing gradients that are nothing but rounding by themselves.
+    for name, optim in [("momentum", SGD["momentum"]), ("adamw", ADAM["adamw"] | {"eps": 1e-3})]:
+        yield f"{WIDE}{name}", {"optimiser": optim, "lr": 0.001, "batch_size": 75}
     yield "clipped", {"clip_norm": 0.2}
     yield "moving average", {"ema": 0.9}
     for norm, activation in itertools.product(["none", "batch", "layer"], ["relu", "gelu"]):
@@ -223,7 +230,7 @@ def main():
         config = BASE | change
         # One case of few outputs (lanes are inputs) and one of many (lanes are outputs); 5 classes where weights are given.
         for k in [5] if config["class_weights"] != "none" else [5, 12]:
-            n, d = 150, 37
+            n, d = 150, 2048 if name.startswith(WIDE) else 37
             features, targets = data(config["task"], n, d, k, seed=k)
             torch.manual_seed(1)
             model = network(config, d, k)
