@@ -59,15 +59,6 @@ impl AlignedVec {
     }
 }
 
-impl FromIterator<f32> for AlignedVec {
-    fn from_iter<I: IntoIterator<Item = f32>>(values: I) -> AlignedVec {
-        let values: Vec<f32> = values.into_iter().collect();
-        let mut lines = AlignedVec::zeros(values.len());
-        lines.copy_from_slice(&values);
-        lines
-    }
-}
-
 impl std::ops::Deref for AlignedVec {
     type Target = [f32];
 

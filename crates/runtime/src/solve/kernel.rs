@@ -36,7 +36,11 @@ pub(super) struct Chunk<'c> {
 
 impl Weights {
     pub(super) fn new(theta: &[f64], stride: usize) -> Weights {
-        let values: AlignedVec = theta.iter().map(|x| *x as f32).collect();
+        let mut values = AlignedVec::zeros(theta.len());
+        values
+            .par_chunks_mut(LANES * stride)
+            .zip(theta.par_chunks(LANES * stride))
+            .for_each(|(values, theta)| values.iter_mut().zip(theta).for_each(|(to, x)| *to = *x as f32));
         let n_outputs = values.len() / stride;
         let n = if n_outputs < MANY {
             0

@@ -204,7 +204,9 @@ impl Search {
         multiply(&mut q, gamma);
         let mut pairs = self.pairs.iter().zip(self.alphas.iter().rev()).peekable();
         let mut product = pairs.peek().map_or(0.0, |(pair, _)| dot(&pair.change, &q));
-        self.slope = dot(&q, &self.slope_vector);
+        if self.pairs.is_empty() {
+            self.slope = dot(&q, &self.slope_vector);
+        }
         while let Some((pair, alpha)) = pairs.next() {
             let factor = alpha - pair.inverse * product;
             product = match pairs.peek() {

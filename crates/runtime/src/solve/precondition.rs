@@ -115,35 +115,6 @@ impl Preconditioner {
         }
     }
 
-    /// About [`squares`](Preconditioner::squares): where there are hundreds of rows, a hundred or two of them stand for all, by
-    /// the ratio of both metrics.
-    pub(super) fn about_squares(&self, y: &[f32], rows_each: usize) -> Vec<f64> {
-        /// Rows that are enough.
-        const ENOUGH: usize = 128;
-        let Preconditioner::Dense(Factor { stride, .. }) = self else {
-            return self.squares(y, rows_each);
-        };
-        let every = rows_each / ENOUGH;
-        if every < 2 {
-            return self.squares(y, rows_each);
-        }
-        let of_block = |y: &[f32]| {
-            let some: Vec<f32> = y
-                .chunks_exact(*stride)
-                .step_by(every)
-                .flatten()
-                .copied()
-                .collect();
-            let ratio = dot(y, y) / dot(&some, &some);
-            if ratio.is_finite() {
-                ratio * self.squares(&some, some.len() / stride)[0]
-            } else {
-                self.squares(y, rows_each)[0]
-            }
-        };
-        y.chunks_exact(rows_each * stride).map(of_block).collect()
-    }
-
     /// Per row of `y` its square in this metric, summed over `rows_each` rows.
     pub(super) fn squares(&self, y: &[f32], rows_each: usize) -> Vec<f64> {
         match self {
@@ -425,31 +396,6 @@ mod tests {
         }
         let want: f64 = q[..7 * stride].iter().zip(&x).map(|(q, x)| q * x).sum();
         assert!((squares[0] / want - 1.0).abs() < 1e-5 && squares.len() == 2);
-    }
-
-    #[test]
-    fn some_of_many_outputs_stand_for_all_in_a_square() {
-        let (n, d, k) = (300, 24, 700);
-        let mut random = Random::new(3, "precondition test");
-        let mut uniform = || random.below(1000) as f32 / 500.0 - 1.0;
-        let features =
-            Features::new((0..n * d).map(|i| uniform() * (i % d + 1) as f32).collect(), d).unwrap();
-        let rows = Rows::new(&features, false);
-        let inverse = Preconditioner::dense(&exact_gram(&rows), &rows, 0.01).unwrap();
-        // Two blocks, the second of zeros in all outputs that would stand for it.
-        let mut y = vec![0.0; 2 * k * rows.stride];
-        for (at, y) in y.chunks_exact_mut(rows.stride).enumerate() {
-            let is_there = at < k || at % 5 == 1;
-            y[..=d]
-                .iter_mut()
-                .for_each(|y| *y = if is_there { uniform() } else { 0.0 });
-        }
-        let (about, exact) = (inverse.about_squares(&y, k), inverse.squares(&y, k));
-        assert!((about[0] / exact[0] - 1.0).abs() < 0.05 && about[0] != exact[0]);
-        assert_eq!(about[1], exact[1]);
-        // Few are all there.
-        let few = &y[..255 * rows.stride];
-        assert_eq!(inverse.about_squares(few, 255), inverse.squares(few, 255));
     }
 
     #[test]

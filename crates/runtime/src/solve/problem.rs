@@ -200,8 +200,8 @@ impl<'p> Problem<'p> {
         }
     }
 
-    /// [`evaluate`](Problem::evaluate) where outputs have no weights yet, at their biases. All rows of a class have the same
-    /// residuals there: their sum is enough.
+    /// [`evaluate`](Problem::evaluate) where outputs have no weights yet, at their biases. Where rows have one class, all of a
+    /// class have the same residuals there, and their sum is enough.
     pub(super) fn evaluate_biases(&self, outputs: &[usize], biases: &[f64]) -> Evaluation {
         let (stride, d, k) = (self.rows.stride, self.rows.n_features(), biases.len());
         if let (Likelihood::Sigmoid(Sigmoid::Classes { masses, .. }), Some(sums)) =

@@ -284,14 +284,15 @@ impl Moments {
     }
 }
 
-/// Per column the sum of what lies above `about`, and of its square; by class, where there are so few that the sums stay in
-/// the second cache.
+/// Per column the sum of what lies above `about`, and of its square; by class, where there are a few whose sums stay in the
+/// second cache.
 fn moments(features: &Features, about: &[f64], classes: Option<Classes<'_>>) -> Moments {
-    /// Numbers of sums by class.
-    const FEW: usize = 1 << 15;
+    /// Classes, each of which looks for its rows, and numbers of their sums.
+    const FEW: usize = 16;
+    const NEAR: usize = 1 << 15;
     let d = about.len();
     let (_, chunk_rows) = shape(d);
-    let classes = classes.filter(|(_, k)| k * d <= FEW);
+    let classes = classes.filter(|(_, k)| *k <= FEW && k * d <= NEAR);
     let k = classes.map_or(1, |(_, k)| k);
     let segments = Segments::new(features.n_rows(), d, (k + 1) * d);
     let mut class_sums = segments.sum(|rows| {

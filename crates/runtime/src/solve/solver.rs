@@ -205,7 +205,7 @@ impl<'s> Solver<'s> {
         for search in &mut self.searches {
             let square = search
                 .newest_change()
-                .map(|y| made.about_squares(y, self.outputs_each)[0]);
+                .map(|y| made.squares(y, self.outputs_each)[0]);
             square
                 .into_iter()
                 .for_each(|square| search.set_newest_square(square));
@@ -279,7 +279,7 @@ impl<'s> Solver<'s> {
                 owners.push(search);
             }
         }
-        let squares = self.metric().about_squares(&changes, self.outputs_each);
+        let squares = self.metric().squares(&changes, self.outputs_each);
         for (search, square) in owners.into_iter().zip(squares) {
             self.searches[search].set_newest_square(square);
         }

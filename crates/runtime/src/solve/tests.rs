@@ -464,6 +464,61 @@ fn a_sample_that_lacks_the_rows_that_matter_costs_little() {
 }
 
 #[test]
+fn it_does_not_matter_how_classes_are_numbered() {
+    // Of hundreds of classes two are hard to tell apart, and have most of what is left to gain.
+    let (k, d, each, of_hard) = (258, 64, 20, 600);
+    let mut random = Random::new(5, "solver test");
+    let mut uniform = |width: f32| (random.below(1 << 20) as f32 / (1 << 20) as f32 - 0.5) * width;
+    let mut centres: Vec<f32> = (0..k * d).map(|_| uniform(10.0)).collect();
+    for j in 0..d {
+        centres[2 * d + j] = centres[j] + uniform(0.2);
+    }
+    let rows = (0..k).flat_map(|class| {
+        let (n, width) = if class == 0 || class == 2 {
+            (each + of_hard, 3.5)
+        } else {
+            (each, 1.0)
+        };
+        std::iter::repeat_n((class, width), n)
+    });
+    let (mut values, mut labels) = (Vec::new(), Vec::new());
+    for (class, width) in rows {
+        let scaled = |(j, x): (usize, f32)| x * 0.01f32.powf(j as f32 / (d - 1) as f32);
+        let row = (0..d).map(|j| (j, centres[class * d + j] + uniform(width)));
+        values.extend(row.map(scaled));
+        labels.push(class as u32);
+    }
+    let features = Features::new(values, d).unwrap();
+    let config = SolverConfig {
+        relative_gap: 1e-2,
+        ..SolverConfig::new(Task::SingleLabel)
+    };
+    let fitted = |labels: Vec<u32>| {
+        fit(
+            &features,
+            &Targets::Classes(labels),
+            k,
+            10.0,
+            &config,
+            Monitor::none(),
+        )
+        .unwrap()
+    };
+    let swapped = labels
+        .iter()
+        .map(|label| if *label < 4 { label ^ 1 } else { *label });
+    let (one, other) = (fitted(swapped.collect()), fitted(labels.clone()));
+    assert!(
+        (one.objective / other.objective - 1.0).abs() < 1e-3,
+        "{} in {} passes, {} in {}",
+        one.objective,
+        one.passes,
+        other.objective,
+        other.passes
+    );
+}
+
+#[test]
 fn separable_rows_are_fitted_to_the_last_digits() {
     let (features, labels) = data(60, 20, 3);
     let targets = Targets::Classes(labels);

@@ -2,7 +2,7 @@
 //! [`Product`](crate::panels::Product).
 //!
 //! Each number that comes out is one chain of fused multiply-adds in an order that only the problem decides (for
-//! [`Dot`] sixteen chains, added up in a fixed tree). Tiles, vector width and threads only choose what is computed at the
+//! [`Dot`] sixteen chains, added up in a fixed tree, and that for each span of the panels). Tiles, vector width and threads only choose what is computed at the
 //! same time, so that the bits are the same on every machine, and those of a head the same whatever heads lie beside it.
 //!
 //! A *panel* is `[m, 16]`: sixteen outputs of a layer for all its inputs, or sixteen inputs for all its outputs.
@@ -15,7 +15,7 @@ pub(crate) use crate::panels::LANES;
 use crate::panels::in_memory;
 use crate::scratch;
 
-/// Rows of a product: `n`, each with a one behind it that stands for the bias, and zeros up to a multiple of sixteen.
+/// Rows of a product: `n`; of inputs with a one behind each that stands for the bias, and zeros up to a multiple of sixteen.
 #[derive(Clone, Copy)]
 pub(super) struct Matrix<'a> {
     rows: Rows<'a>,
