@@ -193,11 +193,17 @@ fn features_that_no_head_can_be_fitted_on() {
     scratch.write("y.npy", &npy("|u1", "(3,)", &[0, 1, 1]));
     scratch.write("one.npy", &npy("|u1", "(3,)", &[1, 1, 1]));
     scratch.write("short.npy", &npy("|u1", "(2,)", &[0, 1]));
+    scratch.write("many.npy", &npy("|u1", "(3,)", &[0, 9, 5]));
     scratch.write("negative.npy", &npy("|i1", "(3,)", &[0, 255, 1]));
     scratch.write("text.npy", b"1 2 3");
     for (x, y, message) in [
         ("nan.npy", "y.npy", "row 1 holds NaN"),
         ("x.npy", "one.npy", "all rows are of one class"),
+        (
+            "x.npy",
+            "many.npy",
+            "3 rows and 10 classes; a classifier needs a row of each",
+        ),
         ("x.npy", "short.npy", "`x.npy` has 3 rows and `short.npy` 2"),
         ("x.npy", "negative.npy", "row 1 has label -1"),
         ("text.npy", "y.npy", "this is no .npy array"),

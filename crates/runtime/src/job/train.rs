@@ -91,7 +91,8 @@ pub type OnEpoch<'e> = &'e mut (dyn FnMut(usize, &EpochMetrics) + Send);
 /// Trains a head as the recipe says, and judges it.
 ///
 /// # Errors
-/// As [`select`], [`solve`], [`train::fit`] and [`train::sweep`]; [`Error::CudaMissing`] for a GPU that is not there;
+/// As [`select`], [`solve`], [`train::fit`] and [`train::sweep`]; [`Error::Features`] for more classes than rows;
+/// [`Error::CudaMissing`] for a GPU that is not there;
 /// [`Error::Usage`] for a temperature without validation rows, and where no head of a sweep got through.
 pub fn train(
     train: &Labelled,
@@ -117,6 +118,11 @@ pub(super) fn train_in(
     let start = Instant::now();
     let task = recipe.task();
     recipe.check()?;
+    let (n_rows, n_outputs) = (train.targets.len(), outputs.len());
+    if task == Task::SingleLabel && n_outputs > n_rows {
+        let text = format!("{n_rows} rows and {n_outputs} classes; a classifier needs a row of each");
+        return Err(Error::Features(text));
+    }
     if recipe.calibrate && val.is_none_or(|val| val.targets.is_empty()) {
         let text = "a temperature is fitted on validation rows, and there are none";
         return Err(Error::Usage(text.to_owned()));

@@ -27,6 +27,7 @@ mod loss;
 pub(crate) mod math;
 mod network;
 mod optimiser;
+mod parts;
 mod run;
 mod schedule;
 mod state;
